@@ -1,0 +1,270 @@
+#include "engine/checkpoint.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "engine/input_error.h"
+#include "engine/io/atomic_file.h"
+#include "engine/io/safetensors_writer.h"
+#include "engine/model/element_convert.h"
+#include "engine/model/load_weights.h"
+
+namespace qlora::engine {
+namespace {
+
+using kernels::DType;
+using kernels::Tensor;
+
+constexpr char kOptimizerFile[] = "optimizer.safetensors";
+constexpr char kRunStateFile[] = "run_state.pb";
+constexpr char kTrainerStateFile[] = "trainer_state.json";
+constexpr char kModelFile[] = "model.safetensors";
+constexpr int64_t kMaxSmallFile = int64_t{256} << 20;
+
+// Copied where the model folder has them, so that vLLM and Transformers find a tokenizer beside the adapter.
+constexpr const char* kTokenizerFiles[] = {
+    "tokenizer.json",  "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "tokenizer.model", "chat_template.jinja",   "vocab.json",              "merges.txt"};
+
+Dtype FileType(DType type) {
+  switch (type) {
+    case DType::kBf16:
+      return Dtype::kBF16;
+    case DType::kF16:
+      return Dtype::kF16;
+    case DType::kU8:
+      return Dtype::kU8;
+    default:
+      return Dtype::kF32;
+  }
+}
+
+// One flat state, cut into the parameters it is made of.
+struct StatePart {
+  const char* suffix;
+  Tensor flat;
+  int64_t elements_per_value;  // 1, or a block's size for the scales of 8-bit states
+};
+
+std::vector<StatePart> StateParts(const Storage& s) {
+  std::vector<StatePart> parts = {{"", s.master, 1}, {".exp_avg", s.m, 1}, {".exp_avg_sq", s.v, 1}};
+  if (s.m_absmax) {
+    parts.push_back({".exp_avg.absmax", s.m_absmax, kernels::kParameterBlock});
+    parts.push_back({".exp_avg_sq.absmax", s.v_absmax, kernels::kParameterBlock});
+  }
+  return parts;
+}
+
+// The part of `part.flat` that belongs to parameter p, as one row.
+Tensor PartView(const StatePart& part, const Parameter& p) {
+  const int64_t count = p.rows * p.cols;
+  const int64_t values = (count + part.elements_per_value - 1) / part.elements_per_value;
+  return kernels::Slice(part.flat, 0, 1, p.offset / part.elements_per_value, values);
+}
+
+struct NamedView {
+  TensorSpec spec;
+  Tensor view;
+};
+
+// Streams views of device memory into a safetensors file.
+absl::Status WriteViews(std::unique_ptr<WritableFile> file, std::vector<NamedView> views,
+                        Execution* execution) {
+  std::vector<TensorSpec> specs;
+  for (const NamedView& view : views) specs.push_back(view.spec);
+  absl::StatusOr<SafetensorsWriter> writer = SafetensorsWriter::Create(std::move(file), specs);
+  if (!writer.ok()) return writer.status();
+  std::sort(views.begin(), views.end(),
+            [](const NamedView& a, const NamedView& b) { return a.spec.name < b.spec.name; });
+  std::vector<uint8_t> bytes;
+  for (const TensorSpec& spec : writer->order()) {
+    const auto at = std::lower_bound(
+        views.begin(), views.end(), spec.name,
+        [](const NamedView& view, const std::string& name) { return view.spec.name < name; });
+    bytes.resize(at->view.Extent());
+    if (absl::Status s = execution->Read(at->view, bytes.data(), int64_t(bytes.size())); !s.ok()) {
+      return s;
+    }
+    if (absl::Status s = writer->Append(bytes); !s.ok()) return s;
+  }
+  return writer->Finish();
+}
+
+std::vector<NamedView> OptimizerViews(const Storage& storage) {
+  std::vector<NamedView> views;
+  for (const StatePart& part : StateParts(storage)) {
+    for (const Parameter& p : storage.space.parameters()) {
+      const Tensor view = PartView(part, p);
+      const bool is_whole = part.elements_per_value == 1;
+      views.push_back({{absl::StrCat(p.name, part.suffix), FileType(view.dtype),
+                        is_whole ? std::vector<int64_t>{p.rows, p.cols}
+                                 : std::vector<int64_t>{view.cols}},
+                       view});
+    }
+  }
+  return views;
+}
+
+absl::Status WriteAdapterFiles(const FileMaker& make, const OutputFiles& files, Execution* execution) {
+  const Storage& storage = execution->plan().run.storage;
+  const Tensor flat = storage.compute ? storage.compute : storage.master;
+  std::vector<uint8_t> bytes(flat.Extent());
+  if (absl::Status s = execution->Read(flat, bytes.data(), int64_t(bytes.size())); !s.ok()) return s;
+  AdapterTensors adapter{.config = files.adapter};
+  const int64_t size = kernels::SizeOf(flat.dtype);
+  const auto span = [&](int64_t parameter) {
+    const Parameter& p = storage.space.parameters()[parameter];
+    return absl::MakeConstSpan(bytes).subspan(p.offset * size, p.rows * p.cols * size);
+  };
+  for (size_t i = 0; i < storage.adapters.size(); ++i) {
+    const AdaptedModule& module = storage.options.lora.modules[i];
+    adapter.modules.push_back({.path = module.module,
+                               .in = module.in,
+                               .out = module.out,
+                               .dtype = FileType(flat.dtype),
+                               .a = span(storage.adapters[i].a_parameter),
+                               .b = span(storage.adapters[i].b_parameter)});
+  }
+  return WriteAdapter(make, adapter);
+}
+
+absl::Status WriteModelFile(const FileMaker& make, Execution* execution) {
+  const Storage& storage = execution->plan().run.storage;
+  std::vector<NamedView> views;
+  for (const WeightSlot& slot : storage.weights) {
+    const Tensor view = storage.ComputeView(slot.parameter);
+    const bool is_vector = slot.row.rows == 1;
+    views.push_back({{slot.row.name, FileType(view.dtype),
+                      is_vector ? std::vector<int64_t>{slot.row.cols}
+                                : std::vector<int64_t>{slot.row.rows, slot.row.cols}},
+                     view});
+  }
+  absl::StatusOr<std::unique_ptr<WritableFile>> file = make(kModelFile);
+  if (!file.ok()) return file.status();
+  return WriteViews(*std::move(file), std::move(views), execution);
+}
+
+absl::Status CopyFile(Env* env, const std::string& from, const char* name, const FileMaker& make) {
+  if (!env->Exists(from)) return absl::OkStatus();
+  absl::StatusOr<std::string> text = env->ReadFile(from, kMaxSmallFile);
+  if (!text.ok()) return AsInputError(text.status());
+  absl::StatusOr<std::unique_ptr<WritableFile>> file = make(name);
+  if (!file.ok()) return file.status();
+  if (absl::Status s = (*file)->Append(*text); !s.ok()) return s;
+  return (*file)->Close();
+}
+
+// What is for the user: the adapter or the model, tokenizer, trainer_state.json.
+absl::Status WriteResult(Env* env, const FileMaker& make, Execution* execution,
+                         const OutputFiles& files, const proto::RunState& state) {
+  const bool full = execution->plan().run.storage.options.mode == proto::Mode::FULL;
+  absl::Status s = full ? WriteModelFile(make, execution) : WriteAdapterFiles(make, files, execution);
+  if (!s.ok()) return s;
+  for (const char* name : kTokenizerFiles) {
+    s = CopyFile(env, JoinPath(files.tokenizer_folder, name), name, make);
+    if (!s.ok()) return s;
+  }
+  if (full) {
+    if (s = CopyFile(env, files.config_file, "config.json", make); !s.ok()) return s;
+  }
+  absl::StatusOr<std::unique_ptr<WritableFile>> file = make(kTrainerStateFile);
+  if (!file.ok()) return file.status();
+  if (s = (*file)->Append(TrainerStateJson(files.trainer, state)); !s.ok()) return s;
+  return (*file)->Close();
+}
+
+}  // namespace
+
+absl::Status SaveCheckpoint(Env* env, const std::string& output_dir, Execution* execution,
+                            const OutputFiles& files, const proto::RunState& state) {
+  absl::StatusOr<std::unique_ptr<FolderCommit>> commit =
+      FolderCommit::Begin(env, output_dir, CheckpointName(state.step()));
+  if (!commit.ok()) return commit.status();
+  const FileMaker make = [&](const std::string& name) { return (*commit)->NewFile(name); };
+  if (absl::Status s = WriteResult(env, make, execution, files, state); !s.ok()) return s;
+  absl::StatusOr<std::unique_ptr<WritableFile>> optimizer = (*commit)->NewFile(kOptimizerFile);
+  if (!optimizer.ok()) return optimizer.status();
+  if (absl::Status s = WriteViews(*std::move(optimizer), OptimizerViews(execution->plan().run.storage),
+                                  execution);
+      !s.ok()) {
+    return s;
+  }
+  if (absl::Status s = (*commit)->AddFile(kRunStateFile, state.SerializeAsString()); !s.ok()) return s;
+  return (*commit)->Commit({.step = state.step(), .world = 1, .job_hash = state.job_hash()});
+}
+
+absl::StatusOr<proto::RunState> LoadCheckpoint(Env* env, const std::string& folder,
+                                               Execution* execution) {
+  const Storage& storage = execution->plan().run.storage;
+  absl::StatusOr<SafetensorsFile> file = SafetensorsFile::Open(env, JoinPath(folder, kOptimizerFile));
+  if (!file.ok()) return AsInputError(file.status());
+  const std::vector<NamedView> views = OptimizerViews(storage);
+  if (file->tensors().size() != views.size()) {
+    return proto::BadDataError(absl::StrCat(file->path(), " holds ", file->tensors().size(),
+                                            " tensors; this job has ", views.size()));
+  }
+  std::vector<float> master(storage.space.size());
+  for (const NamedView& named : views) {
+    absl::StatusOr<const TensorInfo*> info = file->Get(named.spec.name);
+    if (!info.ok()) return AsInputError(info.status());
+    if ((*info)->dtype != named.spec.dtype || (*info)->shape != named.spec.shape) {
+      return proto::BadDataError(absl::StrCat(file->path(), ": tensor ", named.spec.name, " is ",
+                                              (*info)->Describe(), ", not what this job trains"));
+    }
+    if (absl::Status s = execution->Write(named.view, file->data(**info), (*info)->bytes); !s.ok()) {
+      return s;
+    }
+  }
+  if (absl::Status s = execution->Read(storage.master, master.data(), storage.master.Extent()); !s.ok()) {
+    return s;
+  }
+  if (absl::Status s = WriteTrained(execution, master); !s.ok()) return s;
+
+  absl::StatusOr<std::string> text = env->ReadFile(JoinPath(folder, kRunStateFile), kMaxSmallFile);
+  if (!text.ok()) return AsInputError(text.status());
+  proto::RunState state;
+  if (!state.ParseFromString(*text)) {
+    return proto::BadDataError(absl::StrCat(JoinPath(folder, kRunStateFile), " is not a run state"));
+  }
+  return state;
+}
+
+absl::Status WriteFinalOutput(Env* env, const std::string& folder, Execution* execution,
+                              const OutputFiles& files, const proto::RunState& state) {
+  const FileMaker make = [&](const std::string& name) {
+    return NewAtomicFile(env, JoinPath(folder, name));
+  };
+  return WriteResult(env, make, execution, files, state);
+}
+
+absl::Status LoadAdapter(Env* env, const std::string& folder, Execution* execution) {
+  const Storage& storage = execution->plan().run.storage;
+  std::vector<ExpectedModule> expected;
+  for (const AdaptedModule& m : storage.options.lora.modules) {
+    expected.push_back({.path = m.module, .in = m.in, .out = m.out});
+  }
+  absl::StatusOr<LoadedAdapter> loaded = ReadAdapter(env, folder, expected);
+  if (!loaded.ok()) return AsInputError(loaded.status());
+  std::vector<float> flat(storage.space.size());
+  for (size_t i = 0; i < expected.size(); ++i) {
+    const AdapterModule& module = loaded->adapter.modules[i];
+    const AdapterSlot& slot = storage.adapters[i];
+    for (const auto& [bytes, parameter] : {std::pair{module.a, slot.a_parameter},
+                                           std::pair{module.b, slot.b_parameter}}) {
+      const Parameter& p = storage.space.parameters()[parameter];
+      const int64_t bad = ConvertElements(*FloatType(module.dtype), bytes.data(), p.rows * p.cols,
+                                          DType::kF32, flat.data() + p.offset);
+      if (bad >= 0) {
+        return proto::BadDataError(absl::StrCat(folder, ": tensor ", p.name,
+                                                " holds NaN or infinity at element ", bad));
+      }
+    }
+  }
+  return WriteTrained(execution, flat);
+}
+
+}  // namespace qlora::engine

@@ -1,0 +1,185 @@
+#include "engine/commands.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "engine/evaluate.h"
+#include "engine/generate.h"
+#include "engine/input_error.h"
+#include "engine/io/atomic_file.h"
+#include "engine/io/atomic_folder.h"
+#include "engine/io/safetensors_writer.h"
+#include "engine/report/run_summary.h"
+
+namespace qlora::engine {
+namespace {
+
+// Samples that `inspect` prints.
+constexpr size_t kShownSamples = 3;
+
+absl::StatusOr<Plan> PlanOf(const Setup& setup) {
+  absl::StatusOr<Plan> plan =
+      MakePlan(setup.spec, setup.record, *setup.device, setup.rates, setup.limits);
+  if (!plan.ok()) return proto::DoesNotFitError(plan.status().message());
+  return plan;
+}
+
+absl::StatusOr<std::unique_ptr<Execution>> Load(const Setup& setup, const Plan& plan,
+                                                const std::string& adapter, Console* console) {
+  absl::StatusOr<std::unique_ptr<Execution>> execution =
+      Execution::Create(plan, setup.device.get());
+  if (!execution.ok()) return proto::DoesNotFitError(execution.status().message());
+  const absl::Status loaded = LoadModel(setup, adapter, execution->get(), [&](double share) {
+    console->Live(absl::StrCat("loading ", Bar(share, 30)));
+  });
+  console->EndLive();
+  if (!loaded.ok()) return loaded;
+  return execution;
+}
+
+// The sample's text with the trained tokens between ⟦ and ⟧.
+std::string MarkedText(const Sample& sample, const Tokenizer& tokenizer) {
+  std::string text;
+  size_t begin = 0;
+  while (begin < sample.ids.size()) {
+    size_t end = begin;
+    while (end < sample.ids.size() && sample.trained[end] == sample.trained[begin]) ++end;
+    const std::string part =
+        tokenizer.Decode(absl::MakeConstSpan(sample.ids).subspan(begin, end - begin), false);
+    absl::StrAppend(&text, sample.trained[begin] ? "⟦" : "", part, sample.trained[begin] ? "⟧" : "");
+    begin = end;
+  }
+  return text;
+}
+
+// Gathers the logits of all tokens, document after document, in the data set's order.
+class LogitsFile {
+ public:
+  explicit LogitsFile(int64_t vocab) : vocab_(vocab) {}
+  absl::Status Take(const MicroBatch& batch, absl::Span<const float> logits) {
+    for (const DocumentBounds& d : batch.documents) {
+      documents_.emplace_back(logits.begin() + int64_t(d.query_begin) * vocab_,
+                              logits.begin() + int64_t(d.query_begin + d.query_rows) * vocab_);
+    }
+    return absl::OkStatus();
+  }
+  absl::Status Write(Env* env, const std::string& path) const {
+    std::vector<TensorData> tensors;
+    for (size_t i = 0; i < documents_.size(); ++i) {
+      const std::vector<float>& d = documents_[i];
+      tensors.push_back({{absl::StrCat("logits.", i), Dtype::kF32, {int64_t(d.size()) / vocab_, vocab_}},
+                         {reinterpret_cast<const uint8_t*>(d.data()), d.size() * 4}});
+    }
+    return WriteSafetensors(env, path, std::move(tensors));
+  }
+
+ private:
+  const int64_t vocab_;
+  std::vector<std::vector<float>> documents_;
+};
+
+}  // namespace
+
+absl::Status ShowPlan(const Setup& setup, Console* console) {
+  console->Line(StartSummary(setup));
+  absl::StatusOr<Plan> plan = PlanOf(setup);
+  if (!plan.ok()) return plan.status();
+  console->Line(PlanSummary(setup, *plan));
+  return absl::OkStatus();
+}
+
+absl::Status Inspect(const Setup& setup, Console* console) {
+  console->Line(StartSummary(setup));
+  console->Line("tensors");
+  for (const WeightRow& row : WeightRows(setup.spec)) {
+    console->Line(absl::StrFormat("  %-60s [%d, %d]%s", row.name, row.rows, row.cols,
+                                  row.quantizable ? "  quantizable" : ""));
+  }
+  const Dataset& data = setup.train_data.samples.empty() ? setup.eval_data : setup.train_data;
+  for (size_t i = 0; i < std::min(kShownSamples, data.samples.size()); ++i) {
+    const Sample& sample = data.samples[i];
+    console->Line(absl::StrCat("sample of line ", sample.line, ", ", sample.ids.size(),
+                               " tokens, trained ones between ⟦ and ⟧:\n",
+                               setup.tokenizer ? MarkedText(sample, *setup.tokenizer) : "(no tokenizer)"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Evaluate(const Setup& setup, Console* console) {
+  absl::StatusOr<Plan> plan = PlanOf(setup);
+  if (!plan.ok()) return plan.status();
+  absl::StatusOr<std::unique_ptr<Execution>> execution =
+      Load(setup, *plan, setup.job.eval().adapter(), console);
+  if (!execution.ok()) return execution.status();
+  LogitsFile logits(setup.spec.vocab);
+  LogitsSink sink;
+  if (setup.record.eval_logits) {
+    sink = [&](const MicroBatch& batch, absl::Span<const float> values) {
+      return logits.Take(batch, values);
+    };
+  }
+  absl::StatusOr<EvalResult> result = EvaluateLoss(execution->get(), *setup.eval_batches, sink);
+  if (!result.ok()) return result.status();
+  if (setup.record.generate.has_value()) {
+    absl::StatusOr<int64_t> exact = CountExactMatches(
+        execution->get(), setup.eval_data, *setup.tokenizer,
+        {.max_new_tokens = setup.job.eval().max_new_tokens(), .stop_ids = StopIds(setup)});
+    if (!exact.ok()) return exact.status();
+    result->exact_matches = *exact;
+  }
+  console->Line(absl::StrCat(FormatCount(result->samples), " samples, ", FormatCount(result->tokens),
+                             " tokens: ", DescribeEval(*result)));
+  if (!setup.record.eval_logits) return absl::OkStatus();
+  const std::string& path = setup.job.eval().logits_file();
+  if (absl::Status s = logits.Write(setup.env, path); !s.ok()) return AsInputError(s);
+  console->Line(absl::StrCat("logits: ", path));
+  return absl::OkStatus();
+}
+
+absl::Status GenerateText(const Setup& setup, Console* console) {
+  absl::StatusOr<Plan> plan = PlanOf(setup);
+  if (!plan.ok()) return plan.status();
+  absl::StatusOr<std::unique_ptr<Execution>> execution =
+      Load(setup, *plan, setup.job.generate().adapter(), console);
+  if (!execution.ok()) return execution.status();
+  const proto::Generate& generate = setup.job.generate();
+  absl::StatusOr<std::vector<std::vector<int32_t>>> ids =
+      Generate(execution->get(), setup.prompts,
+               {.max_new_tokens = generate.max_new_tokens(),
+                .temperature = generate.temperature(),
+                .top_p = generate.has_top_p() ? generate.top_p() : 1.0,
+                .seed = generate.has_seed() ? generate.seed() : setup.job.seed(),
+                .stop_ids = StopIds(setup)});
+  if (!ids.ok()) return ids.status();
+  console->Line(setup.tokenizer->Decode(ids->front(), true));
+  return absl::OkStatus();
+}
+
+absl::Status Verify(Env* env, const std::string& folder, Console* console) {
+  const auto check = [&](const std::string& path) {
+    absl::StatusOr<proto::FolderManifest> manifest = VerifyFolder(env, path);
+    if (!manifest.ok()) {
+      console->Line(absl::StrCat("damaged  ", path, ": ", manifest.status().message()));
+      return manifest.status();
+    }
+    console->Line(absl::StrCat("whole    ", path, ": step ", manifest->step(), ", ",
+                               manifest->files_size(), " files"));
+    return absl::OkStatus();
+  };
+  if (env->Exists(JoinPath(folder, kManifestFile))) return AsInputError(check(folder));
+  absl::StatusOr<std::vector<std::string>> names = env->List(folder);
+  if (!names.ok()) return AsInputError(names.status());
+  absl::Status worst;
+  int64_t found = 0;
+  for (const std::string& name : *names) {
+    if (!CheckpointStep(name).has_value()) continue;
+    ++found;
+    worst.Update(check(JoinPath(folder, name)));
+  }
+  if (found == 0) return proto::MissingFileError(absl::StrCat(folder, " holds no checkpoint"));
+  return AsInputError(worst);
+}
+
+}  // namespace qlora::engine

@@ -1,0 +1,60 @@
+// A plan with memory behind it: the only place where a run's buffers are allocated, and exactly those of the plan.
+
+#ifndef QLORA_ENGINE_EXECUTION_H_
+#define QLORA_ENGINE_EXECUTION_H_
+
+#include <memory>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "engine/plan.h"
+#include "kernels/device.h"
+
+namespace qlora::engine {
+
+class Execution {
+ public:
+  // `plan` and `device` must outlive it.
+  static absl::StatusOr<std::unique_ptr<Execution>> Create(const Plan& plan, kernels::Device* device);
+
+  const Plan& plan() const { return plan_; }
+  kernels::Device& device() { return *device_; }
+
+  // Starts a piece; results are there after device().Synchronize().
+  absl::Status Run(int64_t piece) { return pieces_[piece]->Run(); }
+
+  // Copies between host memory and a persistent view of the program; both wait for what was started before. The view
+  // must have no gaps between rows, and `bytes` at most its extent.
+  absl::Status Write(kernels::ConstTensor view, const void* from, int64_t bytes);
+  absl::Status Read(kernels::ConstTensor view, void* to, int64_t bytes);
+  template <class T>
+  absl::StatusOr<T> ReadScalar(kernels::ConstTensor view) {
+    T value;
+    if (absl::Status status = Read(view, &value, sizeof(T)); !status.ok()) return status;
+    return value;
+  }
+
+  // The real address of a program's view.
+  kernels::Tensor Bind(kernels::Tensor view) const { return Program::Bind(view, base_); }
+  // The transient arena, at least PlanLimits::loading_bytes long: free until the first piece runs.
+  void* LoadingScratch() const;
+  // Ops of the program's buffers that are no piece of it: loading.
+  absl::Status RunOnce(std::vector<kernels::Op> bound_ops) {
+    return device_->RunOnce(std::move(bound_ops));
+  }
+
+ private:
+  Execution(const Plan& plan, kernels::Device* device) : plan_(plan), device_(device) {}
+  absl::Status Allocate();
+
+  const Plan& plan_;
+  kernels::Device* const device_;
+  std::vector<kernels::Buffer> arenas_;  // by BufferClass
+  std::vector<void*> base_;              // by BufferId
+  std::vector<std::unique_ptr<kernels::Piece>> pieces_;
+};
+
+}  // namespace qlora::engine
+
+#endif  // QLORA_ENGINE_EXECUTION_H_

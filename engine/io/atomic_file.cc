@@ -1,0 +1,116 @@
+#include "engine/io/atomic_file.h"
+
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+
+namespace qlora::engine {
+namespace {
+
+class AtomicFile : public WritableFile {
+ public:
+  AtomicFile(Env* env, std::string path, std::string temporary, std::unique_ptr<WritableFile> file)
+      : env_(env),
+        path_(std::move(path)),
+        temporary_(std::move(temporary)),
+        file_(std::move(file)) {}
+
+  ~AtomicFile() override { Abandon(); }
+
+  using WritableFile::Append;
+  absl::Status Append(absl::string_view bytes) override {
+    if (file_ == nullptr) return absl::FailedPreconditionError(absl::StrCat(path_, " is closed"));
+    synced_ = false;
+    return Track(file_->Append(bytes));
+  }
+
+  absl::Status Sync() override {
+    if (file_ == nullptr) return absl::FailedPreconditionError(absl::StrCat(path_, " is closed"));
+    absl::Status status = Track(file_->Sync());
+    synced_ = status.ok();
+    return status;
+  }
+
+  absl::Status Close() override {
+    if (file_ == nullptr) return absl::OkStatus();
+    if (error_.ok() && !synced_) error_ = file_->Sync();
+    if (error_.ok()) error_ = file_->Close();
+    if (error_.ok()) error_ = env_->Rename(temporary_, path_);
+    if (!error_.ok()) {
+      Abandon();
+      return error_;
+    }
+    file_.reset();
+    return env_->SyncFolder(ParentPath(path_));
+  }
+
+ private:
+  // Keeps the first error: a file that once failed to be written must not appear.
+  absl::Status Track(absl::Status status) {
+    if (error_.ok()) error_ = status;
+    return status;
+  }
+
+  void Abandon() {
+    if (file_ == nullptr) return;
+    file_.reset();
+    (void)env_->RemoveFile(temporary_);  // CleanTemporaries has another chance
+  }
+
+  Env* env_;
+  std::string path_;
+  std::string temporary_;
+  std::unique_ptr<WritableFile> file_;  // null once closed
+  bool synced_ = false;
+  absl::Status error_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<WritableFile>> NewAtomicFile(Env* env, const std::string& path) {
+  const std::string temporary = JoinPath(
+      ParentPath(path), absl::StrCat(kTemporaryPrefix, BaseName(path), "-", env->RandomId()));
+  auto file = env->NewWritableFile(temporary);
+  if (!file.ok()) return file.status();
+  return std::unique_ptr<WritableFile>(new AtomicFile(env, path, temporary, *std::move(file)));
+}
+
+absl::Status AtomicWriteFile(Env* env, const std::string& path, absl::string_view contents) {
+  auto file = NewAtomicFile(env, path);
+  if (!file.ok()) return file.status();
+  if (absl::Status status = (*file)->Append(contents); !status.ok()) return status;
+  return (*file)->Close();
+}
+
+absl::Status CleanTemporaries(Env* env, const std::string& folder) {
+  auto names = env->List(folder);
+  if (absl::IsNotFound(names.status())) return absl::OkStatus();
+  if (!names.ok()) return names.status();
+  bool taken_back = false;
+  for (const std::string& name : *names) {
+    absl::string_view rest = name;
+    if (!absl::ConsumePrefix(&rest, kReplacedPrefix)) continue;
+    const size_t dash = rest.rfind('-');
+    if (dash == absl::string_view::npos) continue;
+    const std::string original = JoinPath(folder, rest.substr(0, dash));
+    auto present = env->IsPresent(original);
+    if (!present.ok()) return present.status();
+    if (*present) continue;
+    absl::Status status = env->Rename(JoinPath(folder, name), original);
+    if (!status.ok()) return status;
+    taken_back = true;
+  }
+  if (taken_back) {
+    if (absl::Status status = env->SyncFolder(folder); !status.ok()) return status;
+  }
+  for (const std::string& name : *names) {
+    if (!absl::StartsWith(name, kTemporaryPrefix)) continue;
+    absl::Status status = env->RemoveAll(JoinPath(folder, name));
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace qlora::engine

@@ -1,0 +1,258 @@
+#include "engine/model/load_weights.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numbers>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "engine/input_error.h"
+#include "engine/lora/initialize.h"
+#include "engine/model/element_convert.h"
+#include "engine/model/prequantized.h"
+#include "engine/model/rope_table.h"
+#include "kernels/philox.h"
+#include "quant/dynamic_map.h"
+
+namespace qlora::engine {
+namespace {
+
+using kernels::DType;
+using kernels::Tensor;
+
+// Elements converted at a time on the host.
+constexpr int64_t kChunk = 1 << 16;
+
+absl::Status NotFinite(absl::string_view name, int64_t element) {
+  return proto::BadDataError(absl::StrCat("tensor ", name, " holds NaN or infinity at element ",
+                                          element, " (or a value too large for the run's type)"));
+}
+
+class Loader {
+ public:
+  Loader(const ShardedModel& model, Execution* execution)
+      : model_(model), execution_(*execution), storage_(execution->plan().run.storage) {}
+
+  absl::Status Load(const std::function<void(double)>& progress) {
+    if (absl::Status s = FillTables(&execution_); !s.ok()) return s;
+    int64_t done = 0, total = 0;
+    for (const WeightSlot& slot : storage_.weights) total += slot.row.Count();
+    for (const WeightSlot& slot : storage_.weights) {
+      if (absl::Status s = LoadOne(slot); !s.ok()) return s;
+      done += slot.row.Count();
+      if (progress) progress(double(done) / double(total));
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  absl::Status LoadOne(const WeightSlot& slot) {
+    if (slot.quantized.codes && IsPrequantized(model_, slot.row)) {
+      return LoadPrequantized(model_, slot, &execution_);
+    }
+    absl::StatusOr<ShardedModel::Tensor> tensor = model_.Get(slot.row.name);
+    if (!tensor.ok()) return AsInputError(tensor.status());
+    const DType type = *FloatType(tensor->info->dtype);
+    if (slot.quantized.codes) return Quantize(slot, *tensor, type);
+    if (slot.parameter >= 0) {
+      const Tensor compute = storage_.compute ? storage_.ComputeView(slot.parameter) : Tensor{};
+      const Tensor master = storage_.space.View(slot.parameter, storage_.master);
+      if (absl::Status s = Copy(slot.row, *tensor, type, master); !s.ok()) return s;
+      return compute ? Copy(slot.row, *tensor, type, compute) : absl::OkStatus();
+    }
+    return Copy(slot.row, *tensor, type, slot.frozen);
+  }
+
+  absl::Status Copy(const WeightRow& row, const ShardedModel::Tensor& tensor, DType type, Tensor to) {
+    std::vector<uint8_t> chunk(std::min(kChunk, row.Count()) * kernels::SizeOf(to.dtype));
+    for (int64_t begin = 0; begin < row.Count(); begin += kChunk) {
+      const int64_t count = std::min(kChunk, row.Count() - begin);
+      const int64_t bad = ConvertElements(type, tensor.data() + begin * kernels::SizeOf(type), count,
+                                          to.dtype, chunk.data());
+      if (bad >= 0) return NotFinite(row.name, begin + bad);
+      Tensor part = to;
+      part.data = static_cast<uint8_t*>(to.data) + begin * kernels::SizeOf(to.dtype);
+      if (absl::Status s = execution_.Write(part, chunk.data(), count * kernels::SizeOf(to.dtype));
+          !s.ok()) {
+        return s;
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  // The mapped bytes are read in place where the device is the host and they are aligned; else they pass through staging.
+  absl::Status Quantize(const WeightSlot& slot, const ShardedModel::Tensor& tensor, DType type) {
+    kernels::Quantize op = QuantizeOp(slot, type);
+    uint8_t* scratch = static_cast<uint8_t*>(execution_.LoadingScratch());
+    const int64_t workspace = execution_.device().WorkspaceBytes(op);
+    op.nonfinite.data = scratch;
+    op.workspace = {scratch + kernels::kBufferAlignment, DType::kU8, 1, workspace, workspace};
+    if (NeedsStaging(tensor, execution_.device())) {
+      uint8_t* staging = scratch + kernels::kBufferAlignment + workspace;
+      if (absl::Status s = execution_.device().CopyIn(staging, tensor.data(), tensor.info->bytes);
+          !s.ok()) {
+        return s;
+      }
+      op.w.data = staging;
+    } else {
+      op.w.data = tensor.data();
+    }
+    op.out.codes = execution_.Bind(op.out.codes);
+    op.out.absmax = execution_.Bind(op.out.absmax);
+    op.out.nested_absmax = execution_.Bind(op.out.nested_absmax);
+    op.out.offset = execution_.Bind(op.out.offset);
+    if (absl::Status s = execution_.RunOnce({op}); !s.ok()) return s;
+    int32_t nonfinite = 0;
+    if (absl::Status s = execution_.device().CopyOut(&nonfinite, op.nonfinite.data, 4); !s.ok()) {
+      return s;
+    }
+    if (nonfinite == 0) return absl::OkStatus();
+    std::vector<float> chunk(kChunk);
+    for (int64_t begin = 0; begin < slot.row.Count(); begin += kChunk) {
+      const int64_t bad =
+          ConvertElements(type, tensor.data() + begin * kernels::SizeOf(type),
+                          std::min(kChunk, slot.row.Count() - begin), DType::kF32, chunk.data());
+      if (bad >= 0) return NotFinite(slot.row.name, begin + bad);
+    }
+    return absl::InternalError(absl::StrCat("tensor ", slot.row.name, ": the device found ", nonfinite,
+                                            " elements that are not finite, the host none"));
+  }
+
+ public:
+  static bool NeedsStaging(const ShardedModel::Tensor& tensor, const kernels::Device& device) {
+    return !device.info().is_host || !tensor.file->IsAligned(*tensor.info, 4);
+  }
+  static kernels::Quantize QuantizeOp(const WeightSlot& slot, DType type) {
+    return {.w = {nullptr, type, slot.row.rows, slot.row.cols, slot.row.cols},
+            .spec = slot.base.quantized.spec,
+            .out = slot.quantized,
+            .nonfinite = {nullptr, DType::kI32, 1, 1, 1},
+            .workspace = {}};
+  }
+
+ private:
+  const ShardedModel& model_;
+  Execution& execution_;
+  const Storage& storage_;
+};
+
+absl::Status WriteFloats(Execution* execution, Tensor view, absl::Span<const float> values) {
+  return execution->Write(view, values.data(), int64_t(values.size()) * 4);
+}
+
+bool IsNorm(WeightRole role) {
+  return role == WeightRole::kInputNorm || role == WeightRole::kPostAttentionNorm ||
+         role == WeightRole::kFinalNorm || role == WeightRole::kQNorm || role == WeightRole::kKNorm;
+}
+
+bool IsBias(WeightRole role) {
+  switch (role) {
+    case WeightRole::kQBias:
+    case WeightRole::kKBias:
+    case WeightRole::kVBias:
+    case WeightRole::kOBias:
+    case WeightRole::kGateBias:
+    case WeightRole::kUpBias:
+    case WeightRole::kDownBias:
+      return true;
+    default:
+      return false;
+  }
+}
+
+// N(0, deviation) by Box and Muller's method over counted bits; one Philox call gives four numbers.
+void FillNormal(uint64_t seed, uint64_t key, float deviation, absl::Span<float> values) {
+  constexpr uint32_t kStream = 0x696e6974;  // apart from every other use of the seed
+  for (size_t g = 0; g * 4 < values.size(); ++g) {
+    const std::array<uint32_t, 4> bits =
+        kernels::Philox({uint32_t(g), uint32_t(uint64_t(g) >> 32), uint32_t(key), uint32_t(key >> 32)},
+                        {uint32_t(seed), uint32_t(seed >> 32) ^ kStream});
+    for (int pair = 0; pair < 2; ++pair) {
+      const double u = (double(bits[2 * pair]) + 0.5) / 4294967296.0;
+      const double angle = 2 * std::numbers::pi * (double(bits[2 * pair + 1]) / 4294967296.0);
+      const double radius = deviation * std::sqrt(-2 * std::log(u));
+      const double two[2] = {radius * std::cos(angle), radius * std::sin(angle)};
+      for (int i = 0; i < 2; ++i) {
+        const size_t at = g * 4 + 2 * pair + i;
+        if (at < values.size()) values[at] = float(two[i]);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+int64_t LoadingBytes(const ShardedModel& model, const ModelSpec& spec, const StorageOptions& options,
+                     const kernels::Device& device, bool writes_cache) {
+  if (options.mode != proto::Mode::QLORA) return 0;
+  int64_t most = 0;
+  for (WeightRow& row : WeightRows(spec)) {
+    if (!row.quantizable) continue;
+    if (writes_cache) most = std::max(most, WriteQuantizedBytes(row, options.quant));
+    if (IsPrequantized(model, row)) {
+      most = std::max(most, LoadPrequantizedBytes(model, row, options.quant, device));
+      continue;
+    }
+    const absl::StatusOr<ShardedModel::Tensor> tensor = model.Get(row.name);
+    if (!tensor.ok()) continue;  // CheckCheckpoint has said so
+    WeightSlot slot;
+    slot.base.quantized.spec = options.quant;
+    slot.row = std::move(row);
+    const kernels::Quantize op = Loader::QuantizeOp(slot, *FloatType(tensor->info->dtype));
+    const int64_t staging = Loader::NeedsStaging(*tensor, device) ? tensor->info->bytes : 0;
+    most = std::max(most, kernels::kBufferAlignment + device.WorkspaceBytes(op) + staging);
+  }
+  return most;
+}
+
+absl::Status LoadWeights(const ShardedModel& model, Execution* execution,
+                         const std::function<void(double)>& progress) {
+  return Loader(model, execution).Load(progress);
+}
+
+absl::Status FillTables(Execution* execution) {
+  const Storage& storage = execution->plan().run.storage;
+  if (absl::Status s = WriteFloats(execution, storage.dynamic_map, quant::SignedDynamicMap()); !s.ok()) {
+    return s;
+  }
+  std::vector<float> cos(storage.rope_cos.Count()), sin(storage.rope_sin.Count());
+  FillRopeTable(storage.spec.rope, storage.rope_cos.rows, absl::MakeSpan(cos), absl::MakeSpan(sin));
+  if (absl::Status s = WriteFloats(execution, storage.rope_cos, cos); !s.ok()) return s;
+  if (absl::Status s = WriteFloats(execution, storage.rope_sin, sin); !s.ok()) return s;
+  if (!storage.segments) return absl::OkStatus();
+  const std::vector<kernels::ParameterSegment> segments = storage.space.Segments();
+  return execution->Write(storage.segments, segments.data(),
+                          int64_t(segments.size() * sizeof(kernels::ParameterSegment)));
+}
+
+absl::Status WriteTrained(Execution* execution, absl::Span<const float> values) {
+  const Storage& storage = execution->plan().run.storage;
+  if (storage.master) {
+    if (absl::Status s = WriteFloats(execution, storage.master, values); !s.ok()) return s;
+  }
+  if (!storage.compute) return absl::OkStatus();
+  std::vector<uint16_t> rounded(values.size());
+  ConvertElements(DType::kF32, reinterpret_cast<const uint8_t*>(values.data()), int64_t(values.size()),
+                  DType::kBf16, rounded.data());
+  return execution->Write(storage.compute, rounded.data(), int64_t(rounded.size()) * 2);
+}
+
+absl::Status InitializeWeights(uint64_t seed, Execution* execution) {
+  if (absl::Status s = FillTables(execution); !s.ok()) return s;
+  const Storage& storage = execution->plan().run.storage;
+  std::vector<float> flat(storage.space.size());
+  for (const WeightSlot& slot : storage.weights) {
+    absl::Span<float> values(flat.data() + storage.space.parameters()[slot.parameter].offset,
+                             slot.row.Count());
+    if (IsNorm(slot.row.role)) {
+      std::fill(values.begin(), values.end(), 1.0f - storage.spec.norm_offset);
+    } else if (!IsBias(slot.row.role)) {
+      FillNormal(seed, TensorKey(slot.row.name), storage.spec.initializer_range, values);
+    }
+  }
+  return WriteTrained(execution, flat);
+}
+
+}  // namespace qlora::engine

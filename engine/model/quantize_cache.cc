@@ -1,0 +1,143 @@
+#include "engine/model/quantize_cache.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "engine/io/atomic_file.h"
+#include "engine/io/atomic_folder.h"
+#include "engine/io/sha256.h"
+#include "engine/model/load_weights.h"
+#include "engine/model/prequantized.h"
+
+namespace qlora::engine {
+namespace {
+
+// Raised when what is written for the same base changes.
+constexpr int kCacheVersion = 1;
+constexpr size_t kNameDigits = 16;
+
+class Cache {
+ public:
+  Cache(const QuantizeCache& cache, const ShardedModel& model, Execution* execution)
+      : cache_(cache),
+        model_(model),
+        execution_(*execution),
+        storage_(execution->plan().run.storage),
+        key_(QuantizeCacheKey(cache.base_hash, storage_.options.quant)),
+        path_(QuantizeCachePath(cache, storage_.options.quant)) {}
+
+  absl::Status Load(const std::function<void(double)>& progress, std::vector<std::string>* notes) {
+    const absl::StatusOr<bool> present = cache_.env->IsPresent(path_);
+    absl::Status status = present.status();
+    if (present.ok() && *present) {
+      status = Use(progress);
+      if (status.ok()) {
+        notes->push_back(absl::StrCat("the 4-bit base was loaded from ", path_));
+        return status;
+      }
+    }
+    if (!status.ok()) {
+      notes->push_back(absl::StrCat("the 4-bit base in ", path_, " is not used: ", status.message(),
+                                    "; quantizing the model again"));
+    }
+    if (absl::Status s = LoadWeights(model_, &execution_, progress); !s.ok()) return s;
+    status = Write();
+    notes->push_back(status.ok() ? absl::StrCat("the 4-bit base was written to ", path_)
+                                 : absl::StrCat("the 4-bit base could not be written to ", path_,
+                                                ": ", status.message(),
+                                                "; this run does without, the next quantizes again"));
+    return absl::OkStatus();
+  }
+
+ private:
+  absl::Status Use(const std::function<void(double)>& progress) {
+    const absl::StatusOr<proto::FolderManifest> manifest = VerifyFolder(cache_.env, path_);
+    if (!manifest.ok()) return manifest.status();
+    if (manifest->job_hash() != key_) {
+      return absl::DataLossError(absl::StrCat("it was made for base and quantization ",
+                                              manifest->job_hash(), ", needed is ", key_));
+    }
+    const auto lists = [&](absl::string_view name) {
+      return std::any_of(manifest->files().begin(), manifest->files().end(),
+                         [&](const auto& file) { return file.name() == name; });
+    };
+    if (!lists("model.safetensors")) {
+      return absl::DataLossError("its manifest lists no model.safetensors");
+    }
+    absl::StatusOr<ShardedModel> cached = ShardedModel::Open(cache_.env, path_);
+    if (!cached.ok()) return cached.status();
+    ModelSpec spec = storage_.spec;
+    std::vector<std::string> warnings;
+    if (absl::Status s = CheckCheckpoint(*cached, proto::Mode::QLORA, storage_.options.quant, &spec,
+                                         &warnings);
+        !s.ok()) {
+      return s;
+    }
+    for (const WeightSlot& slot : storage_.weights) {
+      if (slot.quantized.codes && !IsPrequantized(*cached, slot.row)) {
+        return absl::DataLossError(absl::StrCat("tensor ", slot.row.name, " is not quantized"));
+      }
+    }
+    return LoadWeights(*cached, &execution_, progress);
+  }
+
+  absl::Status Write() {
+    Env* env = cache_.env;
+    if (absl::Status s = env->CreateFolders(cache_.folder); !s.ok()) return s;
+    RemoveLeftovers();
+    const std::string name = BaseName(path_);
+    absl::StatusOr<std::unique_ptr<FolderCommit>> commit =
+        FolderCommit::Begin(env, cache_.folder, name);
+    if (!commit.ok()) return commit.status();
+    const FileMaker make = [&](const std::string& file) { return (*commit)->NewFile(file); };
+    if (absl::Status s = WriteQuantizedFiles(env, make, model_, &execution_); !s.ok()) return s;
+    return (*commit)->Commit({.step = 0, .world = 1, .job_hash = key_});
+  }
+
+  // Of this base only: others may be in the making. Best effort: what stays costs space, nothing else.
+  void RemoveLeftovers() {
+    const absl::StatusOr<std::vector<std::string>> names = cache_.env->List(cache_.folder);
+    if (!names.ok()) return;
+    const std::string name = BaseName(path_);
+    for (const std::string& found : *names) {
+      if (absl::StartsWith(found, absl::StrCat(kTemporaryPrefix, name, "-")) ||
+          absl::StartsWith(found, absl::StrCat(kReplacedPrefix, name, "-"))) {
+        (void)cache_.env->RemoveAll(JoinPath(cache_.folder, found));
+      }
+    }
+  }
+
+  const QuantizeCache& cache_;
+  const ShardedModel& model_;
+  Execution& execution_;
+  const Storage& storage_;
+  const std::string key_;
+  const std::string path_;
+};
+
+}  // namespace
+
+std::string QuantizeCacheKey(const std::string& base_hash, const quant::QuantSpec& spec) {
+  return Sha256Hex(absl::StrCat("4-bit base ", kCacheVersion, "\n", base_hash, "\n",
+                                quant::QuantTypeName(spec.type), " ", spec.block_size, " ",
+                                spec.double_quant ? "double" : "plain", "\n"));
+}
+
+std::string QuantizeCachePath(const QuantizeCache& cache, const quant::QuantSpec& spec) {
+  return JoinPath(cache.folder, QuantizeCacheKey(cache.base_hash, spec).substr(0, kNameDigits));
+}
+
+absl::Status LoadWeightsCached(const QuantizeCache& cache, const ShardedModel& model,
+                               Execution* execution, const std::function<void(double)>& progress,
+                               std::vector<std::string>* notes) {
+  const std::vector<WeightSlot>& weights = execution->plan().run.storage.weights;
+  const bool quantizes = std::any_of(weights.begin(), weights.end(), [&](const WeightSlot& slot) {
+    return slot.quantized.codes && !IsPrequantized(model, slot.row);
+  });
+  if (!quantizes) return LoadWeights(model, execution, progress);
+  return Cache(cache, model, execution).Load(progress, notes);
+}
+
+}  // namespace qlora::engine

@@ -1,0 +1,32 @@
+#include "engine/optim/parameter_space.h"
+
+#include <utility>
+
+namespace qlora::engine {
+
+int64_t ParameterSpace::Add(std::string name, int64_t rows, int64_t cols, float weight_decay) {
+  parameters_.push_back({std::move(name), rows, cols, size_, weight_decay});
+  const int64_t blocks = (rows * cols + kernels::kParameterBlock - 1) / kernels::kParameterBlock;
+  size_ += blocks * kernels::kParameterBlock;
+  trained_ += rows * cols;
+  return int64_t(parameters_.size()) - 1;
+}
+
+kernels::Tensor ParameterSpace::View(int64_t index, kernels::Tensor flat) const {
+  const Parameter& p = parameters_[index];
+  return kernels::Reshape(kernels::Slice(flat, 0, 1, p.offset, p.rows * p.cols), p.rows, p.cols);
+}
+
+std::vector<kernels::ParameterSegment> ParameterSpace::Segments() const {
+  std::vector<kernels::ParameterSegment> segments;
+  for (const Parameter& p : parameters_) {
+    if (!segments.empty() && segments.back().weight_decay == p.weight_decay) continue;
+    segments.push_back({.first_block = int32_t(p.offset / kernels::kParameterBlock),
+                        .rate_factor = 1.0f,
+                        .weight_decay = p.weight_decay,
+                        .adapter = 0});
+  }
+  return segments;
+}
+
+}  // namespace qlora::engine

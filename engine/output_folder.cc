@@ -1,0 +1,76 @@
+#include "engine/output_folder.h"
+
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "engine/checkpoint.h"
+#include "engine/input_error.h"
+#include "engine/io/atomic_file.h"
+#include "engine/job_identity.h"
+
+namespace qlora::engine {
+namespace {
+
+// What of the job decides the result, for the message when the next job differs.
+constexpr char kJobFile[] = "job.textproto";
+constexpr int64_t kMaxJobBytes = 1 << 20;
+
+absl::Status RemoveCheckpoints(Env* env, const std::string& folder) {
+  absl::StatusOr<std::vector<std::string>> names = env->List(folder);
+  if (!names.ok()) return names.status();
+  for (const std::string& name : *names) {
+    if (!CheckpointStep(name).has_value()) continue;
+    if (absl::Status s = env->RemoveAll(JoinPath(folder, name)); !s.ok()) return s;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status AnotherJob(const Setup& setup, const std::string& before) {
+  const std::string differing = DifferingLines(before, setup.job_text);
+  return proto::BadJobError(absl::StrCat(
+      "output_dir ", setup.job.output_dir(), " holds the checkpoints of another job. ",
+      differing.empty() ? "Its model or its data differ.\n"
+                        : absl::StrCat("What differs (- there, + this job):\n", differing),
+      "Give this job an output_dir of its own, or set overwrite_output_dir: true to discard those "
+      "checkpoints"));
+}
+
+}  // namespace
+
+absl::StatusOr<std::optional<std::string>> ClaimOutputFolder(const Setup& setup, Console* console) {
+  Env* env = setup.env;
+  const std::string& folder = setup.job.output_dir();
+  const auto cannot = [&](const absl::Status& status) {
+    return proto::IoError(absl::StrCat("output_dir ", folder, " cannot be written: ", status.message()));
+  };
+  if (absl::Status s = env->CreateFolders(folder); !s.ok()) return cannot(s);
+  if (absl::Status s = CleanTemporaries(env, folder); !s.ok()) return cannot(s);
+
+  std::optional<std::string> resume;
+  if (setup.job.overwrite_output_dir()) {
+    if (absl::Status s = RemoveCheckpoints(env, folder); !s.ok()) return cannot(s);
+  } else {
+    absl::StatusOr<NewestCheckpoint> newest = FindNewestValid(env, folder);
+    if (!newest.ok()) return AsInputError(newest.status());
+    for (const auto& [path, reason] : newest->refused) {
+      console->Warning(absl::StrCat(path, " is damaged and not used: ", reason.message()));
+    }
+    if (!newest->path.has_value() && !newest->refused.empty()) {
+      return proto::BadDataError(absl::StrCat(
+          "none of the checkpoints in ", folder,
+          " is whole; to start from scratch remove them or set overwrite_output_dir: true"));
+    }
+    if (newest->path.has_value() && newest->manifest.job_hash() != setup.job_hash) {
+      absl::StatusOr<std::string> before = env->ReadFile(JoinPath(folder, kJobFile), kMaxJobBytes);
+      return AnotherJob(setup, before.ok() ? *before : setup.job_text);
+    }
+    resume = newest->path;
+  }
+  if (absl::Status s = AtomicWriteFile(env, JoinPath(folder, kJobFile), setup.job_text); !s.ok()) {
+    return cannot(s);
+  }
+  return resume;
+}
+
+}  // namespace qlora::engine

@@ -1,0 +1,92 @@
+#include "engine/rates.h"
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+#include <vector>
+
+namespace qlora::engine {
+namespace {
+
+using kernels::Buffer;
+using kernels::Op;
+using kernels::Tensor;
+
+constexpr int kTries = 5;
+constexpr int64_t kProductRows = 512, kProductSize = 1024;
+// Longer than any last-level cache in common use, together with its pair.
+constexpr int64_t kStreamElements = int64_t{24} << 20;
+
+double SecondsOf(kernels::Piece& piece, kernels::Device& device, absl::Status* status) {
+  double best = 1e30;
+  for (int i = 0; i < kTries; ++i) {
+    const auto begin = std::chrono::steady_clock::now();
+    if (*status = piece.Run(); !status->ok()) return 0;
+    if (*status = device.Synchronize(); !status->ok()) return 0;
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
+    best = std::min(best, seconds.count());
+  }
+  return best;
+}
+
+absl::StatusOr<double> RateOf(kernels::Device& device, const Op& op, double amount) {
+  std::vector<Op> ops = {op};
+  absl::StatusOr<std::unique_ptr<kernels::Piece>> piece = device.Prepare(std::move(ops));
+  if (!piece.ok()) return piece.status();
+  absl::Status status;
+  const double seconds = SecondsOf(**piece, device, &status);
+  if (!status.ok()) return status;
+  return amount / seconds;
+}
+
+}  // namespace
+
+absl::StatusOr<MachineRates> MeasureRates(kernels::Device& device, kernels::DType compute) {
+  MachineRates rates;
+  {
+    kernels::LinearForward op;
+    op.base.kind = kernels::LinearBase::Kind::kDense;
+    op.base.out_features = op.base.in_features = kProductSize;
+    const int64_t workspace = [&] {
+      op.x = {nullptr, compute, kProductRows, kProductSize, kProductSize};
+      op.y = {nullptr, compute, kProductRows, kProductSize, kProductSize};
+      op.base.dense = {nullptr, compute, kProductSize, kProductSize, kProductSize};
+      return device.WorkspaceBytes(op);
+    }();
+    const int64_t x_bytes = op.y.Extent(), w_bytes = op.base.dense.Extent();
+    absl::StatusOr<Buffer> memory = device.Allocate(2 * x_bytes + w_bytes + workspace);
+    if (!memory.ok()) return memory.status();
+    uint8_t* at = static_cast<uint8_t*>(memory->data());
+    op.x.data = at;
+    op.y.data = at + x_bytes;
+    op.base.dense.data = at + 2 * x_bytes;
+    op.workspace = {at + 2 * x_bytes + w_bytes, kernels::DType::kU8, 1, workspace, workspace};
+    absl::StatusOr<double> rate = RateOf(device, op, Flops(op));
+    if (!rate.ok()) return rate.status();
+    rates.matmul_flops = *rate;
+  }
+  {
+    absl::StatusOr<Buffer> memory = device.Allocate(2 * kStreamElements * 4);
+    if (!memory.ok()) return memory.status();
+    uint8_t* at = static_cast<uint8_t*>(memory->data());
+    const Tensor from{at, kernels::DType::kF32, 1, kStreamElements, kStreamElements};
+    Tensor into = from;
+    into.data = at + kStreamElements * 4;
+    const kernels::AddGradient op{.from = from, .into = into};
+    absl::StatusOr<double> rate = RateOf(device, op, Bytes(op));
+    if (!rate.ok()) return rate.status();
+    rates.memory_bytes = *rate;
+  }
+  return rates;
+}
+
+double BoundSeconds(absl::Span<const Op> ops, const MachineRates& rates) {
+  double seconds = 0;
+  for (const Op& op : ops) {
+    seconds += std::max(kernels::FlopsOf(op) / rates.matmul_flops,
+                        kernels::BytesOf(op) / rates.memory_bytes);
+  }
+  return seconds;
+}
+
+}  // namespace qlora::engine

@@ -1,0 +1,177 @@
+#include "engine/record/record.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+
+namespace qlora::engine {
+namespace {
+
+using kernels::DType;
+using kernels::Tensor;
+
+class RunRecorder {
+ public:
+  RunRecorder(RecordedRun* run, const RecordOptions& options, const kernels::Device& device)
+      : run_(*run), options_(options), device_(device) {}
+
+  void RecordTraining() {
+    TrainPieces& t = run_.train.emplace();
+    t.inputs = AddBatchInputs(&run_.program, options_.train, "micro-batch");
+    t.update = AddUpdateInputs(&run_.program);
+    t.loss.loss = Output("loss", DType::kF64);
+    t.sum_of_squares = Output("sum of squares", DType::kF64);
+    t.nonfinite = Output("non-finite gradients", DType::kI32);
+    t.gradient_norm = Output("gradient norm", DType::kF32);
+    t.gradient_scale = Output("gradient scale", DType::kF32);
+    t.skip = Output("skip", DType::kI32);
+
+    t.begin_step = Piece("begin step", [&](Recorder& r) { r.Emit(kernels::Zero{t.loss.loss}); });
+    t.begin_sum =
+        Piece("begin sum", [&](Recorder& r) { r.Emit(kernels::Zero{run_.storage.gradient}); });
+    RecordMicroBatch(&t);
+    for (const Tensor& pending : run_.storage.pending_gradients) {
+      t.take.push_back(Piece("take gradients", [&](Recorder& r) {
+        r.Emit(kernels::AddGradient{.from = pending, .into = run_.storage.gradient});
+      }));
+      t.keep.push_back(Piece("keep gradients", [&](Recorder& r) {
+        r.Emit(kernels::Zero{pending});
+        r.Emit(kernels::AddGradient{.from = run_.storage.gradient, .into = pending});
+      }));
+    }
+    RecordUpdate(&t);
+  }
+
+  void RecordEvaluation() {
+    EvalPieces& e = run_.eval.emplace();
+    e.inputs = AddBatchInputs(&run_.program, *options_.eval, "evaluation batch");
+    e.loss.loss = Output("evaluation loss", DType::kF64);
+    e.loss.correct = Output("correct tokens", DType::kI32);
+    e.loss.row_loss = run_.program.AddBuffer("loss of each token", BufferClass::kStepOutputs,
+                                             DType::kF32, options_.eval->trained_rows, 1);
+    if (options_.eval_logits) {
+      e.logits = run_.program.AddBuffer("logits", BufferClass::kStepOutputs, DType::kF32,
+                                        options_.eval->tokens, run_.storage.spec.vocab);
+    }
+    e.forward = Piece("evaluation batch", [&](Recorder& r) {
+      ModelPass pass(run_.storage, e.inputs, &r, false);
+      const Tensor h = pass.Forward(nullptr);
+      pass.Loss(h, {.loss = e.loss.loss, .row_loss = e.loss.row_loss, .correct = e.loss.correct}, {});
+      if (e.logits) pass.Logits(h, e.logits);
+    });
+  }
+
+  void RecordGeneration() {
+    const GenerationShape& shape = *options_.generate;
+    GenerationPieces& g = run_.generate.emplace();
+    KvCache cache;
+    const int64_t width = run_.storage.spec.kv_heads * run_.storage.spec.head_size;
+    for (int64_t layer = 0; layer < run_.storage.spec.layers; ++layer) {
+      for (auto* side : {&cache.k, &cache.v}) {
+        side->push_back(run_.program.AddBuffer(absl::StrCat("layer ", layer, " cache"),
+                                               BufferClass::kKvCache, options_.storage.compute,
+                                               shape.sequences * shape.context, width, int(layer)));
+      }
+    }
+    g.context = shape.context;
+    g.logits = run_.program.AddBuffer("next-token logits", BufferClass::kStepOutputs, DType::kF32,
+                                      shape.sequences, run_.storage.spec.vocab);
+    g.prefill_inputs = AddBatchInputs(
+        &run_.program, {.tokens = shape.prefill, .documents = 1, .trained_rows = 0}, "prompt");
+    g.decode_inputs = AddBatchInputs(
+        &run_.program,
+        {.tokens = shape.sequences, .documents = shape.sequences, .trained_rows = 0}, "next tokens");
+    g.prefill = Piece("prompt", [&](Recorder& r) {
+      ModelPass(run_.storage, g.prefill_inputs, &r, false).Forward(&cache);
+    });
+    g.decode = Piece("next token", [&](Recorder& r) {
+      ModelPass pass(run_.storage, g.decode_inputs, &r, false);
+      pass.Logits(pass.Forward(&cache), g.logits);
+    });
+  }
+
+ private:
+  Tensor Output(const char* name, DType dtype) {
+    return run_.program.AddBuffer(name, BufferClass::kStepOutputs, dtype, 1, 1);
+  }
+
+  template <class F>
+  int64_t Piece(const char* name, F&& record) {
+    Recorder recorder(&run_.program, &device_, name);
+    record(recorder);
+    recorder.Finish(false);
+    return int64_t(run_.program.pieces().size()) - 1;
+  }
+
+  void RecordMicroBatch(TrainPieces* t) {
+    Recorder recorder(&run_.program, &device_, "micro-batch");
+    ModelPass pass(run_.storage, t->inputs, &recorder, true);
+    const Tensor h = pass.Forward(nullptr);
+    recorder.BeginBackward();
+    const Tensor dh =
+        recorder.Transient("d normed", options_.storage.compute, h.rows, h.cols, -1);
+    pass.Loss(h, {.loss = t->loss.loss, .accumulate = true}, dh);
+    pass.Backward(dh);
+    t->recompute = pass.RecomputeCandidates();
+    recorder.Finish(true);
+    t->micro_batch = int64_t(run_.program.pieces().size()) - 1;
+  }
+
+  void RecordUpdate(TrainPieces* t) {
+    const Storage& s = run_.storage;
+    const AdamOptions& adam = options_.adam;
+    t->finish = Piece("update", [&](Recorder& r) {
+      r.Emit(kernels::NormAndFinite{.x = s.gradient,
+                                    .sum_of_squares = t->sum_of_squares,
+                                    .nonfinite = t->nonfinite});
+      r.Emit(kernels::GradientScale{.sum_of_squares = t->sum_of_squares,
+                                    .nonfinite = t->nonfinite,
+                                    .loss = t->loss.loss,
+                                    .inverse_tokens = t->update.inverse_tokens,
+                                    .max_norm = adam.max_grad_norm,
+                                    .gradient_norm = t->gradient_norm,
+                                    .gradient_scale = t->gradient_scale,
+                                    .skip = t->skip});
+      r.Emit(kernels::AdamW{.gradient = s.gradient,
+                            .segments = s.segments,
+                            .scalars = t->update.scalars,
+                            .gradient_scale = t->gradient_scale,
+                            .skip = t->skip,
+                            .beta1 = adam.beta1,
+                            .beta2 = adam.beta2,
+                            .epsilon = adam.epsilon,
+                            .first_block = 0,
+                            .parameter = s.master,
+                            .m = s.m,
+                            .v = s.v,
+                            .m_absmax = s.m_absmax,
+                            .v_absmax = s.v_absmax,
+                            .compute = s.compute});
+    });
+  }
+
+  RecordedRun& run_;
+  const RecordOptions& options_;
+  const kernels::Device& device_;
+};
+
+}  // namespace
+
+RecordedRun Record(const ModelSpec& spec, const RecordOptions& options,
+                   const kernels::Device& device) {
+  RecordedRun run;
+  run.storage = AddStorage(spec, options.storage, &run.program);
+  RunRecorder recorder(&run, options, device);
+  if (options.storage.training) recorder.RecordTraining();
+  if (options.eval.has_value()) recorder.RecordEvaluation();
+  if (options.generate.has_value()) recorder.RecordGeneration();
+  return run;
+}
+
+int64_t PendingGradients(int64_t micro_batches) {
+  int64_t levels = 0;
+  while ((int64_t{1} << levels) < micro_batches) ++levels;
+  return levels;
+}
+
+}  // namespace qlora::engine

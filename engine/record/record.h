@@ -1,0 +1,88 @@
+// Writes a run down as a program: its storage, and the pieces that training, evaluation and generation are made of.
+
+#ifndef QLORA_ENGINE_RECORD_RECORD_H_
+#define QLORA_ENGINE_RECORD_RECORD_H_
+
+#include <optional>
+#include <vector>
+
+#include "engine/program.h"
+#include "engine/record/model_pass.h"
+#include "engine/record/storage.h"
+#include "engine/step_inputs.h"
+
+namespace qlora::engine {
+
+struct AdamOptions {
+  float beta1 = 0.9f, beta2 = 0.999f, epsilon = 1e-8f;
+  float max_grad_norm = 0.0f;
+};
+
+// Keys and values of `sequences` sequences of up to `context` tokens; prompts are fed in parts of `prefill` tokens.
+struct GenerationShape {
+  int64_t sequences = 0;
+  int64_t context = 0;
+  int64_t prefill = 0;
+};
+
+struct RecordOptions {
+  StorageOptions storage;
+  AdamOptions adam;                        // used where storage.training
+  BatchCapacity train;                     // likewise
+  std::optional<BatchCapacity> eval;       // loss on held-out data
+  bool eval_logits = false;                // and the logits of every token
+  std::optional<GenerationShape> generate;
+};
+
+// Sums over a training step's micro-batches, or over one evaluation batch. Persistent.
+struct LossViews {
+  kernels::Tensor loss;      // f64 scalar
+  kernels::Tensor row_loss;  // f32 [trained rows, 1]; evaluation only
+  kernels::Tensor correct;   // i32 scalar; evaluation only
+};
+
+struct TrainPieces {
+  BatchViews inputs;
+  UpdateViews update;
+  LossViews loss;
+  kernels::Tensor sum_of_squares, nonfinite, gradient_norm, gradient_scale, skip;
+  int64_t begin_step = -1;   // zeroes the step's loss
+  int64_t begin_sum = -1;    // zeroes the gradients
+  int64_t micro_batch = -1;  // forward, loss, backward
+  std::vector<int64_t> take;  // gradients += pending[i]
+  std::vector<int64_t> keep;  // pending[i] = gradients
+  int64_t finish = -1;        // norm, clip, update
+  std::vector<std::vector<std::vector<BufferId>>> recompute;  // of micro_batch
+};
+
+struct EvalPieces {
+  BatchViews inputs;
+  LossViews loss;
+  kernels::Tensor logits;  // f32 [tokens, vocab] or empty
+  int64_t forward = -1;
+};
+
+struct GenerationPieces {
+  BatchViews prefill_inputs, decode_inputs;
+  kernels::Tensor logits;  // f32 [sequences, vocab]
+  int64_t context = 0;     // tokens of one sequence that the cache holds
+  int64_t prefill = -1;    // extends the cache
+  int64_t decode = -1;     // one token of every sequence: extends the cache, gives logits
+};
+
+struct RecordedRun {
+  Program program;
+  Storage storage;
+  std::optional<TrainPieces> train;
+  std::optional<EvalPieces> eval;
+  std::optional<GenerationPieces> generate;
+};
+
+RecordedRun Record(const ModelSpec& spec, const RecordOptions& options, const kernels::Device& device);
+
+// Buffers that a balanced tree over `micro_batches` needs beside the one they write: one per level.
+int64_t PendingGradients(int64_t micro_batches);
+
+}  // namespace qlora::engine
+
+#endif  // QLORA_ENGINE_RECORD_RECORD_H_

@@ -1,0 +1,70 @@
+#include "engine/report/run_log.h"
+
+#include <utility>
+
+namespace qlora::engine {
+
+absl::StatusOr<RunLog> RunLog::Open(Env* env, const std::string& output_dir, int64_t resumed_step) {
+  absl::StatusOr<MetricsLog> metrics =
+      MetricsLog::Open(env, JoinPath(output_dir, "metrics.jsonl"), resumed_step);
+  if (!metrics.ok()) return metrics.status();
+  const std::string runs = JoinPath(output_dir, "runs");
+  if (absl::Status s = env->CreateFolders(runs); !s.ok()) return s;
+  absl::StatusOr<EventFile> events = EventFile::Create(env, runs, resumed_step);
+  if (!events.ok()) return events.status();
+  return RunLog(*std::move(metrics), *std::move(events));
+}
+
+absl::Status RunLog::Train(const TrainRecord& record, proto::RunState* state) {
+  proto::LogRecord& entry = *state->add_log_history();
+  entry.set_step(record.step);
+  entry.set_epoch(record.epoch);
+  entry.set_loss(record.loss);
+  entry.set_grad_norm(record.grad_norm);
+  entry.set_learning_rate(record.learning_rate);
+  if (absl::Status s = metrics_.Write(record.step, {{"epoch", record.epoch},
+                                                    {"loss", record.loss},
+                                                    {"learning_rate", record.learning_rate},
+                                                    {"grad_norm", record.grad_norm}});
+      !s.ok()) {
+    return s;
+  }
+  return events_.WriteScalars(record.step,
+                              {{"train/loss", float(record.loss)},
+                               {"train/learning_rate", float(record.learning_rate)},
+                               {"train/grad_norm", float(record.grad_norm)},
+                               {"train/epoch", float(record.epoch)},
+                               {"speed/tokens_per_second", float(record.tokens_per_second)},
+                               {"speed/share_of_light", float(record.share_of_light)}});
+}
+
+absl::Status RunLog::Eval(int64_t step, double epoch, const EvalResult& result,
+                          proto::RunState* state) {
+  proto::LogRecord& entry = *state->add_log_history();
+  entry.set_step(step);
+  entry.set_epoch(epoch);
+  entry.set_eval_loss(result.Loss());
+  entry.set_eval_accuracy(result.Accuracy());
+  MetricFields fields = {{"epoch", epoch},
+                         {"eval_loss", result.Loss()},
+                         {"eval_perplexity", result.Perplexity()},
+                         {"eval_mean_token_accuracy", result.Accuracy()}};
+  std::vector<std::pair<std::string, float>> scalars = {
+      {"eval/loss", float(result.Loss())},
+      {"eval/perplexity", float(result.Perplexity())},
+      {"eval/mean_token_accuracy", float(result.Accuracy())}};
+  if (result.exact_matches) {
+    entry.set_eval_exact_match(result.ExactMatch());
+    fields.emplace_back("eval_exact_match", result.ExactMatch());
+    scalars.emplace_back("eval/exact_match", float(result.ExactMatch()));
+  }
+  if (absl::Status s = metrics_.Write(step, fields); !s.ok()) return s;
+  return events_.WriteScalars(step, scalars);
+}
+
+absl::Status RunLog::Sync() {
+  if (absl::Status s = metrics_.Sync(); !s.ok()) return s;
+  return events_.Sync();
+}
+
+}  // namespace qlora::engine

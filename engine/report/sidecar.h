@@ -1,0 +1,19 @@
+// qlora_run.json beside the adapter: what it was made from, so that a result can be told from its likeness.
+
+#ifndef QLORA_ENGINE_REPORT_SIDECAR_H_
+#define QLORA_ENGINE_REPORT_SIDECAR_H_
+
+#include "absl/status/status.h"
+#include "engine/plan.h"
+#include "engine/setup.h"
+#include "proto/run_state.pb.h"
+
+namespace qlora::engine {
+
+// Hashes of base, data and job, versions, trained share, sizes, plan and measured speed.
+absl::Status WriteSidecar(const Setup& setup, const Plan& plan, const proto::RunState& state,
+                          double tokens_per_second);
+
+}  // namespace qlora::engine
+
+#endif  // QLORA_ENGINE_REPORT_SIDECAR_H_

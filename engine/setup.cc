@@ -1,0 +1,378 @@
+#include "engine/setup.h"
+
+#include <algorithm>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "engine/checkpoint.h"
+#include "engine/evaluate.h"
+#include "engine/host_memory.h"
+#include "engine/input_error.h"
+#include "engine/io/hub_cache.h"
+#include "engine/io/sha256.h"
+#include "engine/job_identity.h"
+#include "engine/model/families.h"
+#include "engine/model/load_weights.h"
+#include "engine/text/chat_format.h"
+#include "kernels/cpu/cpu_device.h"
+#include "proto/memory_size.h"
+
+namespace qlora::engine {
+namespace {
+
+using kernels::DType;
+using proto::Command;
+
+constexpr int64_t kMaxConfigBytes = 16 << 20;
+// Sequences generated at a time in evaluation: more share each pass over the weights, at the price of cache memory.
+constexpr int64_t kEvalSequences = 16;
+// Tokens of a prompt fed at a time.
+constexpr int64_t kPrefillTokens = 512;
+
+class Preparation {
+ public:
+  Preparation(const proto::Job& job, Command command, Env* env, Setup* setup)
+      : command_(command), s_(*setup) {
+    s_.job = job;
+    s_.env = env;
+    trains_ = command == Command::kTrain || command == Command::kPlan;
+  }
+
+  absl::Status Run() {
+    using Part = absl::Status (Preparation::*)();
+    for (const Part part : {&Preparation::OpenModel, &Preparation::OpenTokenizer,
+                            &Preparation::ChooseTargets, &Preparation::OpenDevice,
+                            &Preparation::ReadData, &Preparation::ReadPrompts,
+                            &Preparation::ChooseOptions, &Preparation::Identify}) {
+      if (absl::Status status = (this->*part)(); !status.ok()) return status;
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  bool HasModelInit() const { return s_.job.has_model_init(); }
+
+  absl::Status OpenModel() {
+    if (HasModelInit()) {
+      s_.config_file = s_.job.model_init().config();
+      s_.tokenizer_folder = s_.job.model_init().tokenizer();
+      absl::StatusOr<std::string> text = s_.env->ReadFile(s_.config_file, kMaxConfigBytes);
+      if (!text.ok()) return AsInputError(text.status());
+      absl::StatusOr<ModelSpec> spec = ParseModelConfig(*text, s_.config_file);
+      if (!spec.ok()) return AsInputError(spec.status());
+      s_.spec = *std::move(spec);
+      return absl::OkStatus();
+    }
+    absl::StatusOr<std::string> folder = ResolveModel(s_.env, s_.job.model(), HubCacheFolder());
+    if (!folder.ok()) return AsInputError(folder.status());
+    s_.model_folder = s_.tokenizer_folder = *folder;
+    s_.config_file = JoinPath(*folder, "config.json");
+    absl::StatusOr<ModelSpec> spec = ReadModelConfig(s_.env, *folder);
+    if (!spec.ok()) return AsInputError(spec.status());
+    s_.spec = *std::move(spec);
+    absl::StatusOr<ShardedModel> model = ShardedModel::Open(s_.env, *folder);
+    if (!model.ok()) return AsInputError(model.status());
+    s_.model = *std::move(model);
+    return AsInputError(CheckCheckpoint(*s_.model, s_.job.mode(),
+                                        QuantSpecOf(s_.job.quantization()), &s_.spec,
+                                        &s_.warnings));
+  }
+
+  absl::Status OpenTokenizer() {
+    absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = Tokenizer::Load(s_.tokenizer_folder);
+    if (!tokenizer.ok()) {
+      // Pretokenized input needs none.
+      const bool needed = s_.job.data().format() != proto::DataFormat::PRETOKENIZED;
+      if (needed || !absl::IsNotFound(tokenizer.status())) return AsInputError(tokenizer.status());
+      return absl::OkStatus();
+    }
+    s_.tokenizer = *std::move(tokenizer);
+    if (s_.tokenizer->vocab_size() > s_.spec.vocab) {
+      return proto::BadDataError(absl::StrCat(
+          JoinPath(s_.tokenizer_folder, "tokenizer.json"), " has token ids up to ",
+          s_.tokenizer->vocab_size() - 1, "; the model of ", s_.config_file, " has embeddings for ",
+          s_.spec.vocab, " (vocab_size). Use the tokenizer that belongs to the model"));
+    }
+    return absl::OkStatus();
+  }
+
+  // The adapter that commands eval and generate read: its config says which modules the program adapts.
+  const std::string& AdapterFolder() const {
+    static const std::string none;
+    if (command_ == Command::kEval) return s_.job.eval().adapter();
+    if (command_ == Command::kGenerate) return s_.job.generate().adapter();
+    return none;
+  }
+
+  absl::Status ChooseTargets() {
+    const std::vector<WeightRow> rows = WeightRows(s_.spec);
+    proto::Lora lora = s_.job.lora();
+    if (!trains_) {
+      if (AdapterFolder().empty()) return absl::OkStatus();
+      if (absl::Status status = AdaptTo(AdapterFolder(), &lora); !status.ok()) return status;
+    } else if (s_.job.mode() == proto::Mode::FULL) {
+      return absl::OkStatus();
+    }
+    absl::StatusOr<LoraTargets> targets = ResolveLoraTargets(lora, rows);
+    if (!targets.ok()) return proto::BadJobError(targets.status().message());
+    s_.targets = *std::move(targets);
+    s_.lora_size = MeasureLora(s_.targets, rows);
+    return absl::OkStatus();
+  }
+
+  // The lora message that a saved adapter answers to: exactly the modules that it holds.
+  absl::Status AdaptTo(const std::string& folder, proto::Lora* lora) {
+    absl::StatusOr<LoadedAdapter> adapter = ReadAdapter(s_.env, folder, {});
+    if (!adapter.ok()) return AsInputError(adapter.status());
+    lora->Clear();
+    lora->set_r(int32_t(adapter->adapter.config.r));
+    lora->set_lora_alpha(adapter->adapter.config.lora_alpha);
+    lora->set_use_rslora(adapter->adapter.config.use_rslora);
+    lora->set_allow_uneven_targets(true);
+    for (const AdapterModule& module : adapter->adapter.modules) {
+      lora->add_target_modules(module.path);
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status OpenDevice() {
+    if (s_.job.device() == proto::DeviceKind::CUDA) {
+      return proto::NoDeviceError(
+          "device: CUDA was asked for; this build has the CPU backend only (device: CPU or AUTO)");
+    }
+    kernels::cpu::CpuOptions options{.threads = s_.job.num_threads()};
+    if (s_.job.cpu_isa() != proto::CpuIsa::AUTO) {
+      options.isa = kernels::cpu::Isa(int(s_.job.cpu_isa()) - int(proto::CpuIsa::PORTABLE));
+    }
+    absl::StatusOr<std::unique_ptr<kernels::Device>> device = kernels::cpu::CreateCpuDevice(options);
+    if (!device.ok()) {
+      return proto::NoDeviceError(absl::StrCat("cpu_isa: ", device.status().message()));
+    }
+    s_.device = *std::move(device);
+    absl::StatusOr<MachineRates> rates = MeasureRates(*s_.device, ComputeType());
+    if (!rates.ok()) return proto::DoesNotFitError(rates.status().message());
+    s_.rates = *rates;
+    return absl::OkStatus();
+  }
+
+  DType ComputeType() const {
+    return s_.job.compute_dtype() == proto::ComputeDtype::FP32 ? DType::kF32 : DType::kBf16;
+  }
+
+  int TokenizerThreads() const {
+    return s_.job.num_threads() > 0 ? s_.job.num_threads()
+                                    : std::max(1, int(std::thread::hardware_concurrency()));
+  }
+
+  absl::Status ReadFileInto(const std::string& path, int64_t max_samples, Dataset* to) {
+    absl::StatusOr<Dataset> data = LoadDataset(s_.env, path, s_.job.data(), *s_.tokenizer,
+                                               TokenizerThreads(), max_samples);
+    if (!data.ok()) return AsInputError(data.status());
+    for (const Sample& sample : data->samples) {
+      const auto out = std::find_if(sample.ids.begin(), sample.ids.end(), [&](int32_t id) {
+        return id < 0 || id >= s_.spec.vocab;
+      });
+      if (out != sample.ids.end()) {
+        return proto::BadDataError(absl::StrCat(path, ":", sample.line, ": token id ", *out,
+                                                " is outside the model's vocabulary of ",
+                                                s_.spec.vocab));
+      }
+    }
+    *to = *std::move(data);
+    return absl::OkStatus();
+  }
+
+  absl::Status ReadData() {
+    const proto::Data& data = s_.job.data();
+    if (data.max_length() > s_.spec.max_positions) {
+      return proto::BadJobError(absl::StrCat("data.max_length is ", data.max_length(), "; the model of ",
+                                             s_.config_file, " has ", s_.spec.max_positions,
+                                             " positions (max_position_embeddings)"));
+    }
+    if (trains_) {
+      if (absl::Status s = ReadFileInto(data.train_file(), data.max_train_samples(), &s_.train_data);
+          !s.ok()) {
+        return s;
+      }
+      if (data.eval_fraction() > 0) {
+        s_.eval_data = SplitForEvaluation(&s_.train_data, data.eval_fraction(), s_.job.seed());
+      }
+    }
+    const std::string eval_file =
+        command_ == Command::kEval && s_.job.eval().has_file() ? s_.job.eval().file()
+        : trains_ || command_ == Command::kEval                ? data.eval_file()
+                                                               : "";
+    if (!eval_file.empty()) {
+      if (absl::Status s = ReadFileInto(eval_file, data.max_eval_samples(), &s_.eval_data); !s.ok()) {
+        return s;
+      }
+    }
+    MakeBatchers();
+    return absl::OkStatus();
+  }
+
+  void MakeBatchers() {
+    const proto::Training& training = s_.job.training();
+    const proto::Data& data = s_.job.data();
+    if (trains_) {
+      s_.train_batches.emplace(
+          &s_.train_data,
+          BatcherOptions{.rows_per_micro_batch = training.per_device_train_batch_size(),
+                         .micro_batches_per_step = training.gradient_accumulation_steps(),
+                         .max_length = data.max_length(),
+                         .packing = data.packing(),
+                         .shuffle = data.shuffle(),
+                         .seed = s_.job.seed()});
+      s_.total_steps = training.has_max_steps()
+                           ? training.max_steps()
+                           : s_.train_batches->StepsOf(training.num_train_epochs());
+    }
+    if (!s_.eval_data.samples.empty()) {
+      const int64_t rows = s_.job.eval().has_per_device_eval_batch_size()
+                               ? s_.job.eval().per_device_eval_batch_size()
+                               : std::max(1, training.per_device_train_batch_size());
+      s_.eval_batches.emplace(&s_.eval_data, EvalBatcherOptions(rows, data.max_length()));
+    }
+  }
+
+  absl::Status ReadPrompts() {
+    if (command_ != Command::kGenerate) return absl::OkStatus();
+    const proto::Generate& generate = s_.job.generate();
+    if (generate.messages_size() == 0) {
+      absl::StatusOr<std::vector<int32_t>> ids =
+          s_.tokenizer->Encode(generate.prompt(), SpecialTokens::kPlain, true);
+      if (!ids.ok()) return AsInputError(ids.status());
+      s_.prompts.push_back(*std::move(ids));
+      return absl::OkStatus();
+    }
+    std::vector<ChatMessage> messages;
+    for (const proto::ChatMessage& m : generate.messages()) messages.push_back({m.role(), m.content()});
+    absl::StatusOr<const ChatFormat*> format = ChatFormatOf(s_.job.data(), *s_.tokenizer);
+    if (!format.ok()) return proto::BadJobError(format.status().message());
+    absl::StatusOr<ChatTokens> chat =
+        EncodeChat(**format, *s_.tokenizer, messages, ChatEnding::kGenerationPrompt);
+    if (!chat.ok()) return proto::BadJobError(chat.status().message());
+    s_.prompts.push_back(std::move(chat->ids));
+    return absl::OkStatus();
+  }
+
+  absl::Status ChooseOptions() {
+    const proto::Training& training = s_.job.training();
+    StorageOptions& storage = s_.record.storage;
+    storage.mode = s_.job.mode();
+    storage.compute = ComputeType();
+    storage.quant = QuantSpecOf(s_.job.quantization());
+    storage.lora = s_.targets;
+    storage.lora_dropout = float(s_.job.lora().lora_dropout());
+    storage.training = trains_;
+    storage.eight_bit_states = training.optim() == proto::Optimizer::PAGED_ADAMW_8BIT ||
+                               training.optim() == proto::Optimizer::ADAMW_8BIT;
+    storage.weight_decay = float(training.weight_decay());
+    if (training.gradient_sum() == proto::GradientSum::TREE) {
+      storage.pending_gradients = PendingGradients(training.gradient_accumulation_steps());
+    }
+    s_.record.adam = {.beta1 = float(training.adam_beta1()),
+                      .beta2 = float(training.adam_beta2()),
+                      .epsilon = float(training.adam_epsilon()),
+                      .max_grad_norm = float(training.max_grad_norm())};
+    if (s_.train_batches) s_.record.train = s_.train_batches->capacity();
+    if (s_.eval_batches) {
+      s_.record.eval = s_.eval_batches->capacity();
+      s_.record.eval_logits =
+          command_ == Command::kEval && !s_.job.eval().logits_file().empty();
+    }
+    ChooseGeneration();
+    storage.rope_positions = std::max<int64_t>(
+        {s_.record.train.tokens > 0 ? s_.train_data.report.longest : 0,
+         s_.eval_data.report.longest, s_.record.generate ? s_.record.generate->context : 0, 1});
+    return ChooseLimits();
+  }
+
+  void ChooseGeneration() {
+    if (command_ == Command::kGenerate) {
+      const int64_t context = int64_t(s_.prompts[0].size()) + s_.job.generate().max_new_tokens();
+      s_.record.generate = {1, context, std::min(kPrefillTokens, context)};
+    } else if (s_.eval_batches && s_.job.eval().exact_match()) {
+      const int64_t context = s_.eval_data.report.longest + s_.job.eval().max_new_tokens();
+      const int64_t count = int64_t(s_.eval_data.samples.size());
+      s_.record.generate = {std::min(kEvalSequences, count), context,
+                            std::min(kPrefillTokens, context)};
+    }
+  }
+
+  absl::Status ChooseLimits() {
+    s_.limits.recompute = s_.job.training().recompute();
+    s_.limits.memory_bytes = AvailableHostMemory();
+    s_.limits.memory_source = "this machine's free memory";
+    if (s_.job.has_memory_limit()) {
+      absl::StatusOr<int64_t> limit = proto::ParseMemorySize(s_.job.memory_limit());
+      if (!limit.ok()) return proto::BadJobError(limit.status().message());
+      if (*limit < s_.limits.memory_bytes) {
+        s_.limits.memory_bytes = *limit;
+        s_.limits.memory_source = "memory_limit";
+      }
+    }
+    s_.limits.other = {{"this process: program, tokenizer, data", ResidentHostMemory()}};
+    if (s_.model) {
+      s_.limits.loading_bytes =
+          LoadingBytes(*s_.model, s_.spec, s_.record.storage, *s_.device,
+                       !s_.job.quantization().quantize_cache().empty());
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status Identify() {
+    absl::StatusOr<std::string> base = HashBase(s_.env, s_.config_file, s_.model);
+    if (!base.ok()) return AsInputError(base.status());
+    s_.base_hash = *base;
+    s_.job_text = DecisiveJobText(s_.job, s_.device->info().name);
+    s_.job_hash = Sha256Hex(absl::StrCat(s_.job_text, "\n", s_.base_hash, "\n",
+                                         s_.train_data.report.sha256));
+    return absl::OkStatus();
+  }
+
+  const Command command_;
+  Setup& s_;
+  bool trains_ = false;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Setup>> PrepareSetup(const proto::Job& job, Command command, Env* env) {
+  auto setup = std::make_unique<Setup>();
+  if (absl::Status s = Preparation(job, command, env, setup.get()).Run(); !s.ok()) return s;
+  return setup;
+}
+
+std::vector<int32_t> StopIds(const Setup& setup) {
+  std::vector<int32_t> ids = setup.spec.eos_ids;
+  if (setup.tokenizer == nullptr) return ids;
+  if (const std::optional<int32_t> eos = setup.tokenizer->eos_id()) ids.push_back(*eos);
+  for (const char* name : {"llama3", "chatml"}) {
+    const absl::StatusOr<const ChatFormat*> format = FindChatFormat(name);
+    if (!format.ok()) continue;
+    if (const auto id = setup.tokenizer->TokenId((*format)->end_of_turn)) ids.push_back(*id);
+  }
+  return ids;
+}
+
+absl::Status LoadModel(const Setup& setup, const std::string& adapter, Execution* execution,
+                       const std::function<void(double)>& progress) {
+  if (!setup.model) return InitializeWeights(setup.job.seed(), execution);
+  if (absl::Status s = LoadWeights(*setup.model, execution, progress); !s.ok()) return s;
+  if (setup.targets.modules.empty()) return absl::OkStatus();
+  if (!adapter.empty()) return LoadAdapter(setup.env, adapter, execution);
+  const Storage& storage = execution->plan().run.storage;
+  std::vector<float> flat(storage.space.size());
+  for (size_t i = 0; i < storage.adapters.size(); ++i) {
+    const AdaptedModule& module = setup.targets.modules[i];
+    const Parameter& a = storage.space.parameters()[storage.adapters[i].a_parameter];
+    InitializeLoraA(setup.job.seed(), module,
+                    absl::MakeSpan(flat).subspan(a.offset, module.rank * module.in));
+  }
+  return WriteTrained(execution, flat);
+}
+
+}  // namespace qlora::engine

@@ -1,0 +1,65 @@
+// Everything that stands before the first buffer: the job's model, tokenizer, data, targets and device, opened and checked,
+// and the options that the program is recorded with.
+
+#ifndef QLORA_ENGINE_SETUP_H_
+#define QLORA_ENGINE_SETUP_H_
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "engine/data/batcher.h"
+#include "engine/execution.h"
+#include "engine/io/checkpoint_files.h"
+#include "engine/lora/initialize.h"
+#include "engine/plan.h"
+#include "engine/text/tokenizer.h"
+#include "kernels/device.h"
+#include "proto/job.pb.h"
+#include "proto/job_check.h"
+
+namespace qlora::engine {
+
+struct Setup {
+  proto::Job job;  // with its defaults
+  Env* env = nullptr;
+  std::string model_folder;      // empty with model_init
+  std::string tokenizer_folder;
+  std::string config_file;       // config.json of the model
+  ModelSpec spec;
+  std::optional<ShardedModel> model;  // none with model_init
+  std::unique_ptr<Tokenizer> tokenizer;
+  std::unique_ptr<kernels::Device> device;
+  LoraTargets targets;  // empty without adapters
+  LoraSize lora_size;
+  Dataset train_data, eval_data;  // empty where the command has none
+  std::optional<Batcher> train_batches, eval_batches;
+  int64_t total_steps = 0;
+  std::vector<std::vector<int32_t>> prompts;  // command generate
+  RecordOptions record;
+  MachineRates rates;
+  PlanLimits limits;
+  std::string base_hash;  // SHA-256 over the names and contents of config.json and all weight files
+  std::string job_text;   // what of the job decides the result, one field a line
+  std::string job_hash;   // SHA-256 of job_text, base_hash and the data's hashes
+  std::vector<std::string> warnings;
+};
+
+// `job` is checked and has its defaults. Errors carry their exit code. The adapter of commands eval and generate is
+// looked at (its rank and targets decide the program) but not read.
+absl::StatusOr<std::unique_ptr<Setup>> PrepareSetup(const proto::Job& job, proto::Command command,
+                                                    Env* env);
+
+// Tokens that end a generated answer: the model's end tokens and, with a chat format, its end of turn.
+std::vector<int32_t> StopIds(const Setup& setup);
+
+// Fills the run's weights: from the checkpoint, or at random; adapters at their start, from init_from, or from `adapter`.
+absl::Status LoadModel(const Setup& setup, const std::string& adapter, Execution* execution,
+                       const std::function<void(double)>& progress);
+
+}  // namespace qlora::engine
+
+#endif  // QLORA_ENGINE_SETUP_H_

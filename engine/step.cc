@@ -1,0 +1,69 @@
+#include "engine/step.h"
+
+#include <cmath>
+#include <vector>
+
+namespace qlora::engine {
+
+absl::StatusOr<StepResult> TrainStep::Run(int64_t step, int64_t updates, double learning_rate,
+                                          int64_t trained_tokens, Batches batches) {
+  if (absl::Status s = execution_.Run(pieces_.begin_step); !s.ok()) return s;
+  for (int64_t j = 0; j < options_.micro_batches; ++j) {
+    absl::StatusOr<MicroBatchInputs> batch = batches(j);
+    if (!batch.ok()) return batch.status();
+    const std::vector<uint8_t> inputs = EncodeBatch(
+        pieces_.inputs, *batch,
+        {.seed = options_.seed, .step = int32_t(step), .micro_batch = int32_t(j)});
+    if (absl::Status s = execution_.Write(pieces_.inputs.live_tokens, inputs.data(), inputs.size());
+        !s.ok()) {
+      return s;
+    }
+    if (j == 0 || options_.tree_sum) {
+      if (absl::Status s = execution_.Run(pieces_.begin_sum); !s.ok()) return s;
+    }
+    if (absl::Status s = execution_.Run(pieces_.micro_batch); !s.ok()) return s;
+    if (options_.tree_sum) {
+      if (absl::Status s = SumGradients(j); !s.ok()) return s;
+    }
+  }
+
+  const std::vector<uint8_t> update = EncodeUpdate(
+      {.learning_rate = float(learning_rate),
+       .bias_correction1 = float(1.0 - std::pow(options_.beta1, double(updates + 1))),
+       .bias_correction2 = float(1.0 - std::pow(options_.beta2, double(updates + 1))),
+       .inverse_tokens = float(1.0 / double(trained_tokens))});
+  if (absl::Status s = execution_.Write(pieces_.update.scalars, update.data(), update.size()); !s.ok()) {
+    return s;
+  }
+  if (absl::Status s = execution_.Run(pieces_.finish); !s.ok()) return s;
+
+  StepResult result{.trained_tokens = trained_tokens};
+  const absl::StatusOr<double> loss = execution_.ReadScalar<double>(pieces_.loss.loss);
+  if (!loss.ok()) return loss.status();
+  const absl::StatusOr<float> norm = execution_.ReadScalar<float>(pieces_.gradient_norm);
+  if (!norm.ok()) return norm.status();
+  const absl::StatusOr<int32_t> skip = execution_.ReadScalar<int32_t>(pieces_.skip);
+  if (!skip.ok()) return skip.status();
+  result.loss_sum = *loss;
+  result.gradient_norm = *norm;
+  result.skipped = *skip != 0;
+  return result;
+}
+
+// The tree as a binary counter: after micro-batch j, level i holds a finished sum of 2^i micro-batches for every set bit i
+// of j + 1. The last micro-batch takes what is left, lowest level first, so that its buffer ends with the whole sum.
+absl::Status TrainStep::SumGradients(int64_t j) {
+  const bool is_last = j + 1 == options_.micro_batches;
+  int64_t level = 0;
+  for (; (j >> level) & 1; ++level) {
+    if (absl::Status s = execution_.Run(pieces_.take[level]); !s.ok()) return s;
+  }
+  if (!is_last) return execution_.Run(pieces_.keep[level]);
+  for (++level; (j >> level) != 0; ++level) {
+    if (((j >> level) & 1) == 0) continue;
+    if (absl::Status s = execution_.Run(pieces_.take[level]); !s.ok()) return s;
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace qlora::engine

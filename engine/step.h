@@ -1,0 +1,53 @@
+// One training step: micro-batches forward and backward, their gradients summed, one update.
+
+#ifndef QLORA_ENGINE_STEP_H_
+#define QLORA_ENGINE_STEP_H_
+
+#include <cstdint>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/statusor.h"
+#include "engine/execution.h"
+#include "engine/step_inputs.h"
+
+namespace qlora::engine {
+
+struct StepOptions {
+  uint64_t seed = 0;
+  int64_t micro_batches = 1;  // of the global batch
+  bool tree_sum = true;       // a balanced tree over micro-batches, or one after another
+  double beta1 = 0.9, beta2 = 0.999;
+};
+
+struct StepResult {
+  double loss_sum = 0;       // Σ −log p over the batch's trained tokens
+  int64_t trained_tokens = 0;
+  float gradient_norm = 0;   // of the mean gradient, before clipping
+  bool skipped = false;      // gradients or loss were not finite: nothing was updated
+};
+
+class TrainStep {
+ public:
+  // `execution` must outlive it.
+  TrainStep(Execution* execution, const StepOptions& options)
+      : execution_(*execution), pieces_(*execution->plan().run.train), options_(options) {}
+
+  // Gives micro-batch j of the step. The spans live until the next call.
+  using Batches = absl::FunctionRef<absl::StatusOr<MicroBatchInputs>(int64_t j)>;
+
+  // `step` counts from 0 and feeds the random counter; `updates` is how many updates were made before: skipped steps
+  // make none. `trained_tokens` is that of the whole batch.
+  absl::StatusOr<StepResult> Run(int64_t step, int64_t updates, double learning_rate,
+                                 int64_t trained_tokens, Batches batches);
+
+ private:
+  absl::Status SumGradients(int64_t j);
+
+  Execution& execution_;
+  const TrainPieces& pieces_;
+  const StepOptions options_;
+};
+
+}  // namespace qlora::engine
+
+#endif  // QLORA_ENGINE_STEP_H_

@@ -1,0 +1,294 @@
+#include "engine/train.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "engine/checkpoint.h"
+#include "engine/evaluate.h"
+#include "engine/host_memory.h"
+#include "engine/input_error.h"
+#include "engine/optim/schedule.h"
+#include "engine/output_folder.h"
+#include "engine/report/run_log.h"
+#include "engine/report/run_summary.h"
+#include "engine/report/sidecar.h"
+#include "engine/step.h"
+
+namespace qlora::engine {
+namespace {
+
+class TrainingRun {
+ public:
+  TrainingRun(const Setup& setup, Console* console, const volatile std::sig_atomic_t* stop)
+      : setup_(setup), training_(setup.job.training()), console_(*console), stop_(*stop) {}
+
+  absl::Status Run() {
+    console_.Line(StartSummary(setup_));
+    absl::StatusOr<Plan> plan =
+        MakePlan(setup_.spec, setup_.record, *setup_.device, setup_.rates, setup_.limits);
+    if (!plan.ok()) return proto::DoesNotFitError(plan.status().message());
+    plan_ = *std::move(plan);
+    console_.Line(PlanSummary(setup_, plan_));
+
+    absl::StatusOr<std::optional<std::string>> resume = ClaimOutputFolder(setup_, &console_);
+    if (!resume.ok()) return resume.status();
+    if (absl::Status s = Prepare(*resume); !s.ok()) return s;
+    const absl::Status trained = TrainSteps();
+    console_.EndLive();
+    if (!trained.ok()) return trained;
+    return Finish();
+  }
+
+ private:
+  absl::Status Prepare(const std::optional<std::string>& resume) {
+    absl::StatusOr<std::unique_ptr<Execution>> execution =
+        Execution::Create(plan_, setup_.device.get());
+    if (!execution.ok()) return proto::DoesNotFitError(execution.status().message());
+    execution_ = *std::move(execution);
+    if (absl::Status s = LoadModel(setup_, setup_.job.lora().init_from(), execution_.get(),
+                                   [&](double share) {
+                                     console_.Live(absl::StrCat("loading ", Bar(share, 30)));
+                                   });
+        !s.ok()) {
+      return s;
+    }
+    schedule_ = ScheduleOf(training_, setup_.total_steps);
+    state_.set_job_hash(setup_.job_hash);
+    state_.set_base_hash(setup_.base_hash);
+    state_.set_data_hash(setup_.train_data.report.sha256);
+    if (resume.has_value()) {
+      absl::StatusOr<proto::RunState> state = LoadCheckpoint(setup_.env, *resume, execution_.get());
+      if (!state.ok()) return proto::Annotate(state.status(), *resume);
+      state_ = *std::move(state);
+      console_.Line(absl::StrCat("going on from ", *resume));
+    }
+    absl::StatusOr<RunLog> log = RunLog::Open(setup_.env, setup_.job.output_dir(), state_.step());
+    if (!log.ok()) return AsInputError(log.status());
+    log_.emplace(*std::move(log));
+    if (!resume.has_value() && setup_.eval_batches) return EvaluateNow();
+    return absl::OkStatus();
+  }
+
+  absl::Status TrainSteps() {
+    TrainStep step(execution_.get(),
+                   {.seed = setup_.job.seed(),
+                    .micro_batches = training_.gradient_accumulation_steps(),
+                    .tree_sum = training_.gradient_sum() == proto::GradientSum::TREE,
+                    .beta1 = training_.adam_beta1(),
+                    .beta2 = training_.adam_beta2()});
+    begin_seconds_ = setup_.env->MonotonicSeconds();
+    begin_step_ = state_.step();
+    while (state_.step() < setup_.total_steps) {
+      if (absl::Status s = OneStep(&step); !s.ok()) return s;
+      const int64_t done = state_.step();
+      const bool is_last = done == setup_.total_steps;
+      if (IsDue(training_.eval_steps(), done, is_last) && setup_.eval_batches) {
+        if (absl::Status s = EvaluateNow(); !s.ok()) return s;
+      }
+      const int signal = stop_;
+      if (IsDue(training_.save_steps(), done, is_last) || signal != 0) {
+        if (absl::Status s = Save(); !s.ok()) return s;
+      }
+      if (signal != 0 && !is_last) {
+        return proto::StoppedError(
+            signal, absl::StrCat("stopped after step ", done, " of ", setup_.total_steps,
+                                 "; the same command goes on from there"));
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  static bool IsDue(int64_t every, int64_t done, bool is_last) {
+    return is_last || (every > 0 && done % every == 0);
+  }
+
+  absl::Status OneStep(TrainStep* step) {
+    const double begin = setup_.env->MonotonicSeconds();
+    const int64_t index = state_.step();
+    const std::vector<MicroBatch> batch = setup_.train_batches->Step(index);
+    const int64_t trained = Batcher::TrainedTokens(batch);
+    const double rate = LearningRate(schedule_, state_.updates());
+    absl::StatusOr<StepResult> result =
+        step->Run(index, state_.updates(), rate, trained,
+                  [&](int64_t j) -> absl::StatusOr<MicroBatchInputs> { return batch[j].inputs(); });
+    if (!result.ok()) return result.status();
+    state_.set_step(index + 1);
+    if (absl::Status s = Account(*result); !s.ok()) return s;
+
+    const double seconds = setup_.env->MonotonicSeconds() - begin;
+    MeasureSpeed(batch, seconds);
+    ShowProgress(*result, rate);
+    const bool is_last = state_.step() == setup_.total_steps;
+    if (!IsDue(training_.logging_steps(), state_.step(), is_last)) return absl::OkStatus();
+    return LogStep(*result, rate);
+  }
+
+  absl::Status Account(const StepResult& result) {
+    if (!result.skipped) {
+      state_.set_updates(state_.updates() + 1);
+      state_.set_consecutive_nonfinite(0);
+      state_.set_trained_tokens(state_.trained_tokens() + result.trained_tokens);
+      state_.set_loss_since_log(state_.loss_since_log() + result.loss_sum);
+      state_.set_tokens_since_log(state_.tokens_since_log() + result.trained_tokens);
+      return absl::OkStatus();
+    }
+    state_.set_consecutive_nonfinite(state_.consecutive_nonfinite() + 1);
+    console_.Warning(absl::StrCat("step ", state_.step(),
+                                  ": gradients or loss are not finite; the update was skipped"));
+    if (state_.consecutive_nonfinite() < training_.max_consecutive_nonfinite()) return absl::OkStatus();
+    return proto::NumbersBadError(absl::StrCat(
+        state_.consecutive_nonfinite(),
+        " steps in a row had gradients or a loss that are not finite; the last checkpoint is from "
+        "before them. A lower training.learning_rate usually helps"));
+  }
+
+  void MeasureSpeed(const std::vector<MicroBatch>& batch, double seconds) {
+    int64_t tokens = 0;
+    double pairs = 0;
+    for (const MicroBatch& b : batch) {
+      tokens += int64_t(b.ids.size());
+      for (const DocumentBounds& d : b.documents) pairs += 0.5 * d.query_rows * (d.query_rows + 1.0);
+    }
+    tokens_per_second_ = double(tokens) / seconds;
+    share_of_light_ = UsefulFlops(setup_, tokens, pairs) / setup_.rates.matmul_flops / seconds;
+  }
+
+  void ShowProgress(const StepResult& result, double rate) {
+    const double elapsed = setup_.env->MonotonicSeconds() - begin_seconds_;
+    const double left = elapsed / double(state_.step() - begin_step_) *
+                        double(setup_.total_steps - state_.step());
+    console_.Live(absl::StrFormat(
+        "%s %d/%d  loss %.4f  lr %.2e  norm %.3f  %.0f tok/s  %.0f%% of light  %s  left %s",
+        Bar(double(state_.step()) / double(setup_.total_steps), 20), state_.step(),
+        setup_.total_steps, result.loss_sum / double(std::max<int64_t>(1, result.trained_tokens)), rate,
+        result.gradient_norm, tokens_per_second_, 100 * share_of_light_,
+        FormatBytes(ResidentHostMemory()), FormatDuration(left)));
+  }
+
+  absl::Status LogStep(const StepResult& result, double rate) {
+    const double tokens = double(std::max<uint64_t>(1, state_.tokens_since_log()));
+    const TrainRecord record{.step = state_.step(),
+                             .epoch = setup_.train_batches->EpochAt(state_.step()),
+                             .loss = state_.loss_since_log() / tokens,
+                             .learning_rate = rate,
+                             .grad_norm = result.gradient_norm,
+                             .tokens_per_second = tokens_per_second_,
+                             .share_of_light = share_of_light_};
+    state_.set_loss_since_log(0);
+    state_.set_tokens_since_log(0);
+    if (absl::Status s = log_->Train(record, &state_); !s.ok()) return AsInputError(s);
+    if (!console_.live()) {
+      console_.Line(absl::StrFormat(
+          "step %d/%d  epoch %.2f  loss %.4f  lr %.2e  grad norm %.3f  %.0f tokens/s  %.0f%% of light",
+          record.step, setup_.total_steps, record.epoch, record.loss, record.learning_rate,
+          record.grad_norm, record.tokens_per_second, 100 * record.share_of_light));
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status EvaluateNow() {
+    console_.Live("evaluating");
+    absl::StatusOr<EvalResult> result = EvaluateLoss(execution_.get(), *setup_.eval_batches, {});
+    if (!result.ok()) return result.status();
+    if (setup_.record.generate.has_value()) {
+      GenerationOptions options{.max_new_tokens = setup_.job.eval().max_new_tokens(),
+                                .stop_ids = StopIds(setup_)};
+      absl::StatusOr<int64_t> exact =
+          CountExactMatches(execution_.get(), setup_.eval_data, *setup_.tokenizer, options);
+      if (!exact.ok()) return exact.status();
+      result->exact_matches = *exact;
+    }
+    console_.Line(absl::StrCat("step ", state_.step(), "  held out: ", DescribeEval(*result)));
+    const double epoch = setup_.train_batches->EpochAt(state_.step());
+    if (absl::Status s = log_->Eval(state_.step(), epoch, *result, &state_); !s.ok()) {
+      return AsInputError(s);
+    }
+    // Only a state that is saved can be the best one.
+    const bool is_last = state_.step() == setup_.total_steps;
+    const bool is_saved = state_.step() > 0 && IsDue(training_.save_steps(), state_.step(), is_last);
+    if (is_saved && (!state_.has_best_eval_loss() || result->Loss() < state_.best_eval_loss())) {
+      state_.set_best_eval_loss(result->Loss());
+      state_.set_best_checkpoint(CheckpointName(state_.step()));
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status Save() {
+    if (absl::Status s = log_->Sync(); !s.ok()) return AsInputError(s);
+    const std::string& folder = setup_.job.output_dir();
+    if (absl::Status s = SaveCheckpoint(setup_.env, folder, execution_.get(), Files(), state_); !s.ok()) {
+      return proto::Annotate(AsInputError(s), "saving the checkpoint of step " +
+                                                  std::to_string(state_.step()));
+    }
+    if (training_.save_total_limit() <= 0) return absl::OkStatus();
+    return AsInputError(RemoveOldest(setup_.env, folder, state_.step(), training_.save_total_limit(),
+                                     state_.best_checkpoint())
+                            .status());
+  }
+
+  OutputFiles Files() const {
+    OutputFiles files;
+    files.adapter = {.base_model_name_or_path = setup_.job.model(),
+                     .r = setup_.job.lora().r(),
+                     .lora_alpha = setup_.job.lora().lora_alpha(),
+                     .lora_dropout = setup_.job.lora().lora_dropout(),
+                     .use_rslora = setup_.job.lora().use_rslora(),
+                     .target_modules = setup_.targets.suffixes};
+    files.tokenizer_folder = setup_.tokenizer_folder;
+    files.config_file = setup_.config_file;
+    files.trainer = {.save_steps = training_.save_steps(),
+                     .logging_steps = training_.logging_steps(),
+                     .eval_steps = training_.eval_steps(),
+                     .train_batch_size = training_.per_device_train_batch_size(),
+                     .max_steps = setup_.total_steps,
+                     .num_train_epochs = setup_.train_batches->EpochAt(setup_.total_steps)};
+    return files;
+  }
+
+  absl::Status Finish() {
+    if (training_.load_best_model_at_end() && !state_.best_checkpoint().empty() &&
+        state_.best_checkpoint() != CheckpointName(state_.step())) {
+      const std::string best = JoinPath(setup_.job.output_dir(), state_.best_checkpoint());
+      absl::StatusOr<proto::RunState> loaded = LoadCheckpoint(setup_.env, best, execution_.get());
+      if (!loaded.ok()) return loaded.status();
+      console_.Line(absl::StrCat("the best held-out loss was that of ", best, ": its weights are the result"));
+    }
+    const std::string& folder = setup_.job.output_dir();
+    if (absl::Status s = WriteFinalOutput(setup_.env, folder, execution_.get(), Files(), state_); !s.ok()) {
+      return AsInputError(s);
+    }
+    if (absl::Status s = WriteSidecar(setup_, plan_, state_, tokens_per_second_); !s.ok()) {
+      return AsInputError(s);
+    }
+    const bool full = setup_.job.mode() == proto::Mode::FULL;
+    console_.Line(absl::StrCat("done: ", JoinPath(folder, full ? "model.safetensors" : kAdapterModelFile),
+                               "; log: ", JoinPath(folder, "metrics.jsonl"), " and ",
+                               JoinPath(folder, "runs"), " (TensorBoard); peak memory ",
+                               FormatBytes(PeakHostMemory())));
+    return absl::OkStatus();
+  }
+
+  const Setup& setup_;
+  const proto::Training& training_;
+  Console& console_;
+  const volatile std::sig_atomic_t& stop_;
+  Plan plan_;
+  std::unique_ptr<Execution> execution_;
+  std::optional<RunLog> log_;
+  Schedule schedule_;
+  proto::RunState state_;
+  double begin_seconds_ = 0;
+  int64_t begin_step_ = 0;
+  double tokens_per_second_ = 0, share_of_light_ = 0;
+};
+
+}  // namespace
+
+absl::Status Train(const Setup& setup, Console* console, const volatile std::sig_atomic_t* stop_signal) {
+  return TrainingRun(setup, console, stop_signal).Run();
+}
+
+}  // namespace qlora::engine

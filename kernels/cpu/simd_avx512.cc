@@ -1,0 +1,7 @@
+#include "kernels/cpu/simd_table.h"
+
+namespace qlora::kernels::cpu {
+
+const SimdKernels kSimdAvx512 = MakeSimdTable();
+
+}  // namespace qlora::kernels::cpu

@@ -1,0 +1,57 @@
+// Device: where ops run. One implementation a backend; the rest of the engine sees only this.
+//
+// A device runs *pieces*: lists of ops whose addresses are final. A piece is prepared once and run many times; between
+// runs only the contents of memory change. Runs of one device are ordered among themselves; host code sees their
+// results, and may touch their memory, only after Synchronize().
+
+#ifndef QLORA_KERNELS_DEVICE_H_
+#define QLORA_KERNELS_DEVICE_H_
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/buffer.h"
+#include "kernels/op_list.h"
+
+namespace qlora::kernels {
+
+struct DeviceInfo {
+  std::string name;          // e.g. "cpu (avx512, 2 threads)"
+  int64_t memory_bytes = 0;  // what a run may use at most
+  bool is_host = false;      // memory can be read by the host after Synchronize()
+};
+
+class Piece {
+ public:
+  virtual ~Piece() = default;
+  // Starts the ops in order. Errors are those of the device, never of the data.
+  virtual absl::Status Run() = 0;
+};
+
+class Device {
+ public:
+  virtual ~Device() = default;
+
+  virtual const DeviceInfo& info() const = 0;
+  // Scratch bytes that `op` needs behind its `workspace` view; a function of shapes and types alone.
+  virtual int64_t WorkspaceBytes(const Op& op) const = 0;
+  // Memory that the device itself keeps for all ops together (per-thread panels), beside buffers and workspaces.
+  virtual int64_t PrivateBytes() const = 0;
+
+  // Zeroed memory. ResourceExhausted where there is none.
+  virtual absl::StatusOr<Buffer> Allocate(int64_t bytes) = 0;
+  virtual absl::StatusOr<std::unique_ptr<Piece>> Prepare(std::vector<Op> ops) = 0;
+  virtual absl::Status CopyIn(void* device, const void* host, int64_t bytes) = 0;
+  virtual absl::Status CopyOut(void* host, const void* device, int64_t bytes) = 0;
+  virtual absl::Status Synchronize() = 0;
+
+  // Prepares, runs and waits: for loading and tests, not for the step.
+  absl::Status RunOnce(std::vector<Op> ops);
+};
+
+}  // namespace qlora::kernels
+
+#endif  // QLORA_KERNELS_DEVICE_H_

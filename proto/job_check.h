@@ -1,0 +1,36 @@
+// From the text of a job to a job that can be run, or to everything that is wrong with it.
+#ifndef QLORA_PROTO_JOB_CHECK_H_
+#define QLORA_PROTO_JOB_CHECK_H_
+
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "proto/job.pb.h"
+
+namespace qlora::proto {
+
+// What the job is wanted for: each command needs other fields.
+enum class Command { kTrain, kPlan, kInspect, kEval, kGenerate };
+
+// Parses text format and applies the overrides ("path=value") in their order. Errors
+// (kInvalidArgument) list every syntax error and unknown name with its place and the nearest
+// allowed names.
+absl::StatusOr<Job> ParseJob(absl::string_view text_proto, const std::string& source_name,
+                             const std::vector<std::string>& set_overrides);
+
+// Everything about `job` that can be judged without opening a file: ranges, contradictions, fields
+// that `command` needs. `job` as the user gave it; one that WithDefaults() filled in gives the same
+// verdict. The error lists all problems, each with field path, what was found, what is allowed,
+// what to do.
+absl::Status CheckJob(const Job& job, Command command);
+
+// ParseJob, CheckJob and WithDefaults in one, with the problems of both in one error.
+absl::StatusOr<Job> LoadJob(absl::string_view text_proto, const std::string& source_name,
+                            const std::vector<std::string>& set_overrides, Command command);
+
+}  // namespace qlora::proto
+
+#endif  // QLORA_PROTO_JOB_CHECK_H_

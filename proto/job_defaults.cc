@@ -1,0 +1,108 @@
+#include "proto/job_defaults.h"
+
+namespace qlora::proto {
+namespace {
+
+// For scalars, enums and strings alike: the field's own setter, if the job left it out.
+#define QLORA_DEFAULT(message, field, value) \
+  if (!(message).has_##field()) (message).set_##field(value)
+
+void FillQuantization(Quantization& q) {
+  QLORA_DEFAULT(q, bnb_4bit_quant_type, QuantType::NF4);
+  QLORA_DEFAULT(q, bnb_4bit_use_double_quant, true);
+  QLORA_DEFAULT(q, block_size, 64);
+}
+
+void FillLora(Lora& lora) {
+  QLORA_DEFAULT(lora, r, 16);
+  QLORA_DEFAULT(lora, lora_alpha, 16);
+  QLORA_DEFAULT(lora, lora_dropout, 0.05);
+  QLORA_DEFAULT(lora, use_rslora, false);
+  QLORA_DEFAULT(lora, allow_uneven_targets, false);
+  if (lora.target_modules().empty() && !lora.has_target_modules_regex()) {
+    lora.add_target_modules("all-linear");
+  }
+}
+
+void FillTraining(Mode::Value mode, Training& t) {
+  QLORA_DEFAULT(t, learning_rate, mode == Mode::FULL ? 2e-5 : 2e-4);
+  QLORA_DEFAULT(t, lr_scheduler_type, Scheduler::CONSTANT_WITH_WARMUP);
+  if (!t.has_warmup_steps()) {
+    QLORA_DEFAULT(t, warmup_ratio, t.lr_scheduler_type() == Scheduler::CONSTANT ? 0 : 0.03);
+  }
+  QLORA_DEFAULT(t, max_grad_norm, 0.3);
+  QLORA_DEFAULT(t, per_device_train_batch_size, 1);
+  QLORA_DEFAULT(t, gradient_accumulation_steps, 16);
+  QLORA_DEFAULT(t, gradient_sum, GradientSum::TREE);
+  if (!t.has_max_steps()) QLORA_DEFAULT(t, num_train_epochs, 3);
+  QLORA_DEFAULT(t, weight_decay, 0);
+  QLORA_DEFAULT(t, adam_beta1, 0.9);
+  QLORA_DEFAULT(t, adam_beta2, 0.999);
+  QLORA_DEFAULT(t, adam_epsilon, 1e-8);
+  QLORA_DEFAULT(t, optim, Optimizer::PAGED_ADAMW_32BIT);
+  QLORA_DEFAULT(t, logging_steps, 10);
+  QLORA_DEFAULT(t, eval_steps, 250);
+  QLORA_DEFAULT(t, save_steps, 250);
+  QLORA_DEFAULT(t, save_total_limit, 3);
+  QLORA_DEFAULT(t, load_best_model_at_end, false);
+  QLORA_DEFAULT(t, recompute, Recompute::AUTO);
+  QLORA_DEFAULT(t, max_consecutive_nonfinite, 5);
+}
+
+void FillData(Data& d) {
+  QLORA_DEFAULT(d, eval_fraction, 0);
+  QLORA_DEFAULT(d, format, DataFormat::AUTO);
+  QLORA_DEFAULT(d, text_field, "text");
+  QLORA_DEFAULT(d, prompt_field, "prompt");
+  QLORA_DEFAULT(d, completion_field, "completion");
+  QLORA_DEFAULT(d, chat_format, ChatFormat::AUTO);
+  QLORA_DEFAULT(d, max_length, 1024);
+  QLORA_DEFAULT(d, packing, false);
+  QLORA_DEFAULT(d, truncation, Truncation::TRUNCATE);
+  QLORA_DEFAULT(d, append_eos, true);
+  QLORA_DEFAULT(d, train_on_prompt, false);
+  QLORA_DEFAULT(d, train_newline_after_turn, false);
+  QLORA_DEFAULT(d, whole_string_tokenization, false);
+  QLORA_DEFAULT(d, shuffle, true);
+  QLORA_DEFAULT(d, max_train_samples, 0);
+  QLORA_DEFAULT(d, max_eval_samples, 0);
+  QLORA_DEFAULT(d, alpaca_response_tail, "\n");
+}
+
+}  // namespace
+
+bool HasHeldOutData(const Job& job) {
+  return job.data().has_eval_file() || job.data().eval_fraction() > 0;
+}
+
+Job WithDefaults(const Job& given) {
+  Job job = given;
+  QLORA_DEFAULT(job, overwrite_output_dir, false);
+  QLORA_DEFAULT(job, mode, Mode::QLORA);
+  QLORA_DEFAULT(job, seed, 42);
+  QLORA_DEFAULT(job, compute_dtype, ComputeDtype::BF16);
+  QLORA_DEFAULT(job, device, DeviceKind::AUTO);
+  QLORA_DEFAULT(job, num_threads, 0);
+  QLORA_DEFAULT(job, cpu_isa, CpuIsa::AUTO);
+  if (job.mode() == Mode::QLORA) FillQuantization(*job.mutable_quantization());
+  if (job.mode() != Mode::FULL) FillLora(*job.mutable_lora());
+  FillTraining(job.mode(), *job.mutable_training());
+  FillData(*job.mutable_data());
+
+  Eval& eval = *job.mutable_eval();
+  if (!eval.has_file() && job.data().has_eval_file()) eval.set_file(job.data().eval_file());
+  QLORA_DEFAULT(eval, exact_match, false);
+  QLORA_DEFAULT(eval, max_new_tokens, 256);
+  QLORA_DEFAULT(eval, per_device_eval_batch_size, job.training().per_device_train_batch_size());
+
+  Generate& generate = *job.mutable_generate();
+  QLORA_DEFAULT(generate, max_new_tokens, 256);
+  QLORA_DEFAULT(generate, temperature, 0);
+  QLORA_DEFAULT(generate, top_p, 1);
+  QLORA_DEFAULT(generate, seed, job.seed());
+  return job;
+}
+
+#undef QLORA_DEFAULT
+
+}  // namespace qlora::proto

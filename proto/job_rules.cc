@@ -1,0 +1,242 @@
+#include "proto/job_rules.h"
+
+#include <limits>
+#include <set>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "proto/job_defaults.h"
+#include "proto/memory_size.h"
+
+namespace qlora::proto {
+namespace {
+
+std::string Quote(const std::string& text) { return absl::StrCat("\"", text, "\""); }
+
+bool Given(const google::protobuf::Message& message) {
+  std::vector<const google::protobuf::FieldDescriptor*> fields;
+  message.GetReflection()->ListFields(message, &fields);
+  return !fields.empty();
+}
+
+// "a/b/", "./a//b" and "a/b" are one folder. Symbolic links are for those who open files to see.
+std::string Normalized(const std::string& path) {
+  std::string result = path.substr(0, 1) == "/" ? "/" : "";
+  size_t begin = 0;
+  while (begin <= path.size()) {
+    const size_t end = std::min(path.find('/', begin), path.size());
+    const std::string part = path.substr(begin, end - begin);
+    if (!part.empty() && part != ".") absl::StrAppend(&result, part, "/");
+    begin = end + 1;
+  }
+  return result;
+}
+
+void CheckModelAndMode(const Job& job, JobProblems& problems) {
+  const std::string mode = Mode::Value_Name(job.mode());
+  if (job.has_model() && job.has_model_init()) {
+    problems.Add("model_init", "a new model beside model", "one of the two",
+                 "remove model to start from random weights, or model_init to start from a model");
+  }
+  if (job.has_model_init() && job.mode() != Mode::FULL) {
+    problems.Add("model_init", absl::StrCat("a new model in mode ", mode), "mode FULL",
+                 "random weights can't be left frozen: set mode: FULL, or give model");
+  }
+  if (job.mode() != Mode::QLORA && Given(job.quantization())) {
+    problems.Add("quantization", absl::StrCat("settings in mode ", mode), "mode QLORA",
+                 "set mode: QLORA, or remove quantization");
+  }
+  if (job.mode() == Mode::FULL && job.lora().has_init_from()) {
+    problems.Add("lora.init_from", "an adapter in mode FULL", "modes QLORA and LORA",
+                 "remove it, or set mode: LORA");
+  } else if (job.mode() == Mode::FULL && Given(job.lora())) {
+    problems.Add("lora", "settings in mode FULL", "modes QLORA and LORA",
+                 "set mode: LORA, or remove lora");
+  }
+  if (job.has_output_dir() && job.has_model() &&
+      Normalized(job.output_dir()) == Normalized(job.model())) {
+    problems.Add("output_dir", Quote(job.output_dir()), "another folder than model",
+                 "the model would be written over");
+  }
+  if (job.device() == DeviceKind::CUDA && job.has_cpu_isa() && job.cpu_isa() != CpuIsa::AUTO) {
+    problems.Add("cpu_isa", CpuIsa::Value_Name(job.cpu_isa()), "AUTO with device CUDA",
+                 "remove cpu_isa, or set device: CPU");
+  }
+  if (job.has_memory_limit()) {
+    if (const auto bytes = ParseMemorySize(job.memory_limit()); !bytes.ok()) {
+      problems.AddAt("memory_limit", bytes.status().message());
+    }
+  }
+  const int block = job.quantization().block_size();
+  if (block >= 32 && block <= 4096 && (block & (block - 1)) != 0) {
+    problems.Add("quantization.block_size", absl::StrCat(block),
+                 "32, 64, 128, 256, 512, 1024, 2048 or 4096", "");
+  }
+}
+
+void CheckTargets(const Lora& lora, JobProblems& problems) {
+  if (!lora.target_modules().empty() && lora.has_target_modules_regex()) {
+    problems.Add("lora.target_modules_regex", "a pattern beside target_modules", "one of the two",
+                 "remove one");
+  }
+  std::set<std::string> seen;
+  for (int i = 0; i < lora.target_modules_size(); ++i) {
+    const std::string& name = lora.target_modules(i);
+    const std::string path = absl::StrCat("lora.target_modules[", i, "]");
+    if (name == "all-linear" && lora.target_modules_size() > 1) {
+      problems.Add(path, "\"all-linear\" among other names", "\"all-linear\" alone",
+                   "remove the other names: they are in it");
+    }
+    if (!seen.insert(name).second) {
+      problems.Add(path, absl::StrCat(Quote(name), " a second time"), "each name once", "");
+    }
+  }
+}
+
+void CheckSchedule(const Job& job, JobProblems& problems) {
+  const Training& t = job.training();
+  if (t.has_warmup_ratio() && t.has_warmup_steps()) {
+    problems.Add("training.warmup_steps", absl::StrCat(t.warmup_steps(), " beside warmup_ratio"),
+                 "one of the two", "remove one");
+  }
+  const bool warmup = t.warmup_steps() > 0 || t.warmup_ratio() > 0;
+  if (t.has_lr_scheduler_type() && t.lr_scheduler_type() == Scheduler::CONSTANT && warmup) {
+    problems.Add("training.lr_scheduler_type", "CONSTANT with a warmup",
+                 "CONSTANT_WITH_WARMUP, LINEAR or COSINE",
+                 "set CONSTANT_WITH_WARMUP, or remove the warmup");
+  }
+  if (t.has_max_steps() && t.warmup_steps() > t.max_steps()) {
+    problems.Add("training.warmup_steps", absl::StrCat(t.warmup_steps()),
+                 absl::StrCat("at most max_steps, ", t.max_steps()),
+                 "the learning rate would never be reached");
+  }
+  const Job full = WithDefaults(job);
+  const Training& f = full.training();
+  if (f.load_best_model_at_end()) {
+    if (!HasHeldOutData(job)) {
+      problems.Add("training.load_best_model_at_end", "true without held-out data",
+                   "with data.eval_file or data.eval_fraction", "give one of them, or remove it");
+    }
+    if (f.eval_steps() <= 0 || f.save_steps() <= 0 || f.save_steps() % f.eval_steps() != 0) {
+      problems.Add(
+          "training.load_best_model_at_end",
+          absl::StrCat("true with eval_steps ", f.eval_steps(), " and save_steps ", f.save_steps()),
+          "save_steps a multiple of eval_steps, both above 0", "set both to the same number");
+    }
+  }
+  // Rows of a micro-batch are counted in 32 bits.
+  const int64_t tokens = static_cast<int64_t>(f.per_device_train_batch_size()) *
+                         static_cast<int64_t>(full.data().max_length());
+  if (tokens > std::numeric_limits<int32_t>::max()) {
+    problems.Add("training.per_device_train_batch_size",
+                 absl::StrCat(f.per_device_train_batch_size(), " rows of max_length ",
+                              full.data().max_length(), ", ", tokens, " tokens"),
+                 "2147483647 tokens per micro-batch", "raise gradient_accumulation_steps instead");
+  }
+}
+
+void CheckData(const Job& job, JobProblems& problems) {
+  const Data& d = job.data();
+  const std::string format = DataFormat::Value_Name(d.format());
+  if (d.has_eval_file() && d.eval_fraction() > 0) {
+    problems.Add("data.eval_fraction", absl::StrCat(d.eval_fraction(), " beside eval_file"),
+                 "one of the two", "remove one");
+  }
+  const bool has_prompts = d.format() != DataFormat::TEXT && d.format() != DataFormat::PRETOKENIZED;
+  if (d.whole_string_tokenization() && (!has_prompts || d.format() == DataFormat::MESSAGES)) {
+    problems.Add("data.whole_string_tokenization", absl::StrCat("true in format ", format),
+                 "formats PROMPT_COMPLETION and ALPACA", "remove it");
+  }
+  const Data filled = WithDefaults(job).data();
+  if (filled.prompt_field() == filled.completion_field()) {
+    problems.Add("data.completion_field", Quote(filled.completion_field()),
+                 "another name than prompt_field's", "the model would learn to repeat its prompt");
+  }
+  if (job.eval().exact_match() && !has_prompts) {
+    problems.Add("eval.exact_match", absl::StrCat("true in format ", format),
+                 "formats with a prompt and an answer", "remove it");
+  }
+}
+
+void CheckMessages(const Generate& generate, JobProblems& problems) {
+  if (generate.has_prompt() && !generate.messages().empty()) {
+    problems.Add("generate.messages", "messages beside a prompt", "one of the two", "remove one");
+  }
+  for (int i = 0; i < generate.messages_size(); ++i) {
+    const ChatMessage& message = generate.messages(i);
+    const std::string path = absl::StrCat("generate.messages[", i, "]");
+    if (message.role() != "system" && message.role() != "user" && message.role() != "assistant") {
+      problems.Add(path + ".role", Quote(message.role()), "system, user or assistant", "");
+    }
+    if (!message.has_content()) problems.AddAbsent(path + ".content", "give what was said");
+  }
+  const int last = generate.messages_size() - 1;
+  if (last >= 0 && generate.messages(last).role() == "assistant") {
+    problems.Add(absl::StrCat("generate.messages[", last, "].role"), "\"assistant\" at the end",
+                 "user or system", "the model is to say the next turn");
+  }
+}
+
+}  // namespace
+
+void CheckContradictions(const Job& job, JobProblems& problems) {
+  CheckModelAndMode(job, problems);
+  CheckTargets(job.lora(), problems);
+  CheckSchedule(job, problems);
+  CheckData(job, problems);
+  CheckMessages(job.generate(), problems);
+}
+
+void CheckRequired(const Job& job, Command command, JobProblems& problems) {
+  const bool trains = command == Command::kTrain || command == Command::kPlan;
+  if (!job.has_model() && !(trains && job.has_model_init())) {
+    problems.AddAbsent("model", job.mode() == Mode::FULL && trains
+                                    ? "give a model folder, a hub id, or model_init"
+                                    : "give a model folder or a hub id");
+  }
+  if (job.has_model_init()) {
+    if (!job.model_init().has_config()) {
+      problems.AddAbsent("model_init.config", "give the config.json of the new model");
+    }
+    if (!job.model_init().has_tokenizer()) {
+      problems.AddAbsent("model_init.tokenizer", "give a folder with tokenizer.json");
+    }
+  }
+  const auto refuse_adapter_in_full = [&](bool has_adapter, absl::string_view path) {
+    if (has_adapter && job.mode() == Mode::FULL) {
+      problems.Add(path, "an adapter in mode FULL", "modes QLORA and LORA",
+                   "set mode: LORA for a 16-bit base, QLORA for a 4-bit one");
+    }
+  };
+  switch (command) {
+    case Command::kTrain:
+      if (!job.has_output_dir()) problems.AddAbsent("output_dir", "give a folder for the results");
+      [[fallthrough]];
+    case Command::kInspect:
+      if (!job.data().has_train_file()) problems.AddAbsent("data.train_file", "give a JSONL file");
+      break;
+    case Command::kPlan:
+      break;
+    case Command::kEval:
+      if (!job.eval().has_file() && !job.data().has_eval_file()) {
+        problems.AddAbsent("eval.file", "give a JSONL file, here or as data.eval_file");
+      }
+      if (job.eval().has_logits_file() && job.data().format() != DataFormat::PRETOKENIZED &&
+          job.data().format() != DataFormat::AUTO) {
+        problems.Add("eval.logits_file",
+                     absl::StrCat("a file in format ", DataFormat::Value_Name(job.data().format())),
+                     "format PRETOKENIZED",
+                     "logits are compared id by id: give input_ids, or remove it");
+      }
+      refuse_adapter_in_full(job.eval().has_adapter(), "eval.adapter");
+      break;
+    case Command::kGenerate:
+      if (!job.generate().has_prompt() && job.generate().messages().empty()) {
+        problems.AddAbsent("generate.prompt", "give a prompt, or messages");
+      }
+      refuse_adapter_in_full(job.generate().has_adapter(), "generate.adapter");
+      break;
+  }
+}
+
+}  // namespace qlora::proto

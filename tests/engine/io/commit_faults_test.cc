@@ -1,0 +1,253 @@
+// The commit protocol under faults: at every operation of a run that saves three checkpoints, and
+// does the last step again, the process dies, the power goes, or the disk fails. Seeds are fixed
+// and printed.
+#include <gtest/gtest.h>
+
+#include <cerrno>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "engine/io/atomic_file.h"
+#include "engine/io/atomic_folder.h"
+#include "tests/support/faulty_env.h"
+
+namespace qlora::engine {
+namespace {
+
+using tests::FaultyEnv;
+using Loss = FaultyEnv::Loss;
+
+constexpr char kOut[] = "out";
+
+std::string Payload(int64_t step, int version) {
+  std::string bytes = absl::StrCat("step ", step, " version ", version, " ");
+  bytes.resize(3000, static_cast<char>('a' + step + version));
+  return bytes;
+}
+
+struct Save {
+  int64_t step;
+  int version;  // of the contents, where a step is saved twice
+};
+
+// Step 3 is saved twice, as after a resume.
+constexpr Save kSaves[] = {{1, 0}, {2, 0}, {3, 0}, {3, 1}};
+
+absl::Status SaveOne(Env* env, const Save& save) {
+  auto commit = FolderCommit::Begin(env, kOut, CheckpointName(save.step));
+  if (!commit.ok()) return commit.status();
+  auto weights = (*commit)->NewFile("weights");
+  if (!weights.ok()) return weights.status();
+  const std::string payload = Payload(save.step, save.version);
+  for (size_t i = 0; i < payload.size(); i += 1000) {  // several writes, to be lost one by one
+    absl::Status status = (*weights)->Append(absl::string_view(payload).substr(i, 1000));
+    if (!status.ok()) return status;
+  }
+  if (absl::Status status = (*weights)->Close(); !status.ok()) return status;
+  absl::Status status = (*commit)->AddFile("state", absl::StrCat(save.step, ".", save.version));
+  if (!status.ok()) return status;
+  status = (*commit)->Commit({save.step, 1, "job"});
+  if (!status.ok()) return status;
+  // Old ones go only now; whether that succeeds is not what was promised.
+  (void)RemoveOldest(env, kOut, save.step, /*keep_last=*/2, /*best=*/"");
+  return absl::OkStatus();
+}
+
+// Saves until the first error. Returns how many were acknowledged.
+size_t RunSaves(Env* env, absl::Status* error = nullptr) {
+  size_t acknowledged = 0;
+  for (const Save& save : kSaves) {
+    absl::Status status = SaveOne(env, save);
+    if (!status.ok()) {
+      if (error != nullptr) *error = status;
+      break;
+    }
+    ++acknowledged;
+  }
+  return acknowledged;
+}
+
+std::unique_ptr<FaultyEnv> FreshEnv() {
+  auto env = std::make_unique<FaultyEnv>();
+  EXPECT_TRUE(env->CreateFolders(kOut).ok());
+  return env;
+}
+
+int64_t CountOperations() {
+  auto env = FreshEnv();
+  const int64_t start = env->operations();
+  EXPECT_EQ(RunSaves(env.get()), std::size(kSaves));
+  return env->operations() - start;
+}
+
+std::string ReadOr(Env* env, const std::string& path) {
+  return env->ReadFile(path, 1 << 20).value_or("(none)");
+}
+
+// What must hold when the next process starts after `acknowledged` saves were promised. Returns ""
+// or what is wrong.
+std::string Fault(FaultyEnv* env, size_t acknowledged) {
+  if (absl::Status status = CleanTemporaries(env, kOut); !status.ok()) {
+    return absl::StrCat("cleaning: ", status.ToString());
+  }
+  auto names = env->List(kOut);
+  for (const std::string& name : *names) {
+    if (absl::StartsWith(name, kTemporaryPrefix)) return absl::StrCat("left over: ", name);
+    // Under its final name a checkpoint is whole, one that was being removed too.
+    const absl::Status whole = VerifyFolder(env, JoinPath(kOut, name)).status();
+    if (!whole.ok()) return absl::StrCat("torn: ", name, ": ", whole.ToString());
+  }
+  auto newest = FindNewestValid(env, kOut);
+  if (!newest.ok()) return newest.status().ToString();
+  if (!newest->path.has_value()) return acknowledged == 0 ? "" : "everything is lost";
+  const int64_t step = newest->manifest.step();
+  // The last one promised, or the one that was under way.
+  std::vector<Save> allowed;
+  if (acknowledged > 0) allowed.push_back(kSaves[acknowledged - 1]);
+  if (acknowledged < std::size(kSaves)) allowed.push_back(kSaves[acknowledged]);
+  for (const Save& save : allowed) {
+    if (step == save.step &&
+        ReadOr(env, JoinPath(*newest->path, "weights")) == Payload(save.step, save.version) &&
+        ReadOr(env, JoinPath(*newest->path, "state")) ==
+            absl::StrCat(save.step, ".", save.version)) {
+      return "";
+    }
+  }
+  return absl::StrCat("newest is step ", step, " or has other contents; ", acknowledged,
+                      " were acknowledged");
+}
+
+// Dies at operation k, restarts under `loss`; the next process may die as well (`again`).
+std::string DieAndCheck(int64_t k, Loss loss, uint64_t seed) {
+  auto env = FreshEnv();
+  env->DieAt(env->operations() + k);
+  const size_t acknowledged = RunSaves(env.get());
+  auto after = env->Restart(loss, seed);
+  if (seed % 4 == 3) {
+    // Hit again while it cleans up.
+    after->DieAt(after->operations() + static_cast<int64_t>(seed / 4 % 12));
+    (void)CleanTemporaries(after.get(), kOut);
+    after = after->Restart(loss, seed + 1);
+  }
+  const std::string fault = Fault(after.get(), acknowledged);
+  if (!fault.empty()) return fault;
+  // And the next save succeeds.
+  if (absl::Status status = SaveOne(after.get(), {9, 9}); !status.ok()) return status.ToString();
+  return FindNewestValid(after.get(), kOut)->manifest.step() == 9 ? ""
+                                                                  : "the next save is not found";
+}
+
+TEST(CommitFaultsTest, KilledAtEveryOperation) {
+  const int64_t count = CountOperations();
+  for (int64_t k = 0; k <= count; ++k) {
+    ASSERT_EQ(DieAndCheck(k, Loss::kNothing, 0), "") << "operation " << k;
+    ASSERT_EQ(DieAndCheck(k, Loss::kNothing, 3 + 4 * static_cast<uint64_t>(k)), "") << k;
+  }
+}
+
+TEST(CommitFaultsTest, PowerLostAtEveryOperation) {
+  const int64_t count = CountOperations();
+  int64_t states = 0;
+  for (int64_t k = 0; k <= count; ++k) {
+    ASSERT_EQ(DieAndCheck(k, Loss::kAllUnsynced, 0), "") << "operation " << k;
+    ++states;
+    for (uint64_t seed = 1; seed <= 16; ++seed, ++states) {
+      ASSERT_EQ(DieAndCheck(k, Loss::kRandom, seed), "") << "operation " << k << " seed " << seed;
+    }
+  }
+  EXPECT_GE(states, 1000);
+}
+
+TEST(CommitFaultsTest, EveryOperationFails) {
+  const int64_t count = CountOperations();
+  for (int error : {EIO, ENOSPC}) {
+    for (bool forever : {false, true}) {
+      for (int64_t k = 0; k < count; ++k) {
+        auto env = FreshEnv();
+        env->FailAt(env->operations() + k, error, forever);
+        absl::Status status;
+        const size_t acknowledged = RunSaves(env.get(), &status);
+        ASSERT_TRUE(env->faulted());
+        if (acknowledged < std::size(kSaves)) {
+          ASSERT_TRUE(IsIoError(status)) << status;
+          ASSERT_TRUE(absl::StrContains(status.message(), kOut)) << status;
+        }
+        env->StopFailing();
+        auto after = env->Restart(Loss::kNothing, 0);
+        ASSERT_EQ(Fault(after.get(), acknowledged), "") << "operation " << k << " error " << error;
+        auto dark = env->Restart(Loss::kAllUnsynced, 0);
+        ASSERT_EQ(Fault(dark.get(), acknowledged), "") << "operation " << k << " error " << error;
+      }
+    }
+  }
+}
+
+TEST(CommitFaultsTest, AnAtomicFileIsOldOrNewAndNewOnceAcknowledged) {
+  for (int64_t k = 0; k <= 6; ++k) {
+    for (uint64_t seed = 0; seed <= 16; ++seed) {
+      auto env = FreshEnv();
+      ASSERT_TRUE(AtomicWriteFile(env.get(), "out/f", "old").ok());
+      env->DieAt(env->operations() + k);
+      const bool acknowledged = AtomicWriteFile(env.get(), "out/f", "new").ok();
+      auto after = env->Restart(seed == 0 ? Loss::kAllUnsynced : Loss::kRandom, seed);
+      const std::string found = ReadOr(after.get(), "out/f");
+      ASSERT_TRUE(found == "new" || (found == "old" && !acknowledged)) << k << " " << found;
+    }
+  }
+}
+
+// Forgets one kind of sync: the tests above must notice, or they prove nothing.
+class ForgetfulEnv : public FaultyEnv {
+ public:
+  enum class Forgets { kFileSync, kInnerFolderSync, kParentSync };
+  explicit ForgetfulEnv(Forgets forgets) : forgets_(forgets) {}
+
+  absl::StatusOr<std::unique_ptr<WritableFile>> NewWritableFile(const std::string& path) override {
+    auto file = FaultyEnv::NewWritableFile(path);
+    if (!file.ok() || forgets_ != Forgets::kFileSync) return file;
+    return std::unique_ptr<WritableFile>(new NoSync(*std::move(file)));
+  }
+  absl::Status SyncFolder(const std::string& path) override {
+    const bool inner = absl::StrContains(path, kTemporaryPrefix);
+    if (forgets_ == Forgets::kInnerFolderSync && inner) return absl::OkStatus();
+    if (forgets_ == Forgets::kParentSync && !inner) return absl::OkStatus();
+    return FaultyEnv::SyncFolder(path);
+  }
+
+ private:
+  class NoSync : public WritableFile {
+   public:
+    explicit NoSync(std::unique_ptr<WritableFile> file) : file_(std::move(file)) {}
+    absl::Status Append(absl::string_view bytes) override { return file_->Append(bytes); }
+    absl::Status Sync() override { return absl::OkStatus(); }
+    absl::Status Close() override { return file_->Close(); }
+
+   private:
+    std::unique_ptr<WritableFile> file_;
+  };
+
+  Forgets forgets_;
+};
+
+TEST(CommitFaultsTest, AForgottenSyncIsNoticed) {
+  using Forgets = ForgetfulEnv::Forgets;
+  for (Forgets forgets : {Forgets::kFileSync, Forgets::kInnerFolderSync, Forgets::kParentSync}) {
+    int64_t noticed = 0;
+    for (int64_t k = 0; k <= CountOperations(); ++k) {
+      ForgetfulEnv env(forgets);
+      ASSERT_TRUE(env.CreateFolder(kOut).ok());
+      ASSERT_TRUE(env.FaultyEnv::SyncFolder(".").ok());
+      env.DieAt(env.operations() + k);
+      const size_t acknowledged = RunSaves(&env);
+      auto after = env.Restart(Loss::kAllUnsynced, 0);
+      noticed += Fault(after.get(), acknowledged).empty() ? 0 : 1;
+    }
+    EXPECT_GT(noticed, 0) << static_cast<int>(forgets);
+  }
+}
+
+}  // namespace
+}  // namespace qlora::engine

@@ -1,0 +1,165 @@
+// Every numeric field of the job, found by reflection, at and beyond the ends of its range.
+#include "proto/job_ranges.h"
+
+#include <cmath>
+#include <limits>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "gtest/gtest.h"
+#include "proto/exit_codes.h"
+#include "proto/job_check.h"
+
+namespace qlora::proto {
+namespace {
+
+using google::protobuf::Descriptor;
+using google::protobuf::FieldDescriptor;
+using google::protobuf::Message;
+
+struct Numeric {
+  std::string path;
+  const FieldDescriptor* field;
+};
+
+void Collect(const Descriptor& message, const std::string& prefix, std::vector<Numeric>& out) {
+  for (int i = 0; i < message.field_count(); ++i) {
+    const FieldDescriptor* field = message.field(i);
+    const std::string path = prefix + field->name();
+    switch (field->cpp_type()) {
+      case FieldDescriptor::CPPTYPE_MESSAGE:
+        Collect(*field->message_type(), path + ".", out);
+        break;
+      case FieldDescriptor::CPPTYPE_STRING:
+      case FieldDescriptor::CPPTYPE_BOOL:
+      case FieldDescriptor::CPPTYPE_ENUM:
+        break;
+      default:
+        out.push_back({path, field});
+    }
+  }
+}
+
+std::vector<Numeric> NumericFields() {
+  std::vector<Numeric> fields;
+  Collect(*Job::descriptor(), "", fields);
+  return fields;
+}
+
+Message* Parent(Job& job, const std::string& path) {
+  Message* message = &job;
+  const std::vector<std::string> names = absl::StrSplit(path, '.');
+  for (size_t i = 0; i + 1 < names.size(); ++i) {
+    message = message->GetReflection()->MutableMessage(
+        message, message->GetDescriptor()->FindFieldByName(names[i]));
+  }
+  return message;
+}
+
+// Whether CheckJob names this very field.
+bool Complains(const Job& job, const std::string& path) {
+  const absl::Status status = CheckJob(job, Command::kPlan);
+  if (status.ok()) return false;
+  EXPECT_EQ(ExitCodeOf(status), kExitBadJob) << status;
+  return absl::StrContains(status.message(), absl::StrCat("\n  ", path, ": found "));
+}
+
+bool ComplainsOfInt(const Numeric& numeric, int64_t value) {
+  Job job;
+  job.set_model("m");
+  Message* parent = Parent(job, numeric.path);
+  const auto& reflection = *parent->GetReflection();
+  switch (numeric.field->cpp_type()) {
+    case FieldDescriptor::CPPTYPE_INT32:
+      reflection.SetInt32(parent, numeric.field, static_cast<int32_t>(value));
+      break;
+    case FieldDescriptor::CPPTYPE_INT64:
+      reflection.SetInt64(parent, numeric.field, value);
+      break;
+    case FieldDescriptor::CPPTYPE_UINT64:
+      reflection.SetUInt64(parent, numeric.field, static_cast<uint64_t>(value));
+      break;
+    default:
+      ADD_FAILURE() << numeric.path << " has a type that this test does not know";
+  }
+  return Complains(job, numeric.path);
+}
+
+bool ComplainsOfReal(const Numeric& numeric, double value) {
+  Job job;
+  job.set_model("m");
+  Message* parent = Parent(job, numeric.path);
+  parent->GetReflection()->SetDouble(parent, numeric.field, value);
+  return Complains(job, numeric.path);
+}
+
+TEST(JobRangesTest, EveryNumericFieldHasARangeAndEveryRangeAField) {
+  std::set<std::string> with_range, fields;
+  for (const RealRange& r : RealRanges()) EXPECT_TRUE(with_range.emplace(r.path).second) << r.path;
+  for (const IntRange& r : IntRanges()) EXPECT_TRUE(with_range.emplace(r.path).second) << r.path;
+  for (const Numeric& n : NumericFields()) {
+    fields.insert(n.path);
+    const bool real = n.field->cpp_type() == FieldDescriptor::CPPTYPE_DOUBLE;
+    EXPECT_EQ(FindRealRange(n.path) != nullptr, real) << n.path;
+    EXPECT_EQ(FindIntRange(n.path) != nullptr, !real) << n.path;
+  }
+  EXPECT_EQ(with_range, fields);
+  EXPECT_GE(fields.size(), 33u);
+}
+
+TEST(JobRangesTest, IntegersAtAndBeyondTheirEnds) {
+  for (const Numeric& n : NumericFields()) {
+    const IntRange* range = FindIntRange(n.path);
+    if (range == nullptr) continue;
+    const bool narrow = n.field->cpp_type() == FieldDescriptor::CPPTYPE_INT32;
+    const int64_t lowest =
+        narrow ? std::numeric_limits<int32_t>::min() : std::numeric_limits<int64_t>::min();
+    const int64_t highest =
+        narrow ? std::numeric_limits<int32_t>::max() : std::numeric_limits<int64_t>::max();
+    ASSERT_LT(range->min, range->max) << n.path;
+    EXPECT_FALSE(ComplainsOfInt(n, range->min)) << n.path << " = " << range->min;
+    EXPECT_FALSE(ComplainsOfInt(n, range->max)) << n.path << " = " << range->max;
+    EXPECT_TRUE(ComplainsOfInt(n, range->min - 1)) << n.path;
+    if (range->max < highest) {
+      EXPECT_TRUE(ComplainsOfInt(n, range->max + 1)) << n.path;
+    }
+    EXPECT_TRUE(ComplainsOfInt(n, lowest)) << n.path;
+    EXPECT_EQ(ComplainsOfInt(n, highest), range->max < highest) << n.path;
+    EXPECT_EQ(ComplainsOfInt(n, 0), range->min > 0) << n.path;
+  }
+}
+
+TEST(JobRangesTest, RealsAtAndBeyondTheirEnds) {
+  const double inf = std::numeric_limits<double>::infinity();
+  for (const Numeric& n : NumericFields()) {
+    const RealRange* r = FindRealRange(n.path);
+    if (r == nullptr) continue;
+    EXPECT_EQ(ComplainsOfReal(n, r->min), r->min_open) << n.path;
+    EXPECT_EQ(ComplainsOfReal(n, r->max), r->max_open) << n.path;
+    EXPECT_FALSE(ComplainsOfReal(n, std::nextafter(r->min, inf))) << n.path;
+    EXPECT_FALSE(ComplainsOfReal(n, std::nextafter(r->max, -inf))) << n.path;
+    EXPECT_TRUE(ComplainsOfReal(n, std::nextafter(r->min, -inf))) << n.path;
+    EXPECT_TRUE(ComplainsOfReal(n, std::nextafter(r->max, inf))) << n.path;
+    EXPECT_EQ(ComplainsOfReal(n, 0.0), !r->Contains(0)) << n.path;
+    for (double bad : {std::nan(""), inf, -inf, std::numeric_limits<double>::max(),
+                       std::numeric_limits<double>::lowest()}) {
+      EXPECT_TRUE(ComplainsOfReal(n, bad)) << n.path << " = " << bad;
+    }
+  }
+}
+
+TEST(JobRangesTest, UnsignedBeyondTheSignBitIsShownUnsigned) {
+  Job job;
+  job.set_model("m");
+  job.set_seed(std::numeric_limits<uint64_t>::max());
+  const absl::Status status = CheckJob(job, Command::kPlan);
+  EXPECT_TRUE(absl::StrContains(status.message(), "seed: found 18446744073709551615; allowed: 0.."))
+      << status;
+}
+
+}  // namespace
+}  // namespace qlora::proto

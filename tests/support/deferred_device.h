@@ -1,0 +1,97 @@
+// DeferredDevice: a device that forgives nothing, over the ops of the CPU backend.
+//
+//   - Run only queues. Ops are executed on another thread when the host synchronizes, in an order
+//   drawn from a seed among
+//     all that their declared operands allow: two ops may change places unless one writes bytes
+//     that the other reads or writes. An op that reads what it does not declare, or writes what it
+//     declares as read, gives other bytes than the CPU, or a fault.
+//   - The host cannot reach device memory. Addresses that it is given belong to a mapping without
+//   any access rights; ops
+//     run on a second mapping of the same pages. A view that an op does not declare is not moved
+//     there: using it faults.
+//   - CopyIn and CopyOut fail where queued ops still need the bytes, or have still to write them.
+//
+// So what runs on the CPU and here with equal bytes declares its operands rightly, waits where it
+// must, and never looks at device memory from the host: what a device that runs at once would hide
+// until the first run on a GPU.
+
+#ifndef QLORA_TESTS_SUPPORT_DEFERRED_DEVICE_H_
+#define QLORA_TESTS_SUPPORT_DEFERRED_DEVICE_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/device.h"
+
+namespace qlora::kernels::optest {
+
+struct DeferredOptions {
+  uint64_t seed = 1;
+  // For tests of the device itself: pretends that an op declares an operand wrongly.
+  enum class Declared { kRightly, kAsRead, kNotAtAll };
+  std::function<Declared(const char* op, const char* operand)> declared = nullptr;
+};
+
+class DeferredDevice : public Device {
+ public:
+  // `inner` runs the ops and must be one whose memory is the host's.
+  DeferredDevice(std::unique_ptr<Device> inner, DeferredOptions options);
+  ~DeferredDevice() override;
+
+  const DeviceInfo& info() const override { return info_; }
+  int64_t WorkspaceBytes(const Op& op) const override { return inner_->WorkspaceBytes(op); }
+  int64_t PrivateBytes() const override { return inner_->PrivateBytes(); }
+  absl::StatusOr<Buffer> Allocate(int64_t bytes) override;
+  // InvalidArgument where an operand lies in no allocation.
+  absl::StatusOr<std::unique_ptr<Piece>> Prepare(std::vector<Op> ops) override;
+  // FailedPrecondition where a queued op makes the copy a race.
+  absl::Status CopyIn(void* device, const void* host, int64_t bytes) override;
+  absl::Status CopyOut(void* host, const void* device, int64_t bytes) override;
+  absl::Status Synchronize() override;
+
+  // Ops that ran before one that was queued earlier: 0 would mean that nothing is tested.
+  int64_t overtakings() const { return overtakings_; }
+  int64_t ops_run() const { return ops_run_; }
+  // The order of the last Synchronize: entry i is the place in the queue of the op that ran as
+  // number i.
+  const std::vector<int64_t>& last_order() const { return last_order_; }
+
+ private:
+  friend class DeferredPiece;
+
+  // Bytes [begin, end) of the host's addresses.
+  struct Span {
+    uintptr_t begin, end;
+    bool written;
+    bool Conflicts(const Span& other) const {
+      return (written || other.written) && begin < other.end && other.begin < end;
+    }
+  };
+  struct Queued {
+    Op op;
+    std::vector<Span> spans;
+  };
+
+  std::vector<Span> SpansOf(const Op& op) const;
+  absl::Status Enqueue(const std::vector<Op>& ops);
+  absl::Status RunQueue();
+  absl::Status Execute(Op op);
+  // Fails where a queued op conflicts with the host's access.
+  absl::Status CheckNoRace(const void* device, int64_t bytes, bool written, const char* what) const;
+
+  const std::unique_ptr<Device> inner_;
+  const DeferredOptions options_;
+  DeviceInfo info_;
+  std::vector<Queued> queue_;
+  std::vector<int64_t> last_order_;
+  int64_t rounds_ = 0, overtakings_ = 0, ops_run_ = 0;
+  absl::Status failure_;  // of ops that ran because the queue was full
+};
+
+}  // namespace qlora::kernels::optest
+
+#endif  // QLORA_TESTS_SUPPORT_DEFERRED_DEVICE_H_

@@ -1,0 +1,153 @@
+// qlora_engine COMMAND job.textproto [--set path=value ...]
+//
+// Parses the command line and the job, checks it, hands it to the engine, and turns the outcome into an exit code.
+
+#include <signal.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdio>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "engine/commands.h"
+#include "engine/input_error.h"
+#include "engine/setup.h"
+#include "engine/train.h"
+#include "engine/version.h"
+#include "proto/exit_codes.h"
+#include "proto/job_check.h"
+
+namespace qlora {
+namespace {
+
+constexpr char kUsage[] =
+    "usage: qlora_engine COMMAND job.textproto [--set path=value ...]\n"
+    "       qlora_engine verify FOLDER\n"
+    "commands:\n"
+    "  train     fine-tune; goes on from the newest checkpoint in output_dir\n"
+    "  plan      what training would take: memory, time; allocates nothing\n"
+    "  inspect   the data as the model will see it, the tensors, the targets matched\n"
+    "  eval      loss, perplexity and exact match on a file\n"
+    "  generate  text from a prompt\n"
+    "  verify    check the checkpoints of an output folder\n"
+    "  version   print the version\n"
+    "--set sets one field of the job: --set training.learning_rate=1e-4\n";
+
+constexpr int64_t kMaxJobBytes = 1 << 20;
+
+volatile std::sig_atomic_t stop_signal = 0;
+
+// The first signal asks for a checkpoint and an end, the second ends at once.
+void OnSignal(int number) {
+  if (stop_signal != 0) _exit(128 + number);
+  stop_signal = number;
+}
+
+void InstallSignalHandlers() {
+  struct sigaction action{};
+  action.sa_handler = OnSignal;
+  sigaction(SIGINT, &action, nullptr);
+  sigaction(SIGTERM, &action, nullptr);
+  // A write beyond a file size limit shall be an error, not the end.
+  signal(SIGXFSZ, SIG_IGN);
+  signal(SIGPIPE, SIG_IGN);
+}
+
+std::optional<proto::Command> CommandOf(const std::string& name) {
+  if (name == "train") return proto::Command::kTrain;
+  if (name == "plan") return proto::Command::kPlan;
+  if (name == "inspect") return proto::Command::kInspect;
+  if (name == "eval") return proto::Command::kEval;
+  if (name == "generate") return proto::Command::kGenerate;
+  return std::nullopt;
+}
+
+struct Arguments {
+  std::string command, target;
+  std::vector<std::string> overrides;
+};
+
+std::optional<Arguments> ParseArguments(const std::vector<std::string>& words) {
+  Arguments arguments;
+  for (size_t i = 0; i < words.size(); ++i) {
+    if (words[i] == "--set") {
+      if (++i == words.size()) return std::nullopt;
+      arguments.overrides.push_back(words[i]);
+    } else if (absl::StartsWith(words[i], "--set=")) {
+      arguments.overrides.push_back(words[i].substr(6));
+    } else if (absl::StartsWith(words[i], "-")) {
+      return std::nullopt;
+    } else if (arguments.command.empty()) {
+      arguments.command = words[i];
+    } else if (arguments.target.empty()) {
+      arguments.target = words[i];
+    } else {
+      return std::nullopt;
+    }
+  }
+  if (arguments.command.empty() || arguments.target.empty()) return std::nullopt;
+  return arguments;
+}
+
+absl::Status RunJob(const Arguments& arguments, proto::Command command, engine::Console* console) {
+  engine::Env* env = engine::Env::Default();
+  absl::StatusOr<std::string> text = env->ReadFile(arguments.target, kMaxJobBytes);
+  if (!text.ok()) return proto::BadJobError(text.status().message());
+  absl::StatusOr<proto::Job> job =
+      proto::LoadJob(*text, arguments.target, arguments.overrides, command);
+  if (!job.ok()) return job.status();
+  absl::StatusOr<std::unique_ptr<engine::Setup>> setup = engine::PrepareSetup(*job, command, env);
+  if (!setup.ok()) return setup.status();
+  for (const std::string& warning : (*setup)->warnings) console->Warning(warning);
+  switch (command) {
+    case proto::Command::kTrain:
+      return engine::Train(**setup, console, &stop_signal);
+    case proto::Command::kPlan:
+      return engine::ShowPlan(**setup, console);
+    case proto::Command::kInspect:
+      return engine::Inspect(**setup, console);
+    case proto::Command::kEval:
+      return engine::Evaluate(**setup, console);
+    case proto::Command::kGenerate:
+      return engine::GenerateText(**setup, console);
+  }
+  return absl::InternalError("unknown command");
+}
+
+int Main(const std::vector<std::string>& words) {
+  if (!words.empty() && (words[0] == "version" || words[0] == "--version")) {
+    std::printf("qlora_engine %s\n", engine::kEngineVersion);
+    return proto::kExitDone;
+  }
+  if (!words.empty() && (words[0] == "help" || words[0] == "--help" || words[0] == "-h")) {
+    std::fputs(kUsage, stdout);
+    return proto::kExitDone;
+  }
+  const std::optional<Arguments> arguments = ParseArguments(words);
+  const std::optional<proto::Command> command =
+      arguments ? CommandOf(arguments->command) : std::nullopt;
+  const bool verify = arguments && arguments->command == "verify";
+  if (!command && !verify) {
+    std::fputs(kUsage, stderr);
+    return proto::kExitBadJob;
+  }
+  InstallSignalHandlers();
+  engine::Console console;
+  const absl::Status status =
+      verify ? engine::Verify(engine::Env::Default(), arguments->target, &console)
+             : RunJob(*arguments, *command, &console);
+  console.EndLive();
+  if (!status.ok()) std::fprintf(stderr, "error: %s\n", std::string(status.message()).c_str());
+  return proto::ExitCodeOf(status);
+}
+
+}  // namespace
+}  // namespace qlora
+
+int main(int argc, char** argv) {
+  return qlora::Main(std::vector<std::string>(argv + 1, argv + argc));
+}
