@@ -105,7 +105,7 @@ class Writer {
     Content content;
     const WeightSlot* slot;
     ShardedModel::Tensor source = {};  // kCopy
-    std::string text;                  // kState
+    std::string text = {};             // kState
   };
 
   void Add(const std::string& name, Dtype dtype, std::vector<int64_t> shape, Part part) {

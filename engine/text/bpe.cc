@@ -30,8 +30,8 @@ uint64_t HashPair(uint64_t pair) {
   return pair ^ pair >> 32;
 }
 
-// A thread's most recent words: direct-mapped, 72 bytes a word, 1.1 MiB a thread in all. Words of a
-// text follow Zipf's law, so nearly all lookups hit.
+// A thread's most recent words: direct-mapped, 1 MiB a thread. Words of a text follow Zipf's law,
+// so nearly all lookups hit.
 struct CachedWord {
   static constexpr size_t kMaxBytes = 22;
   static constexpr size_t kMaxIds = 8;
@@ -41,6 +41,7 @@ struct CachedWord {
   char bytes[kMaxBytes];
   int32_t ids[kMaxIds];
 };
+static_assert(sizeof(CachedWord) == 64, "a cache line each");
 constexpr size_t kCachedWords = 16384;
 
 CachedWord& CacheSlot(absl::string_view word) {

@@ -3,6 +3,7 @@
 
 Needs Unicode 16 data: pip install unicodedata2==16.0.0
 """
+
 import os
 
 import unicodedata2 as ucd
@@ -10,8 +11,9 @@ import unicodedata2 as ucd
 assert ucd.unidata_version == "16.0.0", ucd.unidata_version
 
 # Order = enum Category in unicode.h.
-CATEGORIES = ("Cn Cc Cf Co Cs Ll Lm Lo Lt Lu Mc Me Mn Nd Nl No Pc Pd Pe Pf Pi Po Ps Sc Sk Sm So "
-              "Zl Zp Zs").split()
+CATEGORIES = (
+    "Cn Cc Cf Co Cs Ll Lm Lo Lt Lu Mc Me Mn Nd Nl No Pc Pd Pe Pf Pi Po Ps Sc Sk Sm So " "Zl Zp Zs"
+).split()
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -23,7 +25,7 @@ def write(name, comment, words):
         for line in comment:
             out.write("// " + line + "\n")
         for i in range(0, len(words), per_line):
-            out.write(", ".join(words[i:i + per_line]) + ",\n")
+            out.write(", ".join(words[i : i + per_line]) + ",\n")
 
 
 def categories():
@@ -33,9 +35,14 @@ def categories():
         if category != last:
             words.append("0x%X" % (cp << 5 | category))
             last = category
-    write("unicode_categories.inc",
-          ["One word per run of code points of one general category: first code point << 5 | category",
-           "(enum Category in unicode.h)."], words)
+    write(
+        "unicode_categories.inc",
+        [
+            "One word per run of code points of one general category:",
+            "first code point << 5 | category (enum Category in unicode.h).",
+        ],
+        words,
+    )
 
 
 def canonical():
@@ -55,10 +62,15 @@ def canonical():
         primary = len(parts) == 2 and ucd.normalize("NFC", chr(cp)) == chr(cp)
         words.append("0x%X" % (cp << 11 | ccc << 3 | len(parts) << 1 | primary))
         words += ["0x%X" % p for p in parts]
-    write("unicode_canonical.inc",
-          ["For each code point with a combining class or a canonical decomposition (Hangul syllables",
-           "excepted): code point << 11 | class << 3 | number of parts << 1 | primary composite, then",
-           "the parts of its decomposition, one step deep."], words)
+    write(
+        "unicode_canonical.inc",
+        [
+            "For each code point with a combining class or a canonical decomposition (Hangul",
+            "syllables excepted): code point << 11 | class << 3 | number of parts << 1 | primary",
+            "composite, then the parts of its decomposition, one step deep.",
+        ],
+        words,
+    )
 
 
 categories()

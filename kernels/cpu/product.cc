@@ -219,7 +219,7 @@ void RunTile(const Product& product, absl::Span<const PackedTerm> terms, int64_t
     }
   }
   FinishArgs finish;
-  finish.alpha = product.alpha;
+  finish.alpha = terms.empty() ? 1.0f : product.alpha;  // a sum of nothing is +0
   finish.accumulate = product.accumulate;
   finish.count = columns;
   finish.dtype = product.c.dtype;

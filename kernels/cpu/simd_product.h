@@ -16,6 +16,13 @@ constexpr int kProductVectors = kNativeLanes == 16 ? 4 : 1;
 // Every panel of attention has this many columns, of which a product computes whole vectors.
 constexpr int64_t kPanelColumns = 64;
 
+QLORA_INLINE NativeF LoadNative(const float* from) {
+  NativeF result;
+  std::memcpy(&result, from, sizeof(result));
+  return result;
+}
+QLORA_INLINE void StoreNative(float* to, NativeF x) { std::memcpy(to, &x, sizeof(x)); }
+
 // The left operand: element (row, j) is at data[row · row_step + j · step].
 struct Left {
   const float* data;
@@ -23,33 +30,44 @@ struct Left {
 };
 
 // c[row][16·v...] (+)= Σ_j left(row, j) · right[j][16·v...], j in order; rows of `right` and `c`
-// have kPanelColumns.
+// have kPanelColumns. In native vectors: accumulators inside a struct would stay in memory.
 template <int kRows, int kVectors>
 QLORA_INLINE void ProductBlock(Left left, int64_t depth, const float* right, float* c,
                                bool accumulate) {
-  Vec sum[kRows][kVectors];
+  constexpr int kNative = kVectors * kParts;
+  NativeF sum[kRows][kNative];
 #pragma GCC unroll 8
   for (int row = 0; row < kRows; ++row) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      sum[row][v] = accumulate ? Load(c + row * kPanelColumns + v * kLanes) : Set(0.0f);
+    for (int v = 0; v < kNative; ++v) sum[row][v] = NativeF{};
+  }
+  if (accumulate) {
+#pragma GCC unroll 8
+    for (int row = 0; row < kRows; ++row) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kNative; ++v) {
+        sum[row][v] = LoadNative(c + row * kPanelColumns + v * kNativeLanes);
+      }
     }
   }
   for (int64_t j = 0; j < depth; ++j) {
-    Vec b[kVectors];
+    NativeF b[kNative];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) b[v] = Load(right + j * kPanelColumns + v * kLanes);
+    for (int v = 0; v < kNative; ++v)
+      b[v] = LoadNative(right + j * kPanelColumns + v * kNativeLanes);
 #pragma GCC unroll 8
     for (int row = 0; row < kRows; ++row) {
-      const Vec a = Set(left.data[row * left.row_step + j * left.step]);
+      const NativeF a = left.data[row * left.row_step + j * left.step] - NativeF{};
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sum[row][v] = Fma(a, b[v], sum[row][v]);
+      for (int v = 0; v < kNative; ++v) sum[row][v] = NativeFma(a, b[v], sum[row][v]);
     }
   }
 #pragma GCC unroll 8
   for (int row = 0; row < kRows; ++row) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) Store(c + row * kPanelColumns + v * kLanes, sum[row][v]);
+    for (int v = 0; v < kNative; ++v) {
+      StoreNative(c + row * kPanelColumns + v * kNativeLanes, sum[row][v]);
+    }
   }
 }
 

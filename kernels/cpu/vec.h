@@ -164,14 +164,17 @@ QLORA_INLINE Vec Sqrt(Vec a) {
 }
 
 // a · b + c: rounded once where the instruction set has that (AVX2 and up), twice on the baseline.
-QLORA_INLINE Vec Fma(Vec a, Vec b, Vec c) {
+QLORA_INLINE NativeF NativeFma(NativeF a, NativeF b, NativeF c) {
 #if defined(__AVX512F__)
-  return {{_mm512_fmadd_ps(a.p[0], b.p[0], c.p[0])}};
+  return _mm512_fmadd_ps(a, b, c);
 #elif defined(__AVX2__)
-  return MapParts([&](int i) { return _mm256_fmadd_ps(a.p[i], b.p[i], c.p[i]); });
+  return _mm256_fmadd_ps(a, b, c);
 #else
   return a * b + c;
 #endif
+}
+QLORA_INLINE Vec Fma(Vec a, Vec b, Vec c) {
+  return MapParts([&](int i) { return NativeFma(a.p[i], b.p[i], c.p[i]); });
 }
 // As Fma where kFused, else rounded twice everywhere.
 template <bool kFused>

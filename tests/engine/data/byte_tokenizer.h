@@ -19,15 +19,14 @@
 
 namespace qlora::engine {
 
-// Ids 0 to 255 are bytes; then control tokens, and one merge: "qz" is one token.
-inline constexpr int32_t kBos = 256, kEos = 257, kHeader = 258, kHeaderEnd = 259, kEot = 260,
-                         kImStart = 261, kImEnd = 262, kQz = 263, kByteVocabulary = 264;
+// Ids 0 to 255 are bytes; then one merge, "qz" as one token; then control tokens.
+inline constexpr int32_t kQz = 256, kBos = 257, kEos = 258, kHeader = 259, kHeaderEnd = 260,
+                         kEot = 261, kImStart = 262, kImEnd = 263;
 
 struct ByteTokenizerOptions {
   bool llama3 = true, chatml = true;  // has the control tokens of
   bool template_bos = true, template_eos = false;
   bool names_eos = true;
-  bool eos_is_im_end = false;
 };
 
 inline std::unique_ptr<Tokenizer> ByteTokenizer(const ByteTokenizerOptions& options = {}) {
@@ -55,15 +54,12 @@ inline std::unique_ptr<Tokenizer> ByteTokenizer(const ByteTokenizerOptions& opti
   };
   add("<|begin_of_text|>", kBos);
   add("<|end_of_text|>", kEos);
-  if (options.llama3) {
-    add("<|start_header_id|>", kHeader);
-    add("<|end_header_id|>", kHeaderEnd);
-    add("<|eot_id|>", kEot);
-  }
-  if (options.chatml) {
-    add("<|im_start|>", kImStart);
-    add("<|im_end|>", kImEnd);
-  }
+  // Added tokens are numbered without gaps, so another one stands in for each that is left out.
+  add(options.llama3 ? "<|start_header_id|>" : "<|reserved_0|>", kHeader);
+  add(options.llama3 ? "<|end_header_id|>" : "<|reserved_1|>", kHeaderEnd);
+  add(options.llama3 ? "<|eot_id|>" : "<|reserved_2|>", kEot);
+  add(options.chatml ? "<|im_start|>" : "<|reserved_3|>", kImStart);
+  add(options.chatml ? "<|im_end|>" : "<|reserved_4|>", kImEnd);
   json single = json::array();
   json special = json::object();
   const auto place = [&](const char* content, int id) {
@@ -105,7 +101,7 @@ inline std::unique_ptr<Tokenizer> ByteTokenizer(const ByteTokenizerOptions& opti
                        {"merges", {"q z"}}}}};
   json config = {{"bos_token", "<|begin_of_text|>"}};
   if (options.names_eos) {
-    config["eos_token"] = options.eos_is_im_end ? "<|im_end|>" : "<|end_of_text|>";
+    config["eos_token"] = "<|end_of_text|>";
   }
   auto tokenizer = Tokenizer::FromJson(file.dump(), config.dump());
   if (!tokenizer.ok()) {
@@ -117,7 +113,7 @@ inline std::unique_ptr<Tokenizer> ByteTokenizer(const ByteTokenizerOptions& opti
 
 // Ids as text: bytes as they are, control tokens as one capital in brackets.
 inline std::string Show(const std::vector<int32_t>& ids) {
-  const char* const names[] = {"[BOS]", "[EOS]", "[H]", "[/H]", "[EOT]", "[IM]", "[/IM]", "[qz]"};
+  const char* const names[] = {"[qz]", "[BOS]", "[EOS]", "[H]", "[/H]", "[EOT]", "[IM]", "[/IM]"};
   std::string text;
   for (const int32_t id : ids) {
     if (id < 256) {

@@ -123,8 +123,9 @@ TEST(BpeTest, BytesAndTheirSpellingGiveTheSameIds) {
   spec.ignore_merges = true;
   const auto bpe = Bpe::Make(spec);
   ASSERT_TRUE((*bpe)->has_all_bytes());
-  for (const std::string word : {" t", " t t t", "zebra", "é", std::string("\0x", 2).c_str(),
-                                 "a word longer than the cache takes, twice over"}) {
+  for (const std::string& word :
+       {std::string(" t"), std::string(" t t t"), std::string("zebra"), std::string("é"),
+        std::string("\0x", 2), std::string("a word longer than the cache takes, twice over")}) {
     for (int again = 0; again < 2; ++again) {
       Ids ids;
       (*bpe)->EncodeBytes(word, ids);

@@ -86,7 +86,7 @@ TEST(TokenizerTest, ControlTokensAreNeitherWholeWordsNorMerged) {
                  {"model",
                   {{"type", "BPE"},
                    {"vocab", {{"a", 0}, {"b", 1}, {"c", 2}, {"ab", 3}}},
-                   {"merges", {{"a", "b"}}},
+                   {"merges", json::array({json::array({"a", "b"})})},
                    {"ignore_merges", ignore_merges}}}};
     const auto t = Tokenizer::FromJson(root.dump(), "");
     ASSERT_TRUE(t.ok()) << t.status();
@@ -140,7 +140,7 @@ TEST(TokenizerTest, PartsThatAreNotSupportedAreRefusedByName) {
   const Fault faults[] = {
       {"Unigram",
        [](json& j) {
-         j["model"] = {{"type", "Unigram"}, {"vocab", {{"a", -1.5}}}};
+         j["model"] = {{"type", "Unigram"}, {"vocab", json::array({json::array({"a", -1.5})})}};
        }},
       {"WordPiece", [](json& j) { j["model"]["type"] = "WordPiece"; }},
       {"model.dropout", [](json& j) { j["model"]["dropout"] = 0.1; }},
@@ -192,7 +192,7 @@ TEST(TokenizerTest, ContentsThatContradictThemselvesAreRefusedWithTheirPlace) {
       {"model.vocab[\"new\"]: expected an id", [](json& j) { j["model"]["vocab"]["new"] = "x"; }},
       {"model.vocab[\"new\"]: expected an id", [](json& j) { j["model"]["vocab"]["new"] = 1.5; }},
       {"largest allowed", [](json& j) { j["model"]["vocab"]["new"] = 1 << 24; }},
-      {"belongs to both", [](json& j) { j["model"]["vocab"]["new"] = 7; }},
+      {"belongs to both", [](json& j) { j["model"]["vocab"]["a"] = 7; }},
       {"model.merges[0]: a merge has two",
        [](json& j) {
          j["model"]["merges"][0] = {"a", "b", "c"};

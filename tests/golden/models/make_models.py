@@ -1,4 +1,4 @@
-"""Makes the golden models beside this file with Transformers, PEFT and PyTorch; README.md describes the files.
+"""Makes the golden models beside this file with Transformers, PEFT and PyTorch (see README.md).
 
 Usage: python make_models.py [folder]       (default: the folder of this file)
 
@@ -74,7 +74,7 @@ DOCUMENT_LENGTHS = [21, 9, 14]
 
 
 def make_base(folder, cfg, seed):
-    """Writes config.json and model.safetensors; returns the model in fp32 with the stored values."""
+    """Writes config.json and model.safetensors; returns the model in fp32, values as stored."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(cfg, indent=2) + "\n")
     stored = DTYPES[cfg.get("torch_dtype") or cfg.get("dtype")]
@@ -143,7 +143,7 @@ def make_models():
               f"{torch.cat(logits).abs().max():.2f}")
 
 
-# --- NF4 with double quantization, by the rule of quant/reference_quantizer.h -----------------------
+# --- NF4 with double quantization, by the rule of quant/reference_quantizer.h --------------------
 
 def f32(words):
     return np.array([int(w, 16) for w in words.split()], dtype=np.uint32).view(np.float32)
@@ -230,7 +230,7 @@ def quantize(w, block=64, group=256, chunk=4096):
     return packed, absmax_codes, nested, offset, weights.reshape(-1)[:n]
 
 
-# --- a QLoRA step -----------------------------------------------------------------------------------
+# --- a QLoRA step ---------------------------------------------------------------------------------
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # Per document: prompt tokens (label -100) and completion tokens. Two documents a micro-batch.
@@ -320,7 +320,7 @@ def make_qlora():
         print(f"{folder_name}: losses {losses}, gradient norms {norms}")
 
 
-# --- rotary tables ----------------------------------------------------------------------------------
+# --- rotary tables --------------------------------------------------------------------------------
 
 def rope_case(head_dim, **rope):
     return llama(hidden_size=head_dim * 2, num_attention_heads=2, head_dim=head_dim,

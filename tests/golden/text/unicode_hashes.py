@@ -3,11 +3,13 @@
 
 pip install unicodedata2==16.0.0
 """
+
 import unicodedata2 as ucd
 
 assert ucd.unidata_version == "16.0.0"
-CATEGORIES = ("Cn Cc Cf Co Cs Ll Lm Lo Lt Lu Mc Me Mn Nd Nl No Pc Pd Pe Pf Pi Po Ps Sc Sk Sm So "
-              "Zl Zp Zs").split()
+CATEGORIES = (
+    "Cn Cc Cf Co Cs Ll Lm Lo Lt Lu Mc Me Mn Nd Nl No Pc Pd Pe Pf Pi Po Ps Sc Sk Sm So " "Zl Zp Zs"
+).split()
 M64 = 2**64 - 1
 
 
@@ -18,12 +20,24 @@ def fnv1a(h, data):
 
 
 BASIS = 0xCBF29CE484222325
-print("categories 0x%x" % fnv1a(
-    BASIS, bytes(CATEGORIES.index(ucd.category(chr(c))) for c in range(0x110000))))
+print(
+    "categories 0x%x"
+    % fnv1a(BASIS, bytes(CATEGORIES.index(ucd.category(chr(c))) for c in range(0x110000)))
+)
 
 # Every code point alone, then 100,000 strings of up to 6 from blocks that combine.
-POOL = [c for first, last in ((0xC0, 0x3200), (0xAC00, 0xAC80), (0xF900, 0xFB50), (0x11000, 0x11A00),
-                              (0x1D15E, 0x1D1AA), (0x16D60, 0x16D70)) for c in range(first, last)]
+POOL = [
+    c
+    for first, last in (
+        (0xC0, 0x3200),
+        (0xAC00, 0xAC80),
+        (0xF900, 0xFB50),
+        (0x11000, 0x11A00),
+        (0x1D15E, 0x1D1AA),
+        (0x16D60, 0x16D70),
+    )
+    for c in range(first, last)
+]
 for form in ("NFC", "NFD"):
     h = BASIS
     for c in range(0x110000):
