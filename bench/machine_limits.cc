@@ -64,7 +64,8 @@ double BestSeconds(int threads, int runs, const std::function<void(int)>& work) 
     for (int t = 1; t < threads; ++t) others.emplace_back(work, t);
     work(0);
     for (std::thread& other : others) other.join();
-    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    best = std::min(
+        best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   }
   return best;
 }
@@ -95,7 +96,8 @@ std::string CpuModel() {
   std::ifstream file("/proc/cpuinfo");
   for (std::string line; std::getline(file, line);) {
     const size_t colon = line.find(':');
-    if (line.rfind("model name", 0) == 0 && colon != std::string::npos) return line.substr(colon + 2);
+    if (line.rfind("model name", 0) == 0 && colon != std::string::npos)
+      return line.substr(colon + 2);
   }
   return "unknown CPU";
 }

@@ -10,11 +10,12 @@
 namespace qlora::bench {
 
 struct MachineLimits {
-  double flops_per_second = 0;       // fp32 fused multiply-adds on `threads` threads, from registers
+  double flops_per_second = 0;  // fp32 fused multiply-adds on `threads` threads, from registers
   double read_bytes_per_second = 0;  // sequential reads of 256 MB by `threads` threads
 };
 
-// Takes about a second; the best of several short runs, for neighbours on a shared machine only ever slow it down.
+// Takes about a second; the best of several short runs, for neighbours on a shared machine only
+// ever slow it down.
 MachineLimits MeasureLimits(kernels::cpu::Isa isa, int threads);
 
 // As /proc/cpuinfo names it.

@@ -1,8 +1,9 @@
 // Speed of the ops on the CPU backend, over the makers of the tests' cases.
 //
-// Prints GB/s and GFLOP/s as the op's own Bytes() and Flops() count them, and `limit`: the larger of their shares of
-// what the machine was measured to do at the start. QLORA_BENCH_THREADS and QLORA_BENCH_ISA (portable, avx2, avx512,
-// avx512_bf16) choose the device; flags are Google Benchmark's.
+// Prints GB/s and GFLOP/s as the op's own Bytes() and Flops() count them, and `limit`: the larger
+// of their shares of what the machine was measured to do at the start. QLORA_BENCH_THREADS and
+// QLORA_BENCH_ISA (portable, avx2, avx512, avx512_bf16) choose the device; flags are Google
+// Benchmark's.
 
 #include <algorithm>
 #include <cstdlib>
@@ -22,8 +23,8 @@
 namespace qlora::bench {
 namespace {
 
-using namespace kernels;           // NOLINT: the ops
-using namespace kernels::optest;   // NOLINT: their makers
+using namespace kernels;          // NOLINT: the ops
+using namespace kernels::optest;  // NOLINT: their makers
 
 struct Setup {
   std::unique_ptr<Device> device;
@@ -31,7 +32,8 @@ struct Setup {
 };
 
 template <class OpType>
-void Measure(benchmark::State& state, const Setup& setup, const std::function<OpCase<OpType>()>& make) {
+void Measure(benchmark::State& state, const Setup& setup,
+             const std::function<OpCase<OpType>()>& make) {
   const OpCase<OpType> c = make();
   const Op op = c.op;
   auto run = DeviceRun::Create(*setup.device, *c.memory, {op});
@@ -40,22 +42,25 @@ void Measure(benchmark::State& state, const Setup& setup, const std::function<Op
     return;
   }
   for (auto unused : state) {
-    if (!(*run)->piece().Run().ok() || !setup.device->Synchronize().ok()) state.SkipWithError("run failed");
+    if (!(*run)->piece().Run().ok() || !setup.device->Synchronize().ok())
+      state.SkipWithError("run failed");
   }
   using Counter = benchmark::Counter;
   const double flops = FlopsOf(op), bytes = BytesOf(op);
   state.counters["GFLOP/s"] = Counter(flops / 1e9, Counter::kIsIterationInvariantRate);
   state.counters["GB/s"] = Counter(bytes / 1e9, Counter::kIsIterationInvariantRate);
-  state.counters["limit"] =
-      Counter(std::max(flops / setup.limits.flops_per_second, bytes / setup.limits.read_bytes_per_second),
-              Counter::kIsIterationInvariantRate);
+  state.counters["limit"] = Counter(
+      std::max(flops / setup.limits.flops_per_second, bytes / setup.limits.read_bytes_per_second),
+      Counter::kIsIterationInvariantRate);
 }
 
 template <class OpType>
 void Register(const Setup& setup, const std::string& name, std::function<OpCase<OpType>()> make) {
-  benchmark::RegisterBenchmark(name.c_str(), [&setup, make](benchmark::State& state) {
-    Measure<OpType>(state, setup, make);
-  })->UseRealTime()->Unit(benchmark::kMicrosecond);
+  benchmark::RegisterBenchmark(
+      name.c_str(),
+      [&setup, make](benchmark::State& state) { Measure<OpType>(state, setup, make); })
+      ->UseRealTime()
+      ->Unit(benchmark::kMicrosecond);
 }
 
 LinearParams Linear(int64_t rows, int64_t in, int64_t out, LinearBase::Kind base, int64_t rank) {
@@ -85,7 +90,8 @@ void RegisterLinear(const Setup& setup) {
   for (int64_t size : {64, 256, 512}) {
     Forward(absl::StrCat("nf4_r8/M512/", size, "x", size), Linear(512, size, size, kNf4, 8));
   }
-  for (const LinearParams& p : {Linear(512, 4096, 4096, kNf4, 16), Linear(512, 256, 256, kNf4, 8)}) {
+  for (const LinearParams& p :
+       {Linear(512, 4096, 4096, kNf4, 16), Linear(512, 256, 256, kNf4, 8)}) {
     const std::string name = absl::StrCat("nf4_r", p.adapters[0].rank, "/M512/", p.in, "x", p.out);
     Register<LinearBackwardInput>(setup, "linear_backward_input/" + name,
                                   [p] { return MakeLinearBackwardInput(p); });
@@ -102,7 +108,8 @@ void RegisterQuantize(const Setup& setup) {
   p.rows = p.cols = 4096;
   p.dtype = DType::kBf16;
   Register<Quantize>(setup, "quantize/nf4_dq/bf16/4096x4096", [p] { return MakeQuantize(p); });
-  Register<Dequantize>(setup, "dequantize/nf4_dq/bf16/4096x4096", [p] { return MakeDequantize(p); });
+  Register<Dequantize>(setup, "dequantize/nf4_dq/bf16/4096x4096",
+                       [p] { return MakeDequantize(p); });
 }
 
 // The test case of each op that does most work, so that no op is without a figure.
@@ -123,7 +130,8 @@ int Main(int argc, char** argv) {
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
   cpu::CpuOptions options;
   const char* threads = std::getenv("QLORA_BENCH_THREADS");
-  options.threads = threads != nullptr ? std::atoi(threads) : int(std::thread::hardware_concurrency());
+  options.threads =
+      threads != nullptr ? std::atoi(threads) : int(std::thread::hardware_concurrency());
   if (const char* isa = std::getenv("QLORA_BENCH_ISA")) {
     for (cpu::Isa available : cpu::AvailableIsas()) {
       if (std::strcmp(cpu::NameOf(available), isa) == 0) options.isa = available;
@@ -138,7 +146,8 @@ int Main(int argc, char** argv) {
   benchmark::AddCustomContext("cpu", CpuModel());
   benchmark::AddCustomContext("device", setup.device->info().name);
   benchmark::AddCustomContext("limit_gflops", absl::StrCat(setup.limits.flops_per_second / 1e9));
-  benchmark::AddCustomContext("limit_gbytes", absl::StrCat(setup.limits.read_bytes_per_second / 1e9));
+  benchmark::AddCustomContext("limit_gbytes",
+                              absl::StrCat(setup.limits.read_bytes_per_second / 1e9));
   RegisterLinear(setup);
   RegisterQuantize(setup);
 #define QLORA_REGISTER(OpType) RegisterLargestCase<OpType>(setup);

@@ -25,10 +25,16 @@ constexpr char kTrainerStateFile[] = "trainer_state.json";
 constexpr char kModelFile[] = "model.safetensors";
 constexpr int64_t kMaxSmallFile = int64_t{256} << 20;
 
-// Copied where the model folder has them, so that vLLM and Transformers find a tokenizer beside the adapter.
-constexpr const char* kTokenizerFiles[] = {
-    "tokenizer.json",  "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "tokenizer.model", "chat_template.jinja",   "vocab.json",              "merges.txt"};
+// Copied where the model folder has them, so that vLLM and Transformers find a tokenizer beside the
+// adapter.
+constexpr const char* kTokenizerFiles[] = {"tokenizer.json",
+                                           "tokenizer_config.json",
+                                           "special_tokens_map.json",
+                                           "added_tokens.json",
+                                           "tokenizer.model",
+                                           "chat_template.jinja",
+                                           "vocab.json",
+                                           "merges.txt"};
 
 Dtype FileType(DType type) {
   switch (type) {
@@ -100,20 +106,22 @@ std::vector<NamedView> OptimizerViews(const Storage& storage) {
     for (const Parameter& p : storage.space.parameters()) {
       const Tensor view = PartView(part, p);
       const bool is_whole = part.elements_per_value == 1;
-      views.push_back({{absl::StrCat(p.name, part.suffix), FileType(view.dtype),
-                        is_whole ? std::vector<int64_t>{p.rows, p.cols}
-                                 : std::vector<int64_t>{view.cols}},
-                       view});
+      views.push_back(
+          {{absl::StrCat(p.name, part.suffix), FileType(view.dtype),
+            is_whole ? std::vector<int64_t>{p.rows, p.cols} : std::vector<int64_t>{view.cols}},
+           view});
     }
   }
   return views;
 }
 
-absl::Status WriteAdapterFiles(const FileMaker& make, const OutputFiles& files, Execution* execution) {
+absl::Status WriteAdapterFiles(const FileMaker& make, const OutputFiles& files,
+                               Execution* execution) {
   const Storage& storage = execution->plan().run.storage;
   const Tensor flat = storage.compute ? storage.compute : storage.master;
   std::vector<uint8_t> bytes(flat.Extent());
-  if (absl::Status s = execution->Read(flat, bytes.data(), int64_t(bytes.size())); !s.ok()) return s;
+  if (absl::Status s = execution->Read(flat, bytes.data(), int64_t(bytes.size())); !s.ok())
+    return s;
   AdapterTensors adapter{.config = files.adapter};
   const int64_t size = kernels::SizeOf(flat.dtype);
   const auto span = [&](int64_t parameter) {
@@ -162,7 +170,8 @@ absl::Status CopyFile(Env* env, const std::string& from, const char* name, const
 absl::Status WriteResult(Env* env, const FileMaker& make, Execution* execution,
                          const OutputFiles& files, const proto::RunState& state) {
   const bool full = execution->plan().run.storage.options.mode == proto::Mode::FULL;
-  absl::Status s = full ? WriteModelFile(make, execution) : WriteAdapterFiles(make, files, execution);
+  absl::Status s =
+      full ? WriteModelFile(make, execution) : WriteAdapterFiles(make, files, execution);
   if (!s.ok()) return s;
   for (const char* name : kTokenizerFiles) {
     s = CopyFile(env, JoinPath(files.tokenizer_folder, name), name, make);
@@ -188,19 +197,21 @@ absl::Status SaveCheckpoint(Env* env, const std::string& output_dir, Execution* 
   if (absl::Status s = WriteResult(env, make, execution, files, state); !s.ok()) return s;
   absl::StatusOr<std::unique_ptr<WritableFile>> optimizer = (*commit)->NewFile(kOptimizerFile);
   if (!optimizer.ok()) return optimizer.status();
-  if (absl::Status s = WriteViews(*std::move(optimizer), OptimizerViews(execution->plan().run.storage),
-                                  execution);
+  if (absl::Status s = WriteViews(*std::move(optimizer),
+                                  OptimizerViews(execution->plan().run.storage), execution);
       !s.ok()) {
     return s;
   }
-  if (absl::Status s = (*commit)->AddFile(kRunStateFile, state.SerializeAsString()); !s.ok()) return s;
+  if (absl::Status s = (*commit)->AddFile(kRunStateFile, state.SerializeAsString()); !s.ok())
+    return s;
   return (*commit)->Commit({.step = state.step(), .world = 1, .job_hash = state.job_hash()});
 }
 
 absl::StatusOr<proto::RunState> LoadCheckpoint(Env* env, const std::string& folder,
                                                Execution* execution) {
   const Storage& storage = execution->plan().run.storage;
-  absl::StatusOr<SafetensorsFile> file = SafetensorsFile::Open(env, JoinPath(folder, kOptimizerFile));
+  absl::StatusOr<SafetensorsFile> file =
+      SafetensorsFile::Open(env, JoinPath(folder, kOptimizerFile));
   if (!file.ok()) return AsInputError(file.status());
   const std::vector<NamedView> views = OptimizerViews(storage);
   if (file->tensors().size() != views.size()) {
@@ -215,11 +226,13 @@ absl::StatusOr<proto::RunState> LoadCheckpoint(Env* env, const std::string& fold
       return proto::BadDataError(absl::StrCat(file->path(), ": tensor ", named.spec.name, " is ",
                                               (*info)->Describe(), ", not what this job trains"));
     }
-    if (absl::Status s = execution->Write(named.view, file->data(**info), (*info)->bytes); !s.ok()) {
+    if (absl::Status s = execution->Write(named.view, file->data(**info), (*info)->bytes);
+        !s.ok()) {
       return s;
     }
   }
-  if (absl::Status s = execution->Read(storage.master, master.data(), storage.master.Extent()); !s.ok()) {
+  if (absl::Status s = execution->Read(storage.master, master.data(), storage.master.Extent());
+      !s.ok()) {
     return s;
   }
   if (absl::Status s = WriteTrained(execution, master); !s.ok()) return s;
@@ -228,7 +241,8 @@ absl::StatusOr<proto::RunState> LoadCheckpoint(Env* env, const std::string& fold
   if (!text.ok()) return AsInputError(text.status());
   proto::RunState state;
   if (!state.ParseFromString(*text)) {
-    return proto::BadDataError(absl::StrCat(JoinPath(folder, kRunStateFile), " is not a run state"));
+    return proto::BadDataError(
+        absl::StrCat(JoinPath(folder, kRunStateFile), " is not a run state"));
   }
   return state;
 }
@@ -253,14 +267,14 @@ absl::Status LoadAdapter(Env* env, const std::string& folder, Execution* executi
   for (size_t i = 0; i < expected.size(); ++i) {
     const AdapterModule& module = loaded->adapter.modules[i];
     const AdapterSlot& slot = storage.adapters[i];
-    for (const auto& [bytes, parameter] : {std::pair{module.a, slot.a_parameter},
-                                           std::pair{module.b, slot.b_parameter}}) {
+    for (const auto& [bytes, parameter] :
+         {std::pair{module.a, slot.a_parameter}, std::pair{module.b, slot.b_parameter}}) {
       const Parameter& p = storage.space.parameters()[parameter];
       const int64_t bad = ConvertElements(*FloatType(module.dtype), bytes.data(), p.rows * p.cols,
                                           DType::kF32, flat.data() + p.offset);
       if (bad >= 0) {
-        return proto::BadDataError(absl::StrCat(folder, ": tensor ", p.name,
-                                                " holds NaN or infinity at element ", bad));
+        return proto::BadDataError(
+            absl::StrCat(folder, ": tensor ", p.name, " holds NaN or infinity at element ", bad));
       }
     }
   }

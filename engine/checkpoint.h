@@ -1,7 +1,8 @@
 // The state of a run in a checkpoint folder, and back.
 //
-// checkpoint-<step>/ holds the adapter as PEFT reads it (or the model, in FULL mode), optimizer.safetensors with the fp32
-// masters and the moments under the parameters' names, run_state.pb, trainer_state.json and the tokenizer's files.
+// checkpoint-<step>/ holds the adapter as PEFT reads it (or the model, in FULL mode),
+// optimizer.safetensors with the fp32 masters and the moments under the parameters' names,
+// run_state.pb, trainer_state.json and the tokenizer's files.
 
 #ifndef QLORA_ENGINE_CHECKPOINT_H_
 #define QLORA_ENGINE_CHECKPOINT_H_
@@ -19,7 +20,7 @@ namespace qlora::engine {
 
 // What goes beside the tensors, the same in every checkpoint of a run.
 struct OutputFiles {
-  AdapterConfig adapter;     // modes QLORA and LORA
+  AdapterConfig adapter;         // modes QLORA and LORA
   std::string tokenizer_folder;  // its tokenizer files are copied
   std::string config_file;       // FULL mode: copied as config.json
   TrainerSettings trainer;
@@ -29,18 +30,18 @@ struct OutputFiles {
 absl::Status SaveCheckpoint(Env* env, const std::string& output_dir, Execution* execution,
                             const OutputFiles& files, const proto::RunState& state);
 
-// Puts parameters and optimizer states back from a folder that VerifyFolder has accepted. DataLoss where its contents are
-// not those of this run's parameters.
+// Puts parameters and optimizer states back from a folder that VerifyFolder has accepted. DataLoss
+// where its contents are not those of this run's parameters.
 absl::StatusOr<proto::RunState> LoadCheckpoint(Env* env, const std::string& folder,
                                                Execution* execution);
 
-// Writes what the user asked for, the adapter or the model, with tokenizer and trainer_state.json, into `folder` itself;
-// every file atomically.
+// Writes what the user asked for, the adapter or the model, with tokenizer and trainer_state.json,
+// into `folder` itself; every file atomically.
 absl::Status WriteFinalOutput(Env* env, const std::string& folder, Execution* execution,
                               const OutputFiles& files, const proto::RunState& state);
 
-// Reads a PEFT adapter into the run's trained parameters: init_from, eval.adapter, generate.adapter. The file must hold
-// exactly the run's modules.
+// Reads a PEFT adapter into the run's trained parameters: init_from, eval.adapter,
+// generate.adapter. The file must hold exactly the run's modules.
 absl::Status LoadAdapter(Env* env, const std::string& folder, Execution* execution);
 
 }  // namespace qlora::engine

@@ -48,7 +48,8 @@ std::string MarkedText(const Sample& sample, const Tokenizer& tokenizer) {
     while (end < sample.ids.size() && sample.trained[end] == sample.trained[begin]) ++end;
     const std::string part =
         tokenizer.Decode(absl::MakeConstSpan(sample.ids).subspan(begin, end - begin), false);
-    absl::StrAppend(&text, sample.trained[begin] ? "⟦" : "", part, sample.trained[begin] ? "⟧" : "");
+    absl::StrAppend(&text, sample.trained[begin] ? "⟦" : "", part,
+                    sample.trained[begin] ? "⟧" : "");
     begin = end;
   }
   return text;
@@ -69,8 +70,9 @@ class LogitsFile {
     std::vector<TensorData> tensors;
     for (size_t i = 0; i < documents_.size(); ++i) {
       const std::vector<float>& d = documents_[i];
-      tensors.push_back({{absl::StrCat("logits.", i), Dtype::kF32, {int64_t(d.size()) / vocab_, vocab_}},
-                         {reinterpret_cast<const uint8_t*>(d.data()), d.size() * 4}});
+      tensors.push_back(
+          {{absl::StrCat("logits.", i), Dtype::kF32, {int64_t(d.size()) / vocab_, vocab_}},
+           {reinterpret_cast<const uint8_t*>(d.data()), d.size() * 4}});
     }
     return WriteSafetensors(env, path, std::move(tensors));
   }
@@ -100,9 +102,10 @@ absl::Status Inspect(const Setup& setup, Console* console) {
   const Dataset& data = setup.train_data.samples.empty() ? setup.eval_data : setup.train_data;
   for (size_t i = 0; i < std::min(kShownSamples, data.samples.size()); ++i) {
     const Sample& sample = data.samples[i];
-    console->Line(absl::StrCat("sample of line ", sample.line, ", ", sample.ids.size(),
-                               " tokens, trained ones between ⟦ and ⟧:\n",
-                               setup.tokenizer ? MarkedText(sample, *setup.tokenizer) : "(no tokenizer)"));
+    console->Line(
+        absl::StrCat("sample of line ", sample.line, ", ", sample.ids.size(),
+                     " tokens, trained ones between ⟦ and ⟧:\n",
+                     setup.tokenizer ? MarkedText(sample, *setup.tokenizer) : "(no tokenizer)"));
   }
   return absl::OkStatus();
 }
@@ -129,8 +132,8 @@ absl::Status Evaluate(const Setup& setup, Console* console) {
     if (!exact.ok()) return exact.status();
     result->exact_matches = *exact;
   }
-  console->Line(absl::StrCat(FormatCount(result->samples), " samples, ", FormatCount(result->tokens),
-                             " tokens: ", DescribeEval(*result)));
+  console->Line(absl::StrCat(FormatCount(result->samples), " samples, ",
+                             FormatCount(result->tokens), " tokens: ", DescribeEval(*result)));
   if (!setup.record.eval_logits) return absl::OkStatus();
   const std::string& path = setup.job.eval().logits_file();
   if (absl::Status s = logits.Write(setup.env, path); !s.ok()) return AsInputError(s);

@@ -15,7 +15,8 @@ absl::Status ShowPlan(const Setup& setup, Console* console);
 // The data as the model will see it, the model's tensors, the targets matched.
 absl::Status Inspect(const Setup& setup, Console* console);
 
-// Loss, perplexity and, where asked for, exact match on a file; logits of pretokenized input to a file.
+// Loss, perplexity and, where asked for, exact match on a file; logits of pretokenized input to a
+// file.
 absl::Status Evaluate(const Setup& setup, Console* console);
 
 // Text from the job's prompt or messages.

@@ -52,7 +52,8 @@ absl::StatusOr<EvalResult> EvaluateLoss(Execution* execution, const Batcher& bat
     result.samples += int64_t(batch.documents.size());
     if (logits_of && pieces.logits) {
       logits.resize(batch.ids.size() * pieces.logits.cols);
-      if (absl::Status s = execution->Read(pieces.logits, logits.data(), int64_t(logits.size()) * 4);
+      if (absl::Status s =
+              execution->Read(pieces.logits, logits.data(), int64_t(logits.size()) * 4);
           !s.ok()) {
         return s;
       }

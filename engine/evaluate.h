@@ -34,14 +34,15 @@ std::string DescribeEval(const EvalResult& result);
 // How evaluation batches are cut: samples in order, `rows` at a time.
 BatcherOptions EvalBatcherOptions(int64_t rows, int64_t max_length);
 
-// The loss of all of `batcher`'s samples. `logits_of` (may be empty) sees each batch's bound logits, where recorded.
+// The loss of all of `batcher`'s samples. `logits_of` (may be empty) sees each batch's bound
+// logits, where recorded.
 using LogitsSink =
     std::function<absl::Status(const MicroBatch& batch, absl::Span<const float> logits)>;
 absl::StatusOr<EvalResult> EvaluateLoss(Execution* execution, const Batcher& batcher,
                                         const LogitsSink& logits_of);
 
-// Generates an answer to each sample's tokens before its first trained one, greedily, and counts those whose text equals
-// the rest of the sample's, white space at both ends aside.
+// Generates an answer to each sample's tokens before its first trained one, greedily, and counts
+// those whose text equals the rest of the sample's, white space at both ends aside.
 absl::StatusOr<int64_t> CountExactMatches(Execution* execution, const Dataset& dataset,
                                           const Tokenizer& tokenizer,
                                           const GenerationOptions& options);

@@ -52,13 +52,12 @@ absl::Status Execution::Allocate() {
 
 absl::Status Execution::Write(kernels::ConstTensor view, const void* from, int64_t bytes) {
   if (absl::Status status = device_->Synchronize(); !status.ok()) return status;
-  uint8_t* to = static_cast<uint8_t*>(base_[Program::IdOf(view.data)]) + Program::OffsetOf(view.data);
+  uint8_t* to =
+      static_cast<uint8_t*>(base_[Program::IdOf(view.data)]) + Program::OffsetOf(view.data);
   return device_->CopyIn(to, from, bytes);
 }
 
-void* Execution::LoadingScratch() const {
-  return arenas_[int(BufferClass::kTransient)].data();
-}
+void* Execution::LoadingScratch() const { return arenas_[int(BufferClass::kTransient)].data(); }
 
 absl::Status Execution::Read(kernels::ConstTensor view, void* to, int64_t bytes) {
   if (absl::Status status = device_->Synchronize(); !status.ok()) return status;

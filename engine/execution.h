@@ -1,4 +1,5 @@
-// A plan with memory behind it: the only place where a run's buffers are allocated, and exactly those of the plan.
+// A plan with memory behind it: the only place where a run's buffers are allocated, and exactly
+// those of the plan.
 
 #ifndef QLORA_ENGINE_EXECUTION_H_
 #define QLORA_ENGINE_EXECUTION_H_
@@ -16,7 +17,8 @@ namespace qlora::engine {
 class Execution {
  public:
   // `plan` and `device` must outlive it.
-  static absl::StatusOr<std::unique_ptr<Execution>> Create(const Plan& plan, kernels::Device* device);
+  static absl::StatusOr<std::unique_ptr<Execution>> Create(const Plan& plan,
+                                                           kernels::Device* device);
 
   const Plan& plan() const { return plan_; }
   kernels::Device& device() { return *device_; }
@@ -24,8 +26,8 @@ class Execution {
   // Starts a piece; results are there after device().Synchronize().
   absl::Status Run(int64_t piece) { return pieces_[piece]->Run(); }
 
-  // Copies between host memory and a persistent view of the program; both wait for what was started before. The view
-  // must have no gaps between rows, and `bytes` at most its extent.
+  // Copies between host memory and a persistent view of the program; both wait for what was started
+  // before. The view must have no gaps between rows, and `bytes` at most its extent.
   absl::Status Write(kernels::ConstTensor view, const void* from, int64_t bytes);
   absl::Status Read(kernels::ConstTensor view, void* to, int64_t bytes);
   template <class T>

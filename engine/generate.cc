@@ -42,7 +42,8 @@ int32_t Choose(absl::Span<const float> logits, const GenerationOptions& options,
   }
   double kept = 0;
   size_t count = 0;
-  while (count < order.size() && (count == 0 || kept < options.top_p * sum)) kept += weight[count++];
+  while (count < order.size() && (count == 0 || kept < options.top_p * sum))
+    kept += weight[count++];
   double rest = uniform * kept;
   for (size_t i = 0; i < count; ++i) {
     rest -= weight[i];
@@ -112,7 +113,8 @@ class GenerationRun {
 
   absl::Status Feed(const BatchViews& views, int64_t piece, const MicroBatchInputs& batch) {
     const std::vector<uint8_t> inputs = EncodeBatch(views, batch, {});
-    if (absl::Status s = execution_.Write(views.live_tokens, inputs.data(), inputs.size()); !s.ok()) {
+    if (absl::Status s = execution_.Write(views.live_tokens, inputs.data(), inputs.size());
+        !s.ok()) {
       return s;
     }
     return execution_.Run(piece);
@@ -123,7 +125,8 @@ class GenerationRun {
     std::vector<int32_t> ids, positions;
     std::vector<DocumentBounds> documents;
     for (const Active& a : *group) {
-      documents.push_back({int32_t(ids.size()), 1, int32_t(a.slot * context_), int32_t(a.length + 1)});
+      documents.push_back(
+          {int32_t(ids.size()), 1, int32_t(a.slot * context_), int32_t(a.length + 1)});
       ids.push_back(a.next);
       positions.push_back(int32_t(a.length));
     }
@@ -134,7 +137,8 @@ class GenerationRun {
     }
     const int64_t vocab = pieces_.logits.cols;
     logits_.resize(group->size() * vocab);
-    if (absl::Status s = execution_.Read(pieces_.logits, logits_.data(), int64_t(logits_.size()) * 4);
+    if (absl::Status s =
+            execution_.Read(pieces_.logits, logits_.data(), int64_t(logits_.size()) * 4);
         !s.ok()) {
       return s;
     }

@@ -9,7 +9,8 @@ namespace qlora::engine {
 
 // Bytes of this process that stand in memory and are not mapped files.
 int64_t ResidentHostMemory();
-// The most that this process may have resident: what it has now and what is free, within its control group's limit.
+// The most that this process may have resident: what it has now and what is free, within its
+// control group's limit.
 int64_t AvailableHostMemory();
 // The largest ResidentHostMemory() has been, mapped files included (the system's high-water mark).
 int64_t PeakHostMemory();

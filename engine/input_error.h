@@ -1,4 +1,5 @@
-// What went wrong with something the user handed in: a file's contents (exit code 65) or the disk under it (74).
+// What went wrong with something the user handed in: a file's contents (exit code 65) or the disk
+// under it (74).
 
 #ifndef QLORA_ENGINE_INPUT_ERROR_H_
 #define QLORA_ENGINE_INPUT_ERROR_H_
@@ -10,7 +11,8 @@
 
 namespace qlora::engine {
 
-// The same message under the class it belongs to. A status that already carries its class stays as it is.
+// The same message under the class it belongs to. A status that already carries its class stays as
+// it is.
 inline absl::Status AsInputError(const absl::Status& status) {
   if (status.ok() || proto::HasExitCode(status)) return status;
   if (IsIoError(status)) return proto::IoError(status.message());

@@ -1,4 +1,5 @@
-// What makes two runs the same run: the base, the data, and those fields of a job that decide the result.
+// What makes two runs the same run: the base, the data, and those fields of a job that decide the
+// result.
 
 #ifndef QLORA_ENGINE_JOB_IDENTITY_H_
 #define QLORA_ENGINE_JOB_IDENTITY_H_
@@ -13,12 +14,13 @@
 
 namespace qlora::engine {
 
-// SHA-256 over config.json and, where there is a checkpoint, each of its weight files in name order.
+// SHA-256 over config.json and, where there is a checkpoint, each of its weight files in name
+// order.
 absl::StatusOr<std::string> HashBase(Env* env, const std::string& config_file,
                                      const std::optional<ShardedModel>& model);
 
-// The job in text format without what changes no byte of the result: paths, logging, saving, evaluation, limits. The
-// device stands in it, since backends round differently.
+// The job in text format without what changes no byte of the result: paths, logging, saving,
+// evaluation, limits. The device stands in it, since backends round differently.
 std::string DecisiveJobText(const proto::Job& job, const std::string& device);
 
 // Lines that only one of two texts has, marked − (`before`) and + (`after`).

@@ -42,7 +42,8 @@ absl::StatusOr<std::optional<std::string>> ClaimOutputFolder(const Setup& setup,
   Env* env = setup.env;
   const std::string& folder = setup.job.output_dir();
   const auto cannot = [&](const absl::Status& status) {
-    return proto::IoError(absl::StrCat("output_dir ", folder, " cannot be written: ", status.message()));
+    return proto::IoError(
+        absl::StrCat("output_dir ", folder, " cannot be written: ", status.message()));
   };
   if (absl::Status s = env->CreateFolders(folder); !s.ok()) return cannot(s);
   if (absl::Status s = CleanTemporaries(env, folder); !s.ok()) return cannot(s);

@@ -12,10 +12,11 @@
 
 namespace qlora::engine {
 
-// Creates the folder where it is missing, checks that it can be written, and finds the checkpoint to go on from; empty
-// where the run starts anew. A folder with another job's results is refused (exit 64), naming the fields that differ,
-// unless overwrite_output_dir: then its checkpoints are removed. Checkpoints that do not verify are named on the console;
-// where there are some and none verifies the run does not start from scratch by itself (exit 65).
+// Creates the folder where it is missing, checks that it can be written, and finds the checkpoint
+// to go on from; empty where the run starts anew. A folder with another job's results is refused
+// (exit 64), naming the fields that differ, unless overwrite_output_dir: then its checkpoints are
+// removed. Checkpoints that do not verify are named on the console; where there are some and none
+// verifies the run does not start from scratch by itself (exit 65).
 absl::StatusOr<std::optional<std::string>> ClaimOutputFolder(const Setup& setup, Console* console);
 
 }  // namespace qlora::engine

@@ -21,12 +21,12 @@ int64_t LowestFreeOffset(std::vector<Placed>& rivals, int64_t bytes) {
   return offset;
 }
 
-int64_t PlacePiece(const Program& program, const PieceProgram& piece, std::vector<int64_t>* offset) {
+int64_t PlacePiece(const Program& program, const PieceProgram& piece,
+                   std::vector<int64_t>* offset) {
   std::vector<Lifetime> lifetimes = program.Lifetimes(piece);
   const auto bytes_of = [&](const Lifetime& l) { return program.buffers()[l.buffer].bytes; };
-  std::stable_sort(lifetimes.begin(), lifetimes.end(), [&](const Lifetime& a, const Lifetime& b) {
-    return bytes_of(a) > bytes_of(b);
-  });
+  std::stable_sort(lifetimes.begin(), lifetimes.end(),
+                   [&](const Lifetime& a, const Lifetime& b) { return bytes_of(a) > bytes_of(b); });
   std::vector<Placed> placed;
   int64_t end = 0;
   for (const Lifetime& l : lifetimes) {

@@ -11,12 +11,14 @@
 namespace qlora::engine {
 
 struct Placement {
-  std::vector<int64_t> offset;  // by BufferId; −1 for a buffer that no piece touches or that is persistent
-  int64_t bytes = 0;            // of the arena: the largest piece's need
+  std::vector<int64_t>
+      offset;         // by BufferId; −1 for a buffer that no piece touches or that is persistent
+  int64_t bytes = 0;  // of the arena: the largest piece's need
 };
 
-// Pieces run one after another and share the arena. Largest buffers are placed first, each at the lowest offset that is
-// free over its lifetime; ties go to the earlier buffer, so that the result is a function of the program alone.
+// Pieces run one after another and share the arena. Largest buffers are placed first, each at the
+// lowest offset that is free over its lifetime; ties go to the earlier buffer, so that the result
+// is a function of the program alone.
 Placement PlaceTransients(const Program& program);
 
 }  // namespace qlora::engine

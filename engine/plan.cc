@@ -110,30 +110,31 @@ std::string Remedies(const ModelSpec& spec, const RecordOptions& options,
   };
   if (options.storage.training) {
     if (limits.recompute != proto::Recompute::AUTO) {
-      try_with("training.recompute: AUTO", [](RecordOptions*, PlanLimits* l) {
-        l->recompute = proto::Recompute::AUTO;
-      });
+      try_with("training.recompute: AUTO",
+               [](RecordOptions*, PlanLimits* l) { l->recompute = proto::Recompute::AUTO; });
     }
     for (const int64_t part : {2, 4, 8}) {
-      const std::string change = absl::StrCat("1/", part, " of the tokens per micro-batch: lower "
-                                              "data.max_length or training.per_device_train_batch_size");
+      const std::string change =
+          absl::StrCat("1/", part,
+                       " of the tokens per micro-batch: lower "
+                       "data.max_length or training.per_device_train_batch_size");
       try_with(change.c_str(), [part](RecordOptions* o, PlanLimits* l) {
-        for (int64_t* n : {&o->train.tokens, &o->train.trained_rows}) *n = std::max<int64_t>(*n / part, 1);
+        for (int64_t* n : {&o->train.tokens, &o->train.trained_rows})
+          *n = std::max<int64_t>(*n / part, 1);
         l->recompute = proto::Recompute::AUTO;
       });
     }
     if (options.storage.mode == proto::Mode::LORA) {
-      try_with("mode: QLORA", [](RecordOptions* o, PlanLimits*) { o->storage.mode = proto::Mode::QLORA; });
+      try_with("mode: QLORA",
+               [](RecordOptions* o, PlanLimits*) { o->storage.mode = proto::Mode::QLORA; });
     }
     if (!options.storage.eight_bit_states) {
-      try_with("training.optim: PAGED_ADAMW_8BIT", [](RecordOptions* o, PlanLimits*) {
-        o->storage.eight_bit_states = true;
-      });
+      try_with("training.optim: PAGED_ADAMW_8BIT",
+               [](RecordOptions* o, PlanLimits*) { o->storage.eight_bit_states = true; });
     }
     if (options.storage.pending_gradients > 0) {
-      try_with("training.gradient_sum: SEQUENTIAL", [](RecordOptions* o, PlanLimits*) {
-        o->storage.pending_gradients = 0;
-      });
+      try_with("training.gradient_sum: SEQUENTIAL",
+               [](RecordOptions* o, PlanLimits*) { o->storage.pending_gradients = 0; });
     }
   }
   const int64_t need = Planner(spec, options, device, limits).Fitting().total_bytes;
@@ -148,7 +149,10 @@ std::string FormatBytes(int64_t bytes) {
   double value = double(bytes);
   int unit = 0;
   while (value >= 1024 && unit < 4) value /= 1024, ++unit;
-  return absl::StrFormat(unit == 0 ? "%.0f %s" : value < 10 ? "%.2f %s" : "%.1f %s", value, kUnits[unit]);
+  return absl::StrFormat(unit == 0    ? "%.0f %s"
+                         : value < 10 ? "%.2f %s"
+                                      : "%.1f %s",
+                         value, kUnits[unit]);
 }
 
 std::string Describe(const RecomputeChoice& choice, int64_t layers) {
@@ -156,8 +160,8 @@ std::string Describe(const RecomputeChoice& choice, int64_t layers) {
   std::string text = "recomputed in backward:";
   for (int level = 0; level <= choice.level; ++level) {
     const int64_t count = level < choice.level ? layers : choice.layers;
-    absl::StrAppend(&text, level == 0 ? " " : "; ", kLevelNames[level], " of ", count, " of ", layers,
-                    " layers");
+    absl::StrAppend(&text, level == 0 ? " " : "; ", kLevelNames[level], " of ", count, " of ",
+                    layers, " layers");
   }
   return text;
 }
@@ -169,7 +173,8 @@ absl::StatusOr<Plan> MakePlan(const ModelSpec& spec, const RecordOptions& option
   if (plan.total_bytes > limits.memory_bytes) {
     std::string largest;
     for (size_t i = 0; i < std::min<size_t>(3, plan.items.size()); ++i) {
-      absl::StrAppend(&largest, "  ", FormatBytes(plan.items[i].bytes), "  ", plan.items[i].name, "\n");
+      absl::StrAppend(&largest, "  ", FormatBytes(plan.items[i].bytes), "  ", plan.items[i].name,
+                      "\n");
     }
     return absl::ResourceExhaustedError(absl::StrCat(
         "the run needs ", FormatBytes(plan.total_bytes), " and ", limits.memory_source, " allows ",

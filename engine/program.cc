@@ -19,10 +19,17 @@ int64_t AlignUp(int64_t bytes) {
 }  // namespace
 
 const char* NameOf(BufferClass c) {
-  constexpr const char* kNames[kBufferClasses] = {
-      "4-bit weights", "16-bit and fp32 weights", "trained parameters (fp32)",
-      "trained parameters (compute copy)", "optimizer states", "gradients", "tables", "step inputs",
-      "step outputs", "key/value cache", "activations and workspaces"};
+  constexpr const char* kNames[kBufferClasses] = {"4-bit weights",
+                                                  "16-bit and fp32 weights",
+                                                  "trained parameters (fp32)",
+                                                  "trained parameters (compute copy)",
+                                                  "optimizer states",
+                                                  "gradients",
+                                                  "tables",
+                                                  "step inputs",
+                                                  "step outputs",
+                                                  "key/value cache",
+                                                  "activations and workspaces"};
   return kNames[int(c)];
 }
 

@@ -1,8 +1,10 @@
-// A program: what a run does, written down once. Buffers with their sizes, and pieces: lists of ops over them.
+// A program: what a run does, written down once. Buffers with their sizes, and pieces: lists of ops
+// over them.
 //
-// The plan, recomputation, the time estimate and the execution all walk this; there is no second list of buffers.
-// Ops in a program hold *virtual* addresses, (buffer id + 1) << kOffsetBits plus an offset, so that an op is the same
-// struct before and after the plan has placed the buffers. Bind() turns them into real ones.
+// The plan, recomputation, the time estimate and the execution all walk this; there is no second
+// list of buffers. Ops in a program hold *virtual* addresses, (buffer id + 1) << kOffsetBits plus
+// an offset, so that an op is the same struct before and after the plan has placed the buffers.
+// Bind() turns them into real ones.
 
 #ifndef QLORA_ENGINE_PROGRAM_H_
 #define QLORA_ENGINE_PROGRAM_H_
@@ -46,7 +48,8 @@ struct BufferInfo {
 struct PieceProgram {
   std::string name;
   std::vector<kernels::Op> ops;
-  int64_t backward_begin = 0;  // index of the first op after the forward pass; = ops.size() without one
+  int64_t backward_begin =
+      0;  // index of the first op after the forward pass; = ops.size() without one
 };
 
 // Where a transient buffer is needed: from op `first` to op `last` of its piece, inclusive.
@@ -71,7 +74,8 @@ class Program {
     return BufferId(reinterpret_cast<uintptr_t>(virtual_address) >> kOffsetBits) - 1;
   }
   static int64_t OffsetOf(const void* virtual_address) {
-    return int64_t(reinterpret_cast<uintptr_t>(virtual_address) & ((uintptr_t{1} << kOffsetBits) - 1));
+    return int64_t(reinterpret_cast<uintptr_t>(virtual_address) &
+                   ((uintptr_t{1} << kOffsetBits) - 1));
   }
   static void* AddressOf(BufferId id, int64_t offset = 0) {
     return reinterpret_cast<void*>((uintptr_t(id) + 1) << kOffsetBits | uintptr_t(offset));

@@ -1,4 +1,5 @@
-// What this machine does per second, measured at start, and the time of a list of ops by those rates.
+// What this machine does per second, measured at start, and the time of a list of ops by those
+// rates.
 
 #ifndef QLORA_ENGINE_RATES_H_
 #define QLORA_ENGINE_RATES_H_
@@ -14,8 +15,8 @@ struct MachineRates {
   double memory_bytes = 0;  // bytes/s moved by a stream that misses every cache
 };
 
-// Runs one product and one addition of long vectors on the device, about 0.2 s, and frees what it used. The best of
-// several tries counts: a disturbance only ever slows one down.
+// Runs one product and one addition of long vectors on the device, about 0.2 s, and frees what it
+// used. The best of several tries counts: a disturbance only ever slows one down.
 absl::StatusOr<MachineRates> MeasureRates(kernels::Device& device, kernels::DType compute);
 
 // Σ over ops of max(FLOP / rate, bytes / rate): what they would take if each ran at its bound.

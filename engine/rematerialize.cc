@@ -69,8 +69,8 @@ class Rewriter {
     kernels::VisitTensors(copy, [&](const char*, auto& view) {
       if constexpr (!kIsRead<decltype(view)>) {
         if (view.data == nullptr) return;
-        view.data = Program::AddressOf(SecondOf(Program::IdOf(view.data)),
-                                       Program::OffsetOf(view.data));
+        view.data =
+            Program::AddressOf(SecondOf(Program::IdOf(view.data)), Program::OffsetOf(view.data));
       }
     });
     cost_.flops += kernels::FlopsOf(copy);
@@ -78,8 +78,8 @@ class Rewriter {
     result_.push_back(std::move(copy));
   }
 
-  // A norm that also adds the residual needs two inputs of the layer before. Its sum, if that is not what is wanted,
-  // stands for both: y is computed from the rounded sum.
+  // A norm that also adds the residual needs two inputs of the layer before. Its sum, if that is
+  // not what is wanted, stands for both: y is computed from the rounded sum.
   static void NormaliseTheSum(kernels::RmsNormForward* norm, BufferId wanted) {
     if (!norm->residual || Program::IdOf(norm->sum.data) == wanted) return;
     norm->x = norm->sum;
@@ -87,7 +87,8 @@ class Rewriter {
     norm->sum = {};
   }
 
-  // The buffer that takes a recomputed value. Readers are sent there only if the first one is dropped.
+  // The buffer that takes a recomputed value. Readers are sent there only if the first one is
+  // dropped.
   BufferId SecondOf(BufferId id) {
     if (const auto it = second_.find(id); it != second_.end()) return it->second;
     const BufferInfo& info = program_->buffers()[id];

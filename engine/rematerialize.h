@@ -1,5 +1,6 @@
-// Recomputation as a rewrite of the program: a dropped buffer's producer is run again just before the first backward op
-// that reads it. Ops are pure functions of their inputs, so this never changes a byte.
+// Recomputation as a rewrite of the program: a dropped buffer's producer is run again just before
+// the first backward op that reads it. Ops are pure functions of their inputs, so this never
+// changes a byte.
 
 #ifndef QLORA_ENGINE_REMATERIALIZE_H_
 #define QLORA_ENGINE_REMATERIALIZE_H_
@@ -14,9 +15,10 @@ struct RecomputeCost {
   int64_t ops = 0;
 };
 
-// Rewrites piece `piece_index` so that no buffer in `dropped` is kept from forward to backward. A dropped buffer's
-// producer may itself read dropped buffers; those are recomputed first. Buffers written by no forward op, or not read
-// behind it, are left alone. New buffers are added to the program for the second values.
+// Rewrites piece `piece_index` so that no buffer in `dropped` is kept from forward to backward. A
+// dropped buffer's producer may itself read dropped buffers; those are recomputed first. Buffers
+// written by no forward op, or not read behind it, are left alone. New buffers are added to the
+// program for the second values.
 RecomputeCost Rematerialize(Program* program, int64_t piece_index,
                             const absl::flat_hash_set<BufferId>& dropped);
 

@@ -26,7 +26,8 @@ using kernels::DType;
 using proto::Command;
 
 constexpr int64_t kMaxConfigBytes = 16 << 20;
-// Sequences generated at a time in evaluation: more share each pass over the weights, at the price of cache memory.
+// Sequences generated at a time in evaluation: more share each pass over the weights, at the price
+// of cache memory.
 constexpr int64_t kEvalSequences = 16;
 // Tokens of a prompt fed at a time.
 constexpr int64_t kPrefillTokens = 512;
@@ -42,10 +43,10 @@ class Preparation {
 
   absl::Status Run() {
     using Part = absl::Status (Preparation::*)();
-    for (const Part part : {&Preparation::OpenModel, &Preparation::OpenTokenizer,
-                            &Preparation::ChooseTargets, &Preparation::OpenDevice,
-                            &Preparation::ReadData, &Preparation::ReadPrompts,
-                            &Preparation::ChooseOptions, &Preparation::Identify}) {
+    for (const Part part :
+         {&Preparation::OpenModel, &Preparation::OpenTokenizer, &Preparation::ChooseTargets,
+          &Preparation::OpenDevice, &Preparation::ReadData, &Preparation::ReadPrompts,
+          &Preparation::ChooseOptions, &Preparation::Identify}) {
       if (absl::Status status = (this->*part)(); !status.ok()) return status;
     }
     return absl::OkStatus();
@@ -75,9 +76,8 @@ class Preparation {
     absl::StatusOr<ShardedModel> model = ShardedModel::Open(s_.env, *folder);
     if (!model.ok()) return AsInputError(model.status());
     s_.model = *std::move(model);
-    return AsInputError(CheckCheckpoint(*s_.model, s_.job.mode(),
-                                        QuantSpecOf(s_.job.quantization()), &s_.spec,
-                                        &s_.warnings));
+    return AsInputError(CheckCheckpoint(
+        *s_.model, s_.job.mode(), QuantSpecOf(s_.job.quantization()), &s_.spec, &s_.warnings));
   }
 
   absl::Status OpenTokenizer() {
@@ -98,7 +98,8 @@ class Preparation {
     return absl::OkStatus();
   }
 
-  // The adapter that commands eval and generate read: its config says which modules the program adapts.
+  // The adapter that commands eval and generate read: its config says which modules the program
+  // adapts.
   const std::string& AdapterFolder() const {
     static const std::string none;
     if (command_ == Command::kEval) return s_.job.eval().adapter();
@@ -146,7 +147,8 @@ class Preparation {
     if (s_.job.cpu_isa() != proto::CpuIsa::AUTO) {
       options.isa = kernels::cpu::Isa(int(s_.job.cpu_isa()) - int(proto::CpuIsa::PORTABLE));
     }
-    absl::StatusOr<std::unique_ptr<kernels::Device>> device = kernels::cpu::CreateCpuDevice(options);
+    absl::StatusOr<std::unique_ptr<kernels::Device>> device =
+        kernels::cpu::CreateCpuDevice(options);
     if (!device.ok()) {
       return proto::NoDeviceError(absl::StrCat("cpu_isa: ", device.status().message()));
     }
@@ -167,13 +169,12 @@ class Preparation {
   }
 
   absl::Status ReadFileInto(const std::string& path, int64_t max_samples, Dataset* to) {
-    absl::StatusOr<Dataset> data = LoadDataset(s_.env, path, s_.job.data(), *s_.tokenizer,
-                                               TokenizerThreads(), max_samples);
+    absl::StatusOr<Dataset> data =
+        LoadDataset(s_.env, path, s_.job.data(), *s_.tokenizer, TokenizerThreads(), max_samples);
     if (!data.ok()) return AsInputError(data.status());
     for (const Sample& sample : data->samples) {
-      const auto out = std::find_if(sample.ids.begin(), sample.ids.end(), [&](int32_t id) {
-        return id < 0 || id >= s_.spec.vocab;
-      });
+      const auto out = std::find_if(sample.ids.begin(), sample.ids.end(),
+                                    [&](int32_t id) { return id < 0 || id >= s_.spec.vocab; });
       if (out != sample.ids.end()) {
         return proto::BadDataError(absl::StrCat(path, ":", sample.line, ": token id ", *out,
                                                 " is outside the model's vocabulary of ",
@@ -187,12 +188,13 @@ class Preparation {
   absl::Status ReadData() {
     const proto::Data& data = s_.job.data();
     if (data.max_length() > s_.spec.max_positions) {
-      return proto::BadJobError(absl::StrCat("data.max_length is ", data.max_length(), "; the model of ",
-                                             s_.config_file, " has ", s_.spec.max_positions,
-                                             " positions (max_position_embeddings)"));
+      return proto::BadJobError(
+          absl::StrCat("data.max_length is ", data.max_length(), "; the model of ", s_.config_file,
+                       " has ", s_.spec.max_positions, " positions (max_position_embeddings)"));
     }
     if (trains_) {
-      if (absl::Status s = ReadFileInto(data.train_file(), data.max_train_samples(), &s_.train_data);
+      if (absl::Status s =
+              ReadFileInto(data.train_file(), data.max_train_samples(), &s_.train_data);
           !s.ok()) {
         return s;
       }
@@ -200,12 +202,13 @@ class Preparation {
         s_.eval_data = SplitForEvaluation(&s_.train_data, data.eval_fraction(), s_.job.seed());
       }
     }
-    const std::string eval_file =
-        command_ == Command::kEval && s_.job.eval().has_file() ? s_.job.eval().file()
-        : trains_ || command_ == Command::kEval                ? data.eval_file()
-                                                               : "";
+    const std::string eval_file = command_ == Command::kEval && s_.job.eval().has_file()
+                                      ? s_.job.eval().file()
+                                  : trains_ || command_ == Command::kEval ? data.eval_file()
+                                                                          : "";
     if (!eval_file.empty()) {
-      if (absl::Status s = ReadFileInto(eval_file, data.max_eval_samples(), &s_.eval_data); !s.ok()) {
+      if (absl::Status s = ReadFileInto(eval_file, data.max_eval_samples(), &s_.eval_data);
+          !s.ok()) {
         return s;
       }
     }
@@ -248,7 +251,8 @@ class Preparation {
       return absl::OkStatus();
     }
     std::vector<ChatMessage> messages;
-    for (const proto::ChatMessage& m : generate.messages()) messages.push_back({m.role(), m.content()});
+    for (const proto::ChatMessage& m : generate.messages())
+      messages.push_back({m.role(), m.content()});
     absl::StatusOr<const ChatFormat*> format = ChatFormatOf(s_.job.data(), *s_.tokenizer);
     if (!format.ok()) return proto::BadJobError(format.status().message());
     absl::StatusOr<ChatTokens> chat =
@@ -280,13 +284,12 @@ class Preparation {
     if (s_.train_batches) s_.record.train = s_.train_batches->capacity();
     if (s_.eval_batches) {
       s_.record.eval = s_.eval_batches->capacity();
-      s_.record.eval_logits =
-          command_ == Command::kEval && !s_.job.eval().logits_file().empty();
+      s_.record.eval_logits = command_ == Command::kEval && !s_.job.eval().logits_file().empty();
     }
     ChooseGeneration();
     storage.rope_positions = std::max<int64_t>(
-        {s_.record.train.tokens > 0 ? s_.train_data.report.longest : 0,
-         s_.eval_data.report.longest, s_.record.generate ? s_.record.generate->context : 0, 1});
+        {s_.record.train.tokens > 0 ? s_.train_data.report.longest : 0, s_.eval_data.report.longest,
+         s_.record.generate ? s_.record.generate->context : 0, 1});
     return ChooseLimits();
   }
 
@@ -316,9 +319,8 @@ class Preparation {
     }
     s_.limits.other = {{"this process: program, tokenizer, data", ResidentHostMemory()}};
     if (s_.model) {
-      s_.limits.loading_bytes =
-          LoadingBytes(*s_.model, s_.spec, s_.record.storage, *s_.device,
-                       !s_.job.quantization().quantize_cache().empty());
+      s_.limits.loading_bytes = LoadingBytes(*s_.model, s_.spec, s_.record.storage, *s_.device,
+                                             !s_.job.quantization().quantize_cache().empty());
     }
     return absl::OkStatus();
   }
@@ -328,8 +330,8 @@ class Preparation {
     if (!base.ok()) return AsInputError(base.status());
     s_.base_hash = *base;
     s_.job_text = DecisiveJobText(s_.job, s_.device->info().name);
-    s_.job_hash = Sha256Hex(absl::StrCat(s_.job_text, "\n", s_.base_hash, "\n",
-                                         s_.train_data.report.sha256));
+    s_.job_hash =
+        Sha256Hex(absl::StrCat(s_.job_text, "\n", s_.base_hash, "\n", s_.train_data.report.sha256));
     return absl::OkStatus();
   }
 
@@ -340,7 +342,8 @@ class Preparation {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Setup>> PrepareSetup(const proto::Job& job, Command command, Env* env) {
+absl::StatusOr<std::unique_ptr<Setup>> PrepareSetup(const proto::Job& job, Command command,
+                                                    Env* env) {
   auto setup = std::make_unique<Setup>();
   if (absl::Status s = Preparation(job, command, env, setup.get()).Run(); !s.ok()) return s;
   return setup;

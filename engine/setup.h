@@ -1,5 +1,5 @@
-// Everything that stands before the first buffer: the job's model, tokenizer, data, targets and device, opened and checked,
-// and the options that the program is recorded with.
+// Everything that stands before the first buffer: the job's model, tokenizer, data, targets and
+// device, opened and checked, and the options that the program is recorded with.
 
 #ifndef QLORA_ENGINE_SETUP_H_
 #define QLORA_ENGINE_SETUP_H_
@@ -26,9 +26,9 @@ namespace qlora::engine {
 struct Setup {
   proto::Job job;  // with its defaults
   Env* env = nullptr;
-  std::string model_folder;      // empty with model_init
+  std::string model_folder;  // empty with model_init
   std::string tokenizer_folder;
-  std::string config_file;       // config.json of the model
+  std::string config_file;  // config.json of the model
   ModelSpec spec;
   std::optional<ShardedModel> model;  // none with model_init
   std::unique_ptr<Tokenizer> tokenizer;
@@ -48,15 +48,17 @@ struct Setup {
   std::vector<std::string> warnings;
 };
 
-// `job` is checked and has its defaults. Errors carry their exit code. The adapter of commands eval and generate is
-// looked at (its rank and targets decide the program) but not read.
+// `job` is checked and has its defaults. Errors carry their exit code. The adapter of commands eval
+// and generate is looked at (its rank and targets decide the program) but not read.
 absl::StatusOr<std::unique_ptr<Setup>> PrepareSetup(const proto::Job& job, proto::Command command,
                                                     Env* env);
 
-// Tokens that end a generated answer: the model's end tokens and, with a chat format, its end of turn.
+// Tokens that end a generated answer: the model's end tokens and, with a chat format, its end of
+// turn.
 std::vector<int32_t> StopIds(const Setup& setup);
 
-// Fills the run's weights: from the checkpoint, or at random; adapters at their start, from init_from, or from `adapter`.
+// Fills the run's weights: from the checkpoint, or at random; adapters at their start, from
+// init_from, or from `adapter`.
 absl::Status LoadModel(const Setup& setup, const std::string& adapter, Execution* execution,
                        const std::function<void(double)>& progress);
 

@@ -11,9 +11,9 @@ absl::StatusOr<StepResult> TrainStep::Run(int64_t step, int64_t updates, double 
   for (int64_t j = 0; j < options_.micro_batches; ++j) {
     absl::StatusOr<MicroBatchInputs> batch = batches(j);
     if (!batch.ok()) return batch.status();
-    const std::vector<uint8_t> inputs = EncodeBatch(
-        pieces_.inputs, *batch,
-        {.seed = options_.seed, .step = int32_t(step), .micro_batch = int32_t(j)});
+    const std::vector<uint8_t> inputs =
+        EncodeBatch(pieces_.inputs, *batch,
+                    {.seed = options_.seed, .step = int32_t(step), .micro_batch = int32_t(j)});
     if (absl::Status s = execution_.Write(pieces_.inputs.live_tokens, inputs.data(), inputs.size());
         !s.ok()) {
       return s;
@@ -27,12 +27,13 @@ absl::StatusOr<StepResult> TrainStep::Run(int64_t step, int64_t updates, double 
     }
   }
 
-  const std::vector<uint8_t> update = EncodeUpdate(
-      {.learning_rate = float(learning_rate),
-       .bias_correction1 = float(1.0 - std::pow(options_.beta1, double(updates + 1))),
-       .bias_correction2 = float(1.0 - std::pow(options_.beta2, double(updates + 1))),
-       .inverse_tokens = float(1.0 / double(trained_tokens))});
-  if (absl::Status s = execution_.Write(pieces_.update.scalars, update.data(), update.size()); !s.ok()) {
+  const std::vector<uint8_t> update =
+      EncodeUpdate({.learning_rate = float(learning_rate),
+                    .bias_correction1 = float(1.0 - std::pow(options_.beta1, double(updates + 1))),
+                    .bias_correction2 = float(1.0 - std::pow(options_.beta2, double(updates + 1))),
+                    .inverse_tokens = float(1.0 / double(trained_tokens))});
+  if (absl::Status s = execution_.Write(pieces_.update.scalars, update.data(), update.size());
+      !s.ok()) {
     return s;
   }
   if (absl::Status s = execution_.Run(pieces_.finish); !s.ok()) return s;
@@ -50,8 +51,9 @@ absl::StatusOr<StepResult> TrainStep::Run(int64_t step, int64_t updates, double 
   return result;
 }
 
-// The tree as a binary counter: after micro-batch j, level i holds a finished sum of 2^i micro-batches for every set bit i
-// of j + 1. The last micro-batch takes what is left, lowest level first, so that its buffer ends with the whole sum.
+// The tree as a binary counter: after micro-batch j, level i holds a finished sum of 2^i
+// micro-batches for every set bit i of j + 1. The last micro-batch takes what is left, lowest level
+// first, so that its buffer ends with the whole sum.
 absl::Status TrainStep::SumGradients(int64_t j) {
   const bool is_last = j + 1 == options_.micro_batches;
   int64_t level = 0;

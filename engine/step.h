@@ -20,10 +20,10 @@ struct StepOptions {
 };
 
 struct StepResult {
-  double loss_sum = 0;       // Σ −log p over the batch's trained tokens
+  double loss_sum = 0;  // Σ −log p over the batch's trained tokens
   int64_t trained_tokens = 0;
-  float gradient_norm = 0;   // of the mean gradient, before clipping
-  bool skipped = false;      // gradients or loss were not finite: nothing was updated
+  float gradient_norm = 0;  // of the mean gradient, before clipping
+  bool skipped = false;     // gradients or loss were not finite: nothing was updated
 };
 
 class TrainStep {
@@ -35,8 +35,8 @@ class TrainStep {
   // Gives micro-batch j of the step. The spans live until the next call.
   using Batches = absl::FunctionRef<absl::StatusOr<MicroBatchInputs>(int64_t j)>;
 
-  // `step` counts from 0 and feeds the random counter; `updates` is how many updates were made before: skipped steps
-  // make none. `trained_tokens` is that of the whole batch.
+  // `step` counts from 0 and feeds the random counter; `updates` is how many updates were made
+  // before: skipped steps make none. `trained_tokens` is that of the whole batch.
   absl::StatusOr<StepResult> Run(int64_t step, int64_t updates, double learning_rate,
                                  int64_t trained_tokens, Batches batches);
 

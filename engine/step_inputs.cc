@@ -26,8 +26,7 @@ Tensor At(const Tensor& buffer, int64_t offset, DType dtype, int64_t rows, int64
 
 void Put(std::vector<uint8_t>* bytes, const BatchViews& views, const Tensor& view, const void* from,
          int64_t size) {
-  const int64_t offset =
-      Program::OffsetOf(view.data) - Program::OffsetOf(views.live_tokens.data);
+  const int64_t offset = Program::OffsetOf(view.data) - Program::OffsetOf(views.live_tokens.data);
   if (size > 0) std::memcpy(bytes->data() + offset, from, size);
 }
 
@@ -60,7 +59,8 @@ BatchViews AddBatchInputs(Program* program, const BatchCapacity& capacity, const
 
 std::vector<uint8_t> EncodeBatch(const BatchViews& views, const MicroBatchInputs& batch,
                                  const RandomCounter& counter) {
-  const int64_t end = Program::OffsetOf(views.targets.data) + AlignUp(views.capacity.trained_rows * 4);
+  const int64_t end =
+      Program::OffsetOf(views.targets.data) + AlignUp(views.capacity.trained_rows * 4);
   std::vector<uint8_t> bytes(end - Program::OffsetOf(views.live_tokens.data));
   const int32_t scalars[7] = {int32_t(batch.ids.size()),
                               int32_t(batch.documents.size()),
@@ -79,15 +79,16 @@ std::vector<uint8_t> EncodeBatch(const BatchViews& views, const MicroBatchInputs
 }
 
 UpdateViews AddUpdateInputs(Program* program) {
-  const Tensor buffer = program->AddBuffer("update inputs", BufferClass::kStepInputs, DType::kF32, 1,
-                                           kernels::UpdateScalars::kCount + 1);
+  const Tensor buffer = program->AddBuffer("update inputs", BufferClass::kStepInputs, DType::kF32,
+                                           1, kernels::UpdateScalars::kCount + 1);
   return {.scalars = At(buffer, 0, DType::kF32, 1, kernels::UpdateScalars::kCount),
           .inverse_tokens = At(buffer, kernels::UpdateScalars::kCount * 4, DType::kF32, 1, 1)};
 }
 
 std::vector<uint8_t> EncodeUpdate(const UpdateInputs& inputs) {
   const float values[kernels::UpdateScalars::kCount + 1] = {
-      inputs.learning_rate, inputs.bias_correction1, inputs.bias_correction2, inputs.inverse_tokens};
+      inputs.learning_rate, inputs.bias_correction1, inputs.bias_correction2,
+      inputs.inverse_tokens};
   const uint8_t* begin = reinterpret_cast<const uint8_t*>(values);
   return {begin, begin + sizeof(values)};
 }

@@ -1,4 +1,5 @@
-// What changes from step to step, in one device buffer: everything else in a program stays as it was recorded.
+// What changes from step to step, in one device buffer: everything else in a program stays as it
+// was recorded.
 
 #ifndef QLORA_ENGINE_STEP_INPUTS_H_
 #define QLORA_ENGINE_STEP_INPUTS_H_
@@ -24,8 +25,8 @@ struct DocumentBounds {
   int32_t query_begin, query_rows, key_begin, key_rows;
 };
 
-// The contents of a micro-batch. `rows` are the token positions whose next token is trained on, ascending; `targets`
-// those next tokens.
+// The contents of a micro-batch. `rows` are the token positions whose next token is trained on,
+// ascending; `targets` those next tokens.
 struct MicroBatchInputs {
   absl::Span<const int32_t> ids;
   absl::Span<const int32_t> positions;
@@ -56,7 +57,8 @@ struct RandomCounter {
   int32_t micro_batch = 0;  // within the global batch
 };
 
-// The bytes of `views`' whole buffer for this micro-batch, laid out as the views are. The contents must fit.
+// The bytes of `views`' whole buffer for this micro-batch, laid out as the views are. The contents
+// must fit.
 std::vector<uint8_t> EncodeBatch(const BatchViews& views, const MicroBatchInputs& batch,
                                  const RandomCounter& counter);
 

@@ -48,10 +48,9 @@ class TrainingRun {
         Execution::Create(plan_, setup_.device.get());
     if (!execution.ok()) return proto::DoesNotFitError(execution.status().message());
     execution_ = *std::move(execution);
-    if (absl::Status s = LoadModel(setup_, setup_.job.lora().init_from(), execution_.get(),
-                                   [&](double share) {
-                                     console_.Live(absl::StrCat("loading ", Bar(share, 30)));
-                                   });
+    if (absl::Status s = LoadModel(
+            setup_, setup_.job.lora().init_from(), execution_.get(),
+            [&](double share) { console_.Live(absl::StrCat("loading ", Bar(share, 30))); });
         !s.ok()) {
       return s;
     }
@@ -138,7 +137,8 @@ class TrainingRun {
     state_.set_consecutive_nonfinite(state_.consecutive_nonfinite() + 1);
     console_.Warning(absl::StrCat("step ", state_.step(),
                                   ": gradients or loss are not finite; the update was skipped"));
-    if (state_.consecutive_nonfinite() < training_.max_consecutive_nonfinite()) return absl::OkStatus();
+    if (state_.consecutive_nonfinite() < training_.max_consecutive_nonfinite())
+      return absl::OkStatus();
     return proto::NumbersBadError(absl::StrCat(
         state_.consecutive_nonfinite(),
         " steps in a row had gradients or a loss that are not finite; the last checkpoint is from "
@@ -150,7 +150,8 @@ class TrainingRun {
     double pairs = 0;
     for (const MicroBatch& b : batch) {
       tokens += int64_t(b.ids.size());
-      for (const DocumentBounds& d : b.documents) pairs += 0.5 * d.query_rows * (d.query_rows + 1.0);
+      for (const DocumentBounds& d : b.documents)
+        pairs += 0.5 * d.query_rows * (d.query_rows + 1.0);
     }
     tokens_per_second_ = double(tokens) / seconds;
     share_of_light_ = UsefulFlops(setup_, tokens, pairs) / setup_.rates.matmul_flops / seconds;
@@ -158,13 +159,13 @@ class TrainingRun {
 
   void ShowProgress(const StepResult& result, double rate) {
     const double elapsed = setup_.env->MonotonicSeconds() - begin_seconds_;
-    const double left = elapsed / double(state_.step() - begin_step_) *
-                        double(setup_.total_steps - state_.step());
+    const double left =
+        elapsed / double(state_.step() - begin_step_) * double(setup_.total_steps - state_.step());
     console_.Live(absl::StrFormat(
         "%s %d/%d  loss %.4f  lr %.2e  norm %.3f  %.0f tok/s  %.0f%% of light  %s  left %s",
         Bar(double(state_.step()) / double(setup_.total_steps), 20), state_.step(),
-        setup_.total_steps, result.loss_sum / double(std::max<int64_t>(1, result.trained_tokens)), rate,
-        result.gradient_norm, tokens_per_second_, 100 * share_of_light_,
+        setup_.total_steps, result.loss_sum / double(std::max<int64_t>(1, result.trained_tokens)),
+        rate, result.gradient_norm, tokens_per_second_, 100 * share_of_light_,
         FormatBytes(ResidentHostMemory()), FormatDuration(left)));
   }
 
@@ -182,7 +183,8 @@ class TrainingRun {
     if (absl::Status s = log_->Train(record, &state_); !s.ok()) return AsInputError(s);
     if (!console_.live()) {
       console_.Line(absl::StrFormat(
-          "step %d/%d  epoch %.2f  loss %.4f  lr %.2e  grad norm %.3f  %.0f tokens/s  %.0f%% of light",
+          "step %d/%d  epoch %.2f  loss %.4f  lr %.2e  grad norm %.3f  %.0f tokens/s  %.0f%% of "
+          "light",
           record.step, setup_.total_steps, record.epoch, record.loss, record.learning_rate,
           record.grad_norm, record.tokens_per_second, 100 * record.share_of_light));
     }
@@ -208,7 +210,8 @@ class TrainingRun {
     }
     // Only a state that is saved can be the best one.
     const bool is_last = state_.step() == setup_.total_steps;
-    const bool is_saved = state_.step() > 0 && IsDue(training_.save_steps(), state_.step(), is_last);
+    const bool is_saved =
+        state_.step() > 0 && IsDue(training_.save_steps(), state_.step(), is_last);
     if (is_saved && (!state_.has_best_eval_loss() || result->Loss() < state_.best_eval_loss())) {
       state_.set_best_eval_loss(result->Loss());
       state_.set_best_checkpoint(CheckpointName(state_.step()));
@@ -219,13 +222,14 @@ class TrainingRun {
   absl::Status Save() {
     if (absl::Status s = log_->Sync(); !s.ok()) return AsInputError(s);
     const std::string& folder = setup_.job.output_dir();
-    if (absl::Status s = SaveCheckpoint(setup_.env, folder, execution_.get(), Files(), state_); !s.ok()) {
-      return proto::Annotate(AsInputError(s), "saving the checkpoint of step " +
-                                                  std::to_string(state_.step()));
+    if (absl::Status s = SaveCheckpoint(setup_.env, folder, execution_.get(), Files(), state_);
+        !s.ok()) {
+      return proto::Annotate(AsInputError(s),
+                             "saving the checkpoint of step " + std::to_string(state_.step()));
     }
     if (training_.save_total_limit() <= 0) return absl::OkStatus();
-    return AsInputError(RemoveOldest(setup_.env, folder, state_.step(), training_.save_total_limit(),
-                                     state_.best_checkpoint())
+    return AsInputError(RemoveOldest(setup_.env, folder, state_.step(),
+                                     training_.save_total_limit(), state_.best_checkpoint())
                             .status());
   }
 
@@ -254,20 +258,22 @@ class TrainingRun {
       const std::string best = JoinPath(setup_.job.output_dir(), state_.best_checkpoint());
       absl::StatusOr<proto::RunState> loaded = LoadCheckpoint(setup_.env, best, execution_.get());
       if (!loaded.ok()) return loaded.status();
-      console_.Line(absl::StrCat("the best held-out loss was that of ", best, ": its weights are the result"));
+      console_.Line(absl::StrCat("the best held-out loss was that of ", best,
+                                 ": its weights are the result"));
     }
     const std::string& folder = setup_.job.output_dir();
-    if (absl::Status s = WriteFinalOutput(setup_.env, folder, execution_.get(), Files(), state_); !s.ok()) {
+    if (absl::Status s = WriteFinalOutput(setup_.env, folder, execution_.get(), Files(), state_);
+        !s.ok()) {
       return AsInputError(s);
     }
     if (absl::Status s = WriteSidecar(setup_, plan_, state_, tokens_per_second_); !s.ok()) {
       return AsInputError(s);
     }
     const bool full = setup_.job.mode() == proto::Mode::FULL;
-    console_.Line(absl::StrCat("done: ", JoinPath(folder, full ? "model.safetensors" : kAdapterModelFile),
-                               "; log: ", JoinPath(folder, "metrics.jsonl"), " and ",
-                               JoinPath(folder, "runs"), " (TensorBoard); peak memory ",
-                               FormatBytes(PeakHostMemory())));
+    console_.Line(absl::StrCat(
+        "done: ", JoinPath(folder, full ? "model.safetensors" : kAdapterModelFile),
+        "; log: ", JoinPath(folder, "metrics.jsonl"), " and ", JoinPath(folder, "runs"),
+        " (TensorBoard); peak memory ", FormatBytes(PeakHostMemory())));
     return absl::OkStatus();
   }
 
@@ -287,7 +293,8 @@ class TrainingRun {
 
 }  // namespace
 
-absl::Status Train(const Setup& setup, Console* console, const volatile std::sig_atomic_t* stop_signal) {
+absl::Status Train(const Setup& setup, Console* console,
+                   const volatile std::sig_atomic_t* stop_signal) {
   return TrainingRun(setup, console, stop_signal).Run();
 }
 

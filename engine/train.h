@@ -11,9 +11,11 @@
 
 namespace qlora::engine {
 
-// Trains to the last step, resuming from the newest checkpoint in output_dir that verifies, and writes the results there.
-// Looks at `*stop_signal` after every step: where it is not 0 the state is saved and the status is Stopped (exit 130, 143).
-absl::Status Train(const Setup& setup, Console* console, const volatile std::sig_atomic_t* stop_signal);
+// Trains to the last step, resuming from the newest checkpoint in output_dir that verifies, and
+// writes the results there. Looks at `*stop_signal` after every step: where it is not 0 the state
+// is saved and the status is Stopped (exit 130, 143).
+absl::Status Train(const Setup& setup, Console* console,
+                   const volatile std::sig_atomic_t* stop_signal);
 
 }  // namespace qlora::engine
 

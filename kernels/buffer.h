@@ -20,7 +20,8 @@ class Buffer {
   using Release = void (*)(void* data, int64_t bytes);
 
   Buffer() = default;
-  Buffer(void* data, int64_t bytes, Release release) : data_(data), bytes_(bytes), release_(release) {}
+  Buffer(void* data, int64_t bytes, Release release)
+      : data_(data), bytes_(bytes), release_(release) {}
   Buffer(Buffer&& other) noexcept { *this = std::move(other); }
   Buffer& operator=(Buffer&& other) noexcept;
   Buffer(const Buffer&) = delete;

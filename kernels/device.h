@@ -1,8 +1,8 @@
 // Device: where ops run. One implementation a backend; the rest of the engine sees only this.
 //
-// A device runs *pieces*: lists of ops whose addresses are final. A piece is prepared once and run many times; between
-// runs only the contents of memory change. Runs of one device are ordered among themselves; host code sees their
-// results, and may touch their memory, only after Synchronize().
+// A device runs *pieces*: lists of ops whose addresses are final. A piece is prepared once and run
+// many times; between runs only the contents of memory change. Runs of one device are ordered among
+// themselves; host code sees their results, and may touch their memory, only after Synchronize().
 
 #ifndef QLORA_KERNELS_DEVICE_H_
 #define QLORA_KERNELS_DEVICE_H_
@@ -36,9 +36,11 @@ class Device {
   virtual ~Device() = default;
 
   virtual const DeviceInfo& info() const = 0;
-  // Scratch bytes that `op` needs behind its `workspace` view; a function of shapes and types alone.
+  // Scratch bytes that `op` needs behind its `workspace` view; a function of shapes and types
+  // alone.
   virtual int64_t WorkspaceBytes(const Op& op) const = 0;
-  // Memory that the device itself keeps for all ops together (per-thread panels), beside buffers and workspaces.
+  // Memory that the device itself keeps for all ops together (per-thread panels), beside buffers
+  // and workspaces.
   virtual int64_t PrivateBytes() const = 0;
 
   // Zeroed memory. ResourceExhausted where there is none.

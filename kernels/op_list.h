@@ -1,5 +1,5 @@
-// Every op there is, once. Backends, the tests' cases and the benchmarks are generated from this list: an op without
-// an implementation does not link, an op without cases does not compile.
+// Every op there is, once. Backends, the tests' cases and the benchmarks are generated from this
+// list: an op without an implementation does not link, an op without cases does not compile.
 
 #ifndef QLORA_KERNELS_OP_LIST_H_
 #define QLORA_KERNELS_OP_LIST_H_
@@ -46,8 +46,8 @@ using AllOps = OpVariant<void QLORA_FOR_EACH_OP(QLORA_COMMA_OP)>;
 
 using Op = internal::AllOps::Type;
 
-// Calls f(name, view) for every operand of an op; a `ConstTensor` is read, a `Tensor` is written (and read, where the
-// op's header says that it adds to it). Empty views are visited too.
+// Calls f(name, view) for every operand of an op; a `ConstTensor` is read, a `Tensor` is written
+// (and read, where the op's header says that it adds to it). Empty views are visited too.
 template <class OpOrConstOp, class F>
 void VisitTensors(OpOrConstOp& op, F&& f) {
   std::visit([&](auto& o) { std::remove_cvref_t<decltype(o)>::Visit(o, f); }, op);

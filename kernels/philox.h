@@ -1,5 +1,6 @@
-// Counted randomness: Philox4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011).
-// A number is a function of (seed, step, micro-batch, key, element): nothing hidden has to be saved or replayed.
+// Counted randomness: Philox4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3",
+// SC 2011). A number is a function of (seed, step, micro-batch, key, element): nothing hidden has
+// to be saved or replayed.
 
 #ifndef QLORA_KERNELS_PHILOX_H_
 #define QLORA_KERNELS_PHILOX_H_
@@ -22,8 +23,9 @@ constexpr std::array<uint32_t, 4> Philox(std::array<uint32_t, 4> counter,
   return counter;
 }
 
-// The 32 random bits of dropout element `element` (= row · K + column) of tensor `key`. `counter` is the i32
-// [seed low, seed high, step, micro-batch] of Dropout::counter. One Philox call serves four neighbouring elements.
+// The 32 random bits of dropout element `element` (= row · K + column) of tensor `key`. `counter`
+// is the i32 [seed low, seed high, step, micro-batch] of Dropout::counter. One Philox call serves
+// four neighbouring elements.
 constexpr std::array<uint32_t, 4> DropoutBits(const int32_t counter[4], uint32_t key,
                                               uint64_t element_group) {
   return Philox({uint32_t(element_group), uint32_t(element_group >> 32) ^ (key << 8),

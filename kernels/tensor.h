@@ -1,7 +1,8 @@
 // Borrowed two-dimensional views of device memory, with a row pitch and a run-time element type.
 //
-// A view owns nothing. `ConstTensor` is read, `Tensor` is written: the two types are how an op declares
-// what it does to each of its operands, and hazards, lifetimes and relocation are derived from that.
+// A view owns nothing. `ConstTensor` is read, `Tensor` is written: the two types are how an op
+// declares what it does to each of its operands, and hazards, lifetimes and relocation are derived
+// from that.
 
 #ifndef QLORA_KERNELS_TENSOR_H_
 #define QLORA_KERNELS_TENSOR_H_
@@ -76,7 +77,9 @@ struct Tensor {
   int64_t pitch = 0;
 
   explicit operator bool() const { return data != nullptr; }
-  operator ConstTensor() const { return {data, dtype, rows, cols, pitch}; }  // NOLINT: a view narrows
+  operator ConstTensor() const {
+    return {data, dtype, rows, cols, pitch};
+  }  // NOLINT: a view narrows
   int64_t Count() const { return rows * cols; }
   int64_t Extent() const { return static_cast<ConstTensor>(*this).Extent(); }
   template <class T>
@@ -111,8 +114,8 @@ inline ConstTensor Reshape(ConstTensor t, int64_t rows, int64_t cols) {
   return t;
 }
 
-// How many of a view's rows hold data in this step, read on the device: an int32 scalar, or empty for
-// "all of them". Rows behind the count are neither read nor written.
+// How many of a view's rows hold data in this step, read on the device: an int32 scalar, or empty
+// for "all of them". Rows behind the count are neither read nor written.
 using LiveRows = ConstTensor;
 
 }  // namespace qlora::kernels

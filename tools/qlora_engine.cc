@@ -1,6 +1,7 @@
 // qlora_engine COMMAND job.textproto [--set path=value ...]
 //
-// Parses the command line and the job, checks it, hands it to the engine, and turns the outcome into an exit code.
+// Parses the command line and the job, checks it, hands it to the engine, and turns the outcome
+// into an exit code.
 
 #include <signal.h>
 #include <unistd.h>
@@ -48,7 +49,7 @@ void OnSignal(int number) {
 }
 
 void InstallSignalHandlers() {
-  struct sigaction action{};
+  struct sigaction action {};
   action.sa_handler = OnSignal;
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);

@@ -15,7 +15,8 @@
 
 namespace qlora::engine {
 
-// One training sample. trained[i] says whether token i is a target; token 0 never is (nothing predicts it).
+// One training sample. trained[i] says whether token i is a target; token 0 never is (nothing
+// predicts it).
 struct Sample {
   std::vector<int32_t> ids;
   std::vector<uint8_t> trained;
@@ -23,19 +24,19 @@ struct Sample {
 };
 
 struct DatasetReport {
-  int64_t records = 0;            // lines that hold a record
-  int64_t samples = 0;            // kept
-  int64_t truncated = 0;          // longer than max_length
-  int64_t without_target = 0;     // left out: no trained token (left)
-  int64_t dropped_long = 0;       // left out by truncation: DROP
-  int64_t duplicates = 0;         // kept samples equal to an earlier one
-  int64_t tokens = 0;             // of kept samples
+  int64_t records = 0;         // lines that hold a record
+  int64_t samples = 0;         // kept
+  int64_t truncated = 0;       // longer than max_length
+  int64_t without_target = 0;  // left out: no trained token (left)
+  int64_t dropped_long = 0;    // left out by truncation: DROP
+  int64_t duplicates = 0;      // kept samples equal to an earlier one
+  int64_t tokens = 0;          // of kept samples
   int64_t trained_tokens = 0;
-  int64_t longest = 0;            // tokens of the longest kept sample
-  std::vector<int64_t> lengths;   // [b]: kept samples of 2^b to 2^(b+1) - 1 tokens
+  int64_t longest = 0;           // tokens of the longest kept sample
+  std::vector<int64_t> lengths;  // [b]: kept samples of 2^b to 2^(b+1) - 1 tokens
   proto::DataFormat::Value format = proto::DataFormat::AUTO;  // as found
-  std::string chat_format;        // name, for MESSAGES
-  std::string sha256;             // of the file
+  std::string chat_format;                                    // name, for MESSAGES
+  std::string sha256;                                         // of the file
 };
 
 struct Dataset {
@@ -43,16 +44,18 @@ struct Dataset {
   DatasetReport report;
 };
 
-// Reads `path` by the rules of `data` (defaults filled in); `max_samples` 0 means all. Errors name the file and the line:
-// DataLoss (exit 65) for bad UTF-8, bad JSON, missing or mistyped fields, a file without any trained token.
+// Reads `path` by the rules of `data` (defaults filled in); `max_samples` 0 means all. Errors name
+// the file and the line: DataLoss (exit 65) for bad UTF-8, bad JSON, missing or mistyped fields, a
+// file without any trained token.
 absl::StatusOr<Dataset> LoadDataset(Env* env, const std::string& path, const proto::Data& data,
                                     const Tokenizer& tokenizer, int threads, int64_t max_samples);
 
-// Moves a share of the samples, chosen by (seed, line), to a data set of its own; at least one where fraction > 0.
+// Moves a share of the samples, chosen by (seed, line), to a data set of its own; at least one
+// where fraction > 0.
 Dataset SplitForEvaluation(Dataset* dataset, double fraction, uint64_t seed);
 
-// The chat format that `data` names, or with AUTO the one whose control tokens the tokenizer has; InvalidArgument where
-// neither or both would do, or the tokenizer lacks a control token.
+// The chat format that `data` names, or with AUTO the one whose control tokens the tokenizer has;
+// InvalidArgument where neither or both would do, or the tokenizer lacks a control token.
 absl::StatusOr<const ChatFormat*> ChatFormatOf(const proto::Data& data, const Tokenizer& tokenizer);
 
 // A few lines for people: counts, lengths, what was left out.

@@ -99,9 +99,10 @@ class Checker {
       return;
     }
     spec_.tied_embeddings = false;
-    warnings_.push_back(absl::StrCat(
-        model_.Get(head.name)->file->path(), ": tensor ", head.name, " differs from ",
-        embedding.name, " although config.json ties them (tie_word_embeddings): the file's is used"));
+    warnings_.push_back(
+        absl::StrCat(model_.Get(head.name)->file->path(), ": tensor ", head.name, " differs from ",
+                     embedding.name,
+                     " although config.json ties them (tie_word_embeddings): the file's is used"));
   }
 
   bool Fits(const WeightRow& row) const { return FaultOf(row).empty(); }
@@ -109,24 +110,25 @@ class Checker {
   // What is wrong with an unquantized tensor; empty if nothing.
   std::string FaultOf(const WeightRow& row) const {
     const absl::StatusOr<ShardedModel::Tensor> tensor = model_.Get(row.name);
-    const std::vector<int64_t> shape =
-        IsMatrix(row.role) ? std::vector<int64_t>{row.rows, row.cols} : std::vector<int64_t>{row.cols};
+    const std::vector<int64_t> shape = IsMatrix(row.role) ? std::vector<int64_t>{row.rows, row.cols}
+                                                          : std::vector<int64_t>{row.cols};
     if (!tensor.ok()) {
-      return absl::StrCat("tensor ", row.name, " ", ShapeText(shape), " is missing",
-                          row.role == WeightRole::kHead
-                              ? " (config.json would say tie_word_embeddings: true if the embedding "
-                                "were the head)"
-                              : "");
+      return absl::StrCat(
+          "tensor ", row.name, " ", ShapeText(shape), " is missing",
+          row.role == WeightRole::kHead
+              ? " (config.json would say tie_word_embeddings: true if the embedding "
+                "were the head)"
+              : "");
     }
     const bool type_fits = FloatType(tensor->info->dtype).has_value();
     if (type_fits && tensor->info->shape == shape) return "";
     return absl::StrCat(
         BaseName(tensor->file->path()), ": tensor ", row.name, " is ", tensor->info->Describe(),
         ", allowed ", "BF16, F16 or F32 ", ShapeText(shape),
-        type_fits || !row.quantizable ? ""
-                                      : absl::StrCat(", or 4 bits with a tensor ",
-                                                     QuantStateName(row, quant::QuantType::kNf4),
-                                                     " beside it"));
+        type_fits || !row.quantizable
+            ? ""
+            : absl::StrCat(", or 4 bits with a tensor ",
+                           QuantStateName(row, quant::QuantType::kNf4), " beside it"));
   }
 
   void CheckRow(const WeightRow& row) {
@@ -170,11 +172,11 @@ class Checker {
   absl::Status Finish() {
     // A writer that has another code book has it for every weight.
     if (!code_book_warnings_.empty()) {
-      warnings_.push_back(absl::StrCat(code_book_warnings_.front(),
-                                       code_book_warnings_.size() > 1
-                                           ? absl::StrCat(" (and ", code_book_warnings_.size() - 1,
-                                                          " tensors like it)")
-                                           : ""));
+      warnings_.push_back(absl::StrCat(
+          code_book_warnings_.front(),
+          code_book_warnings_.size() > 1
+              ? absl::StrCat(" (and ", code_book_warnings_.size() - 1, " tensors like it)")
+              : ""));
     }
     const bool damaged = !faults_.empty();
     if (mode_ != proto::Mode::QLORA && prequantized_ > 0) {
@@ -192,8 +194,8 @@ class Checker {
     if (faults_.empty()) return absl::OkStatus();
     const size_t shown = std::min(faults_.size(), kShown);
     const std::string message = absl::StrCat(
-        model_.folder(), ": ", faults_.size(), faults_.size() == 1 ? " finding" : " findings", "\n  ",
-        absl::StrJoin(faults_.begin(), faults_.begin() + shown, "\n  "),
+        model_.folder(), ": ", faults_.size(), faults_.size() == 1 ? " finding" : " findings",
+        "\n  ", absl::StrJoin(faults_.begin(), faults_.begin() + shown, "\n  "),
         shown < faults_.size() ? absl::StrCat("\n  and ", faults_.size() - shown, " more") : "");
     return damaged ? proto::BadDataError(message) : proto::BadJobError(message);
   }

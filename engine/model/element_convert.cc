@@ -26,8 +26,7 @@ float StoreElement(DType type, float value, uint8_t* to) {
     std::memcpy(to, &value, 4);
     return value;
   }
-  const uint16_t bits =
-      type == DType::kBf16 ? quant::Bf16FromF32(value) : quant::F16FromF32(value);
+  const uint16_t bits = type == DType::kBf16 ? quant::Bf16FromF32(value) : quant::F16FromF32(value);
   std::memcpy(to, &bits, 2);
   return type == DType::kBf16 ? quant::F32FromBf16(bits) : quant::F32FromF16(bits);
 }
@@ -47,7 +46,8 @@ std::optional<DType> FloatType(Dtype stored) {
   }
 }
 
-int64_t ConvertElements(DType from_type, const uint8_t* from, int64_t count, DType to_type, void* to) {
+int64_t ConvertElements(DType from_type, const uint8_t* from, int64_t count, DType to_type,
+                        void* to) {
   const int64_t from_size = kernels::SizeOf(from_type), to_size = kernels::SizeOf(to_type);
   uint8_t* out = static_cast<uint8_t*>(to);
   int64_t bad = -1;

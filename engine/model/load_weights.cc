@@ -65,12 +65,13 @@ class Loader {
     return Copy(slot.row, *tensor, type, slot.frozen);
   }
 
-  absl::Status Copy(const WeightRow& row, const ShardedModel::Tensor& tensor, DType type, Tensor to) {
+  absl::Status Copy(const WeightRow& row, const ShardedModel::Tensor& tensor, DType type,
+                    Tensor to) {
     std::vector<uint8_t> chunk(std::min(kChunk, row.Count()) * kernels::SizeOf(to.dtype));
     for (int64_t begin = 0; begin < row.Count(); begin += kChunk) {
       const int64_t count = std::min(kChunk, row.Count() - begin);
-      const int64_t bad = ConvertElements(type, tensor.data() + begin * kernels::SizeOf(type), count,
-                                          to.dtype, chunk.data());
+      const int64_t bad = ConvertElements(type, tensor.data() + begin * kernels::SizeOf(type),
+                                          count, to.dtype, chunk.data());
       if (bad >= 0) return NotFinite(row.name, begin + bad);
       Tensor part = to;
       part.data = static_cast<uint8_t*>(to.data) + begin * kernels::SizeOf(to.dtype);
@@ -82,7 +83,8 @@ class Loader {
     return absl::OkStatus();
   }
 
-  // The mapped bytes are read in place where the device is the host and they are aligned; else they pass through staging.
+  // The mapped bytes are read in place where the device is the host and they are aligned; else they
+  // pass through staging.
   absl::Status Quantize(const WeightSlot& slot, const ShardedModel::Tensor& tensor, DType type) {
     kernels::Quantize op = QuantizeOp(slot, type);
     uint8_t* scratch = static_cast<uint8_t*>(execution_.LoadingScratch());
@@ -116,7 +118,8 @@ class Loader {
                           std::min(kChunk, slot.row.Count() - begin), DType::kF32, chunk.data());
       if (bad >= 0) return NotFinite(slot.row.name, begin + bad);
     }
-    return absl::InternalError(absl::StrCat("tensor ", slot.row.name, ": the device found ", nonfinite,
+    return absl::InternalError(absl::StrCat("tensor ", slot.row.name, ": the device found ",
+                                            nonfinite,
                                             " elements that are not finite, the host none"));
   }
 
@@ -166,9 +169,9 @@ bool IsBias(WeightRole role) {
 void FillNormal(uint64_t seed, uint64_t key, float deviation, absl::Span<float> values) {
   constexpr uint32_t kStream = 0x696e6974;  // apart from every other use of the seed
   for (size_t g = 0; g * 4 < values.size(); ++g) {
-    const std::array<uint32_t, 4> bits =
-        kernels::Philox({uint32_t(g), uint32_t(uint64_t(g) >> 32), uint32_t(key), uint32_t(key >> 32)},
-                        {uint32_t(seed), uint32_t(seed >> 32) ^ kStream});
+    const std::array<uint32_t, 4> bits = kernels::Philox(
+        {uint32_t(g), uint32_t(uint64_t(g) >> 32), uint32_t(key), uint32_t(key >> 32)},
+        {uint32_t(seed), uint32_t(seed >> 32) ^ kStream});
     for (int pair = 0; pair < 2; ++pair) {
       const double u = (double(bits[2 * pair]) + 0.5) / 4294967296.0;
       const double angle = 2 * std::numbers::pi * (double(bits[2 * pair + 1]) / 4294967296.0);
@@ -184,8 +187,9 @@ void FillNormal(uint64_t seed, uint64_t key, float deviation, absl::Span<float> 
 
 }  // namespace
 
-int64_t LoadingBytes(const ShardedModel& model, const ModelSpec& spec, const StorageOptions& options,
-                     const kernels::Device& device, bool writes_cache) {
+int64_t LoadingBytes(const ShardedModel& model, const ModelSpec& spec,
+                     const StorageOptions& options, const kernels::Device& device,
+                     bool writes_cache) {
   if (options.mode != proto::Mode::QLORA) return 0;
   int64_t most = 0;
   for (WeightRow& row : WeightRows(spec)) {
@@ -214,7 +218,8 @@ absl::Status LoadWeights(const ShardedModel& model, Execution* execution,
 
 absl::Status FillTables(Execution* execution) {
   const Storage& storage = execution->plan().run.storage;
-  if (absl::Status s = WriteFloats(execution, storage.dynamic_map, quant::SignedDynamicMap()); !s.ok()) {
+  if (absl::Status s = WriteFloats(execution, storage.dynamic_map, quant::SignedDynamicMap());
+      !s.ok()) {
     return s;
   }
   std::vector<float> cos(storage.rope_cos.Count()), sin(storage.rope_sin.Count());
@@ -234,8 +239,8 @@ absl::Status WriteTrained(Execution* execution, absl::Span<const float> values) 
   }
   if (!storage.compute) return absl::OkStatus();
   std::vector<uint16_t> rounded(values.size());
-  ConvertElements(DType::kF32, reinterpret_cast<const uint8_t*>(values.data()), int64_t(values.size()),
-                  DType::kBf16, rounded.data());
+  ConvertElements(DType::kF32, reinterpret_cast<const uint8_t*>(values.data()),
+                  int64_t(values.size()), DType::kBf16, rounded.data());
   return execution->Write(storage.compute, rounded.data(), int64_t(rounded.size()) * 2);
 }
 

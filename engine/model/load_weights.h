@@ -1,5 +1,6 @@
-// Fills a run's weights from a checkpoint, tensor by tensor: converted, quantized on the device, or taken over where they
-// already lie in bitsandbytes' 4-bit layout. Host memory beyond the plan is never needed: sources are memory-mapped.
+// Fills a run's weights from a checkpoint, tensor by tensor: converted, quantized on the device, or
+// taken over where they already lie in bitsandbytes' 4-bit layout. Host memory beyond the plan is
+// never needed: sources are memory-mapped.
 
 #ifndef QLORA_ENGINE_MODEL_LOAD_WEIGHTS_H_
 #define QLORA_ENGINE_MODEL_LOAD_WEIGHTS_H_
@@ -16,33 +17,37 @@
 
 namespace qlora::engine {
 
-// Checks that the checkpoint has every tensor of WeightRows(spec) with its shape and a type that can be read, before
-// anything is allocated; all findings at once. Linears of layers may lie there in 4 bits, in mode QLORA and as `quant` has
-// it. BadDataError, or BadJobError where only mode or quantization stand in the way. Clears spec->tied_embeddings where a
-// tied model's file holds a head that differs from its embedding. Warnings (tensors that are not used, say) go to
-// `warnings`.
+// Checks that the checkpoint has every tensor of WeightRows(spec) with its shape and a type that
+// can be read, before anything is allocated; all findings at once. Linears of layers may lie there
+// in 4 bits, in mode QLORA and as `quant` has it. BadDataError, or BadJobError where only mode or
+// quantization stand in the way. Clears spec->tied_embeddings where a tied model's file holds a
+// head that differs from its embedding. Warnings (tensors that are not used, say) go to `warnings`.
 absl::Status CheckCheckpoint(const ShardedModel& model, proto::Mode::Value mode,
                              const quant::QuantSpec& quant, ModelSpec* spec,
                              std::vector<std::string>* warnings);
 
-// Bytes of staging and workspace that LoadWeights needs, and with `writes_cache` LoadWeightsCached: PlanLimits::loading_bytes.
-int64_t LoadingBytes(const ShardedModel& model, const ModelSpec& spec, const StorageOptions& options,
-                     const kernels::Device& device, bool writes_cache);
+// Bytes of staging and workspace that LoadWeights needs, and with `writes_cache` LoadWeightsCached:
+// PlanLimits::loading_bytes.
+int64_t LoadingBytes(const ShardedModel& model, const ModelSpec& spec,
+                     const StorageOptions& options, const kernels::Device& device,
+                     bool writes_cache);
 
-// Loads every weight of `execution`'s run: quantizes, converts, or copies; also fills the 8-bit map, the rotary tables,
-// and for a trained weight the fp32 master and its compute copy. A NaN or infinity in a weight is DataLoss naming tensor
-// and element. `progress` (may be empty) is called with the share done.
+// Loads every weight of `execution`'s run: quantizes, converts, or copies; also fills the 8-bit
+// map, the rotary tables, and for a trained weight the fp32 master and its compute copy. A NaN or
+// infinity in a weight is DataLoss naming tensor and element. `progress` (may be empty) is called
+// with the share done.
 absl::Status LoadWeights(const ShardedModel& model, Execution* execution,
                          const std::function<void(double)>& progress);
 
 // The tables alone (8-bit map, rotary tables, parameter segments): LoadWeights does this too.
 absl::Status FillTables(Execution* execution);
 
-// A model that starts from nothing: matrices N(0, initializer_range), norms 1, biases 0, by counted randomness on
-// (seed, tensor name, element). FULL mode only.
+// A model that starts from nothing: matrices N(0, initializer_range), norms 1, biases 0, by counted
+// randomness on (seed, tensor name, element). FULL mode only.
 absl::Status InitializeWeights(uint64_t seed, Execution* execution);
 
-// Writes flat trained values: `values` is fp32 [space.size()]; sets the master and the compute copy where there is one.
+// Writes flat trained values: `values` is fp32 [space.size()]; sets the master and the compute copy
+// where there is one.
 absl::Status WriteTrained(Execution* execution, absl::Span<const float> values);
 
 }  // namespace qlora::engine

@@ -142,7 +142,8 @@ class Reader {
     if (!spec.double_quant) {
       for (const char* part : {".nested_absmax", ".nested_quant_map"}) {
         if (model_.Has(row_.name + part)) {
-          Fault(absl::StrCat("tensor ", row_.name, part, " contradicts a quant_state without nested_*"));
+          Fault(absl::StrCat("tensor ", row_.name, part,
+                             " contradicts a quant_state without nested_*"));
         }
       }
       return;
@@ -163,8 +164,8 @@ class Reader {
       return false;
     }
     *to = *tensor;
-    const bool fits = tensor->info->dtype == dtype &&
-                      tensor->info->shape == std::vector<int64_t>{elements};
+    const bool fits =
+        tensor->info->dtype == dtype && tensor->info->shape == std::vector<int64_t>{elements};
     if (!fits) {
       Fault(absl::StrCat("tensor ", name, " is ", tensor->info->Describe(), ", allowed ",
                          DtypeName(dtype), " [", elements, "]"));
@@ -193,10 +194,9 @@ class Reader {
     const std::array<float, 16>& ours = quant::CodeValues(result_.spec.type);
     // By value: writers differ in the sign of FP4's second zero.
     if (std::equal(ours.begin(), ours.end(), values)) return;
-    warnings->push_back(absl::StrCat(map.file->path(), ": tensor ", map.info->name,
-                                     " differs from the code book of ",
-                                     quant::QuantTypeName(result_.spec.type),
-                                     "; as in bitsandbytes, it is not used"));
+    warnings->push_back(absl::StrCat(
+        map.file->path(), ": tensor ", map.info->name, " differs from the code book of ",
+        quant::QuantTypeName(result_.spec.type), "; as in bitsandbytes, it is not used"));
   }
 
   const ShardedModel& model_;
@@ -264,13 +264,13 @@ absl::StatusOr<PrequantizedWeight> ReadPrequantized(const ShardedModel& model, c
 }
 
 std::string QuantizationFields(const quant::QuantSpec& spec) {
-  static constexpr proto::QuantType::Value kNames[] = {
-      proto::QuantType::NF4, proto::QuantType::FP4, proto::QuantType::FP4_E3M0,
-      proto::QuantType::INT4};
-  return absl::StrCat("quantization { bnb_4bit_quant_type: ",
-                      proto::QuantType::Value_Name(kNames[int(spec.type)]),
-                      " block_size: ", spec.block_size, " bnb_4bit_use_double_quant: ",
-                      spec.double_quant ? "true" : "false", " }");
+  static constexpr proto::QuantType::Value kNames[] = {proto::QuantType::NF4, proto::QuantType::FP4,
+                                                       proto::QuantType::FP4_E3M0,
+                                                       proto::QuantType::INT4};
+  return absl::StrCat(
+      "quantization { bnb_4bit_quant_type: ", proto::QuantType::Value_Name(kNames[int(spec.type)]),
+      " block_size: ", spec.block_size,
+      " bnb_4bit_use_double_quant: ", spec.double_quant ? "true" : "false", " }");
 }
 
 absl::Status CheckPrequantized(const ShardedModel& model, const WeightRow& row,
@@ -298,7 +298,8 @@ int64_t LoadPrequantizedBytes(const ShardedModel& model, const WeightRow& row,
   return bytes;
 }
 
-absl::Status LoadPrequantized(const ShardedModel& model, const WeightSlot& slot, Execution* execution) {
+absl::Status LoadPrequantized(const ShardedModel& model, const WeightSlot& slot,
+                              Execution* execution) {
   std::vector<std::string> warnings;  // CheckCheckpoint has passed them on
   const quant::QuantSpec& spec = slot.base.quantized.spec;
   if (absl::Status s = CheckPrequantized(model, slot.row, spec, &warnings); !s.ok()) return s;
@@ -322,8 +323,9 @@ absl::Status LoadPrequantized(const ShardedModel& model, const WeightSlot& slot,
   };
   const auto place = [&](const ShardedModel::Tensor& tensor, DType type) -> ConstTensor {
     const int64_t count = tensor.info->bytes / kernels::SizeOf(type);
-    const void* data = ReadsInPlace(tensor, type, device) ? tensor.data()
-                                                          : stage(tensor.data(), tensor.info->bytes);
+    const void* data = ReadsInPlace(tensor, type, device)
+                           ? tensor.data()
+                           : stage(tensor.data(), tensor.info->bytes);
     return {data, type, 1, count, count};
   };
   kernels::Pack op{.from = {}, .rows = slot.row.rows, .cols = slot.row.cols, .to = {}};

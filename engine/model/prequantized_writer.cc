@@ -1,4 +1,5 @@
-// Writes quantized weights in bitsandbytes' layout, streaming: no weight is held on the host as a whole.
+// Writes quantized weights in bitsandbytes' layout, streaming: no weight is held on the host as a
+// whole.
 
 #include <algorithm>
 #include <charconv>
@@ -33,7 +34,8 @@ int64_t Padded(int64_t bytes) {
          kernels::kBufferAlignment;
 }
 
-// As Python prints a float: the shortest digits that read back the same, an exponent below 1e-4 and from 1e16 on.
+// As Python prints a float: the shortest digits that read back the same, an exponent below 1e-4 and
+// from 1e16 on.
 std::string PythonFloat(double value) {
   char text[64];
   const double size = std::fabs(value);
@@ -51,10 +53,10 @@ const char* TorchName(Dtype dtype) {
 // In the order and spacing of Python's json.dumps.
 std::string StateJson(const WeightSlot& slot, Dtype original, float offset) {
   const quant::QuantSpec& spec = slot.base.quantized.spec;
-  std::string text = absl::StrCat(
-      R"({"quant_type": ")", quant::QuantTypeName(spec.type), R"(", "blocksize": )", spec.block_size,
-      R"(, "dtype": ")", TorchName(original), R"(", "shape": [)", slot.row.rows, ", ", slot.row.cols,
-      "]");
+  std::string text =
+      absl::StrCat(R"({"quant_type": ")", quant::QuantTypeName(spec.type), R"(", "blocksize": )",
+                   spec.block_size, R"(, "dtype": ")", TorchName(original), R"(", "shape": [)",
+                   slot.row.rows, ", ", slot.row.cols, "]");
   if (spec.double_quant) {
     absl::StrAppend(&text, R"(, "nested_blocksize": )", quant::QuantSpec::kGroupSize,
                     R"(, "nested_dtype": "float32", "nested_offset": )", PythonFloat(offset));
@@ -137,7 +139,8 @@ class Writer {
           {.content = Content::kNestedMap, .slot = &slot});
       // The header needs the length of the JSON, so the offsets are needed before all else.
       if (absl::Status s = Unpack(slot); !s.ok()) return s;
-      if (absl::Status s = execution_.device().CopyOut(&offset, unpacked_.offset.data, 4); !s.ok()) {
+      if (absl::Status s = execution_.device().CopyOut(&offset, unpacked_.offset.data, 4);
+          !s.ok()) {
         return s;
       }
       if (!std::isfinite(offset)) {
@@ -164,8 +167,8 @@ class Writer {
     return tensor->info->dtype;
   }
 
-  // bitsandbytes' bytes of a slot, in the scratch. The parts of one weight follow one another in the file's order, by name
-  // within a type, so one result is kept.
+  // bitsandbytes' bytes of a slot, in the scratch. The parts of one weight follow one another in
+  // the file's order, by name within a type, so one result is kept.
   absl::Status Unpack(const WeightSlot& slot) {
     if (unpacked_slot_ == &slot) return absl::OkStatus();
     const quant::QuantSpec& spec = slot.base.quantized.spec;
@@ -211,15 +214,16 @@ class Writer {
       const int64_t size = std::min(kChunk, view.Extent() - begin);
       const uint8_t* from = static_cast<const uint8_t*>(view.data) + begin;
       if (absl::Status s = execution_.device().CopyOut(chunk.data(), from, size); !s.ok()) return s;
-      if (absl::Status s = writer->Append(absl::MakeConstSpan(chunk).first(size)); !s.ok()) return s;
+      if (absl::Status s = writer->Append(absl::MakeConstSpan(chunk).first(size)); !s.ok())
+        return s;
     }
     return absl::OkStatus();
   }
 
   template <class T>
   static absl::Status AppendAll(const T& values, SafetensorsWriter* writer) {
-    return writer->Append({reinterpret_cast<const uint8_t*>(values.data()),
-                           values.size() * sizeof(*values.data())});
+    return writer->Append(
+        {reinterpret_cast<const uint8_t*>(values.data()), values.size() * sizeof(*values.data())});
   }
 
   absl::Status WritePart(const Part& part, SafetensorsWriter* writer) {
@@ -285,7 +289,8 @@ absl::Status WritePrequantized(Env* env, const std::string& folder, const Sharde
                      options.quant.type == quant::QuantType::kFp4E2M1;
   if (options.mode != proto::Mode::QLORA || !known) {
     return proto::BadJobError(absl::StrCat(
-        "a checkpoint in bitsandbytes' layout holds 4-bit weights of type nf4 or fp4; this run has ",
+        "a checkpoint in bitsandbytes' layout holds 4-bit weights of type nf4 or fp4; this run "
+        "has ",
         options.mode != proto::Mode::QLORA ? "unquantized weights"
                                            : quant::QuantTypeName(options.quant.type)));
   }

@@ -44,10 +44,11 @@ class Cache {
     }
     if (absl::Status s = LoadWeights(model_, &execution_, progress); !s.ok()) return s;
     status = Write();
-    notes->push_back(status.ok() ? absl::StrCat("the 4-bit base was written to ", path_)
-                                 : absl::StrCat("the 4-bit base could not be written to ", path_,
-                                                ": ", status.message(),
-                                                "; this run does without, the next quantizes again"));
+    notes->push_back(status.ok()
+                         ? absl::StrCat("the 4-bit base was written to ", path_)
+                         : absl::StrCat("the 4-bit base could not be written to ", path_, ": ",
+                                        status.message(),
+                                        "; this run does without, the next quantizes again"));
     return absl::OkStatus();
   }
 
@@ -70,8 +71,8 @@ class Cache {
     if (!cached.ok()) return cached.status();
     ModelSpec spec = storage_.spec;
     std::vector<std::string> warnings;
-    if (absl::Status s = CheckCheckpoint(*cached, proto::Mode::QLORA, storage_.options.quant, &spec,
-                                         &warnings);
+    if (absl::Status s =
+            CheckCheckpoint(*cached, proto::Mode::QLORA, storage_.options.quant, &spec, &warnings);
         !s.ok()) {
       return s;
     }
@@ -96,7 +97,8 @@ class Cache {
     return (*commit)->Commit({.step = 0, .world = 1, .job_hash = key_});
   }
 
-  // Of this base only: others may be in the making. Best effort: what stays costs space, nothing else.
+  // Of this base only: others may be in the making. Best effort: what stays costs space, nothing
+  // else.
   void RemoveLeftovers() {
     const absl::StatusOr<std::vector<std::string>> names = cache_.env->List(cache_.folder);
     if (!names.ok()) return;

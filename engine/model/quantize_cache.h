@@ -1,14 +1,16 @@
-// quantization.quantize_cache: a folder that keeps the 4-bit base, so that later runs load it instead of quantizing.
+// quantization.quantize_cache: a folder that keeps the 4-bit base, so that later runs load it
+// instead of quantizing.
 //
-// One sub-folder for each pair of base and quantization, named by the first 16 hex digits of the pair's SHA-256 and
-// committed as a checkpoint is (engine/io/atomic_folder.h), with the whole hash in its manifest. It holds
-//   model.safetensors  the layout of engine/model/prequantized.h, the unquantized tensors as the model stores them
-//   config.json        the model's, with a quantization_config
-// and for NF4 and FP4 loads as a checkpoint. FP4_E3M0 and INT4, which bitsandbytes has not, lie there under the names
-// "fp4_e3m0" and "int4": for this engine's caches only.
+// One sub-folder for each pair of base and quantization, named by the first 16 hex digits of the
+// pair's SHA-256 and committed as a checkpoint is (engine/io/atomic_folder.h), with the whole hash
+// in its manifest. It holds
+//   model.safetensors  the layout of engine/model/prequantized.h, the unquantized tensors as the
+//   model stores them config.json        the model's, with a quantization_config
+// and for NF4 and FP4 loads as a checkpoint. FP4_E3M0 and INT4, which bitsandbytes has not, lie
+// there under the names "fp4_e3m0" and "int4": for this engine's caches only.
 //
-// A cache is an aid, never a condition: one that is damaged, of another base, or can't be written is reported and the run
-// goes on from the model itself, with the same bytes.
+// A cache is an aid, never a condition: one that is damaged, of another base, or can't be written
+// is reported and the run goes on from the model itself, with the same bytes.
 
 #ifndef QLORA_ENGINE_MODEL_QUANTIZE_CACHE_H_
 #define QLORA_ENGINE_MODEL_QUANTIZE_CACHE_H_
@@ -35,11 +37,12 @@ std::string QuantizeCacheKey(const std::string& base_hash, const quant::QuantSpe
 // Where the base of this run lies.
 std::string QuantizeCachePath(const QuantizeCache& cache, const quant::QuantSpec& spec);
 
-// LoadWeights from the cache where it holds this base and verifies; else from `model`, and then the cache is written. A
-// model whose linears are all quantized already needs no cache: then this is LoadWeights. `notes` gets a line about what
-// was done. Errors are those of LoadWeights alone. Mode QLORA only; before the first piece runs. Files that a killed
-// process left unfinished under the same name are removed before writing; another process that is just writing them then
-// reports that it could not.
+// LoadWeights from the cache where it holds this base and verifies; else from `model`, and then the
+// cache is written. A model whose linears are all quantized already needs no cache: then this is
+// LoadWeights. `notes` gets a line about what was done. Errors are those of LoadWeights alone. Mode
+// QLORA only; before the first piece runs. Files that a killed process left unfinished under the
+// same name are removed before writing; another process that is just writing them then reports that
+// it could not.
 absl::Status LoadWeightsCached(const QuantizeCache& cache, const ShardedModel& model,
                                Execution* execution, const std::function<void(double)>& progress,
                                std::vector<std::string>* notes);

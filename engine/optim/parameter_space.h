@@ -1,5 +1,5 @@
-// The trained parameters as one flat space: each begins at a multiple of 256 elements, the gap behind it is zero.
-// Optimizer states, gradients and checkpoints are ranges of this space.
+// The trained parameters as one flat space: each begins at a multiple of 256 elements, the gap
+// behind it is zero. Optimizer states, gradients and checkpoints are ranges of this space.
 
 #ifndef QLORA_ENGINE_OPTIM_PARAMETER_SPACE_H_
 #define QLORA_ENGINE_OPTIM_PARAMETER_SPACE_H_

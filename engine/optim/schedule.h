@@ -19,7 +19,8 @@ struct Schedule {
 // warmup_steps where given, else ceil(warmup_ratio · total_steps); none with CONSTANT.
 Schedule ScheduleOf(const proto::Training& training, int64_t total_steps);
 
-// The rate of update `step`, counted from 0: with warmup the first update has rate 0, as in Transformers.
+// The rate of update `step`, counted from 0: with warmup the first update has rate 0, as in
+// Transformers.
 double LearningRate(const Schedule& schedule, int64_t step);
 
 }  // namespace qlora::engine

@@ -29,8 +29,11 @@ void ModelPass::LinearBackward(const LinearTrace& trace, WeightRole bias_role, i
   const int64_t adapter = s_.adapter_of[trace.weight];
   Tensor up;
   if (dx || adapter >= 0) {
-    kernels::LinearBackwardInput op{.dy = dy, .base = weight.base, .live_rows = batch_.live_tokens,
-                                    .accumulate = accumulate, .dx = dx};
+    kernels::LinearBackwardInput op{.dy = dy,
+                                    .base = weight.base,
+                                    .live_rows = batch_.live_tokens,
+                                    .accumulate = accumulate,
+                                    .dx = dx};
     if (adapter >= 0) {
       op.adapters = {Segment(trace.weight)};
       up = Activation("adapter gradient", op.adapters[0].a.rows, layer);
@@ -55,14 +58,15 @@ void ModelPass::LinearBackward(const LinearTrace& trace, WeightRole bias_role, i
   }
   if (weight.parameter >= 0) {
     const int64_t bias = s_.Find(bias_role, layer);
-    r_.Emit(kernels::LinearBackwardWeight{
-                .x = trace.x,
-                .dy = dy,
-                .live_rows = batch_.live_tokens,
-                .accumulate = true,
-                .dweight = s_.GradientView(weight.parameter),
-                .dbias = bias >= 0 ? s_.GradientView(s_.weights[bias].parameter) : Tensor{}},
-            int(layer));
+    r_.Emit(
+        kernels::LinearBackwardWeight{
+            .x = trace.x,
+            .dy = dy,
+            .live_rows = batch_.live_tokens,
+            .accumulate = true,
+            .dweight = s_.GradientView(weight.parameter),
+            .dbias = bias >= 0 ? s_.GradientView(s_.weights[bias].parameter) : Tensor{}},
+        int(layer));
   }
 }
 
@@ -70,17 +74,18 @@ Tensor ModelPass::NormBackward(WeightRole role, int64_t layer, Tensor dy, Tensor
                                Tensor dresidual, const char* name) {
   const WeightSlot& weight = s_.weights[s_.Find(role, layer)];
   const Tensor dx = Activation(name, x.cols, layer);
-  r_.Emit(kernels::RmsNormBackward{
-              .dy = dy,
-              .x = x,
-              .weight = weight.dense,
-              .rstd = rstd,
-              .dresidual = dresidual,
-              .live_rows = batch_.live_tokens,
-              .weight_offset = spec_.norm_offset,
-              .dx = dx,
-              .dweight = weight.parameter >= 0 ? s_.GradientView(weight.parameter) : Tensor{}},
-          int(layer));
+  r_.Emit(
+      kernels::RmsNormBackward{
+          .dy = dy,
+          .x = x,
+          .weight = weight.dense,
+          .rstd = rstd,
+          .dresidual = dresidual,
+          .live_rows = batch_.live_tokens,
+          .weight_offset = spec_.norm_offset,
+          .dx = dx,
+          .dweight = weight.parameter >= 0 ? s_.GradientView(weight.parameter) : Tensor{}},
+      int(layer));
   return dx;
 }
 
@@ -90,17 +95,18 @@ Tensor ModelPass::HeadNormBackward(WeightRole role, int64_t layer, Tensor dy, Te
   const int64_t heads = x.cols / spec_.head_size;
   const int64_t rows = x.rows * heads;
   const Tensor dx = Activation(name, x.cols, layer);
-  r_.Emit(kernels::RmsNormBackward{
-              .dy = Reshape(dy, rows, spec_.head_size),
-              .x = Reshape(x, rows, spec_.head_size),
-              .weight = weight.dense,
-              .rstd = rstd,
-              .live_rows = batch_.live_tokens,
-              .rows_per_token = heads,
-              .weight_offset = spec_.norm_offset,
-              .dx = Reshape(dx, rows, spec_.head_size),
-              .dweight = weight.parameter >= 0 ? s_.GradientView(weight.parameter) : Tensor{}},
-          int(layer));
+  r_.Emit(
+      kernels::RmsNormBackward{
+          .dy = Reshape(dy, rows, spec_.head_size),
+          .x = Reshape(x, rows, spec_.head_size),
+          .weight = weight.dense,
+          .rstd = rstd,
+          .live_rows = batch_.live_tokens,
+          .rows_per_token = heads,
+          .weight_offset = spec_.norm_offset,
+          .dx = Reshape(dx, rows, spec_.head_size),
+          .dweight = weight.parameter >= 0 ? s_.GradientView(weight.parameter) : Tensor{}},
+      int(layer));
   return dx;
 }
 
@@ -161,7 +167,8 @@ Tensor ModelPass::BackwardLayer(int64_t layer, Tensor dh) {
 }
 
 void ModelPass::Backward(Tensor dh) {
-  Tensor d = NormBackward(WeightRole::kFinalNorm, -1, dh, final_sum_, final_rstd_, {}, "d residual");
+  Tensor d =
+      NormBackward(WeightRole::kFinalNorm, -1, dh, final_sum_, final_rstd_, {}, "d residual");
   const int64_t lowest = LowestTrainedLayer();
   for (int64_t layer = spec_.layers - 1; layer >= std::max<int64_t>(lowest, 0); --layer) {
     d = BackwardLayer(layer, d);

@@ -14,7 +14,8 @@ using kernels::Tensor;
 
 namespace {
 
-// Logits of one chunk of the loss are kept within this; at least kMinLossRows rows, so that the product stays a matmul.
+// Logits of one chunk of the loss are kept within this; at least kMinLossRows rows, so that the
+// product stays a matmul.
 constexpr int64_t kLossChunkBytes = int64_t{64} << 20;
 constexpr int64_t kMinLossRows = 64;
 
@@ -46,8 +47,8 @@ Tensor ModelPass::Linear(WeightRole role, WeightRole bias_role, int64_t layer, T
   const WeightSlot& weight = s_.weights[index];
   trace->weight = index;
   trace->x = x;
-  kernels::LinearForward op{.x = x, .base = weight.base, .bias = Bias(bias_role, layer),
-                            .live_rows = batch_.live_tokens};
+  kernels::LinearForward op{
+      .x = x, .base = weight.base, .bias = Bias(bias_role, layer), .live_rows = batch_.live_tokens};
   if (s_.adapter_of[index] >= 0) {
     op.adapters = {Segment(index)};
     trace->low = Activation("adapter product", op.adapters[0].a.rows, layer);
@@ -172,12 +173,11 @@ void ModelPass::ForwardLayer(int64_t layer, Tensor x, Tensor residual, const KvC
 
 Tensor ModelPass::Forward(const KvCache* cache) {
   Tensor x = Activation("embedded", spec_.hidden, -1);
-  r_.Emit(kernels::EmbeddingForward{
-      .ids = batch_.ids,
-      .table = s_.weights[s_.Find(WeightRole::kEmbedding, -1)].dense,
-      .live_rows = batch_.live_tokens,
-      .scale = spec_.embedding_scale,
-      .y = x});
+  r_.Emit(kernels::EmbeddingForward{.ids = batch_.ids,
+                                    .table = s_.weights[s_.Find(WeightRole::kEmbedding, -1)].dense,
+                                    .live_rows = batch_.live_tokens,
+                                    .scale = spec_.embedding_scale,
+                                    .y = x});
   Tensor residual;
   for (int64_t layer = 0; layer < spec_.layers; ++layer) {
     Tensor mlp_out;

@@ -21,7 +21,7 @@ struct LinearTrace {
 
 // What one layer leaves for its backward. T tokens; q, k, v after projection, norm and rotation.
 struct LayerTrace {
-  kernels::Tensor h;   // residual stream at the layer's start [T, hidden]
+  kernels::Tensor h;  // residual stream at the layer's start [T, hidden]
   kernels::Tensor normed, rstd;
   kernels::Tensor q_raw, k_raw, q_rstd, k_rstd;  // before the norm over heads; only with qk_norm
   kernels::Tensor q, k, v, o, lse;
@@ -40,8 +40,8 @@ class ModelPass {
   ModelPass(const Storage& storage, const BatchViews& batch, Recorder* recorder, bool dropout)
       : s_(storage), spec_(storage.spec), batch_(batch), r_(*recorder), dropout_(dropout) {}
 
-  // From token ids to the normed output of the last layer [T, hidden]. With a cache, new keys and values go there and
-  // attention reads from there.
+  // From token ids to the normed output of the last layer [T, hidden]. With a cache, new keys and
+  // values go there and attention reads from there.
   kernels::Tensor Forward(const KvCache* cache);
 
   // Loss over the trained rows of what Forward gave. Outputs are persistent; `dh` may be empty.
@@ -53,7 +53,8 @@ class ModelPass {
   // logits[t] = head(h[t]), f32 [T, vocab].
   void Logits(kernels::Tensor h, kernels::Tensor logits);
 
-  // From the gradient of Forward's result down to the lowest trained layer; adds to the gradient space.
+  // From the gradient of Forward's result down to the lowest trained layer; adds to the gradient
+  // space.
   void Backward(kernels::Tensor dh);
 
   // Buffers that may be recomputed, cheapest first: [level][layer] → ids.
@@ -68,7 +69,8 @@ class ModelPass {
                          const char* name, LinearTrace* trace);
   void Norm(WeightRole role, int64_t layer, kernels::Tensor x, kernels::Tensor residual,
             kernels::Tensor* sum, kernels::Tensor* normed, kernels::Tensor* rstd);
-  kernels::Tensor HeadNorm(WeightRole role, int64_t layer, kernels::Tensor x, kernels::Tensor* rstd);
+  kernels::Tensor HeadNorm(WeightRole role, int64_t layer, kernels::Tensor x,
+                           kernels::Tensor* rstd);
   kernels::Tensor Rotate(kernels::Tensor x, int64_t layer, bool inverse, const char* name);
   kernels::AttentionShape AttentionShapeOf(int64_t layer) const;
   // One layer; `x` is what the layer before left to be added to `residual` (empty at the first).
@@ -78,8 +80,9 @@ class ModelPass {
   // dx (+)= the gradient through a linear; an empty dx only trains.
   void LinearBackward(const LinearTrace& trace, WeightRole bias_role, int64_t layer,
                       kernels::Tensor dy, kernels::Tensor dx, bool accumulate);
-  kernels::Tensor NormBackward(WeightRole role, int64_t layer, kernels::Tensor dy, kernels::Tensor x,
-                               kernels::Tensor rstd, kernels::Tensor dresidual, const char* name);
+  kernels::Tensor NormBackward(WeightRole role, int64_t layer, kernels::Tensor dy,
+                               kernels::Tensor x, kernels::Tensor rstd, kernels::Tensor dresidual,
+                               const char* name);
   kernels::Tensor HeadNormBackward(WeightRole role, int64_t layer, kernels::Tensor dy,
                                    kernels::Tensor x, kernels::Tensor rstd, const char* name);
   kernels::Tensor BackwardLayer(int64_t layer, kernels::Tensor dh);

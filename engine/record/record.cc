@@ -56,7 +56,8 @@ class RunRecorder {
     e.forward = Piece("evaluation batch", [&](Recorder& r) {
       ModelPass pass(run_.storage, e.inputs, &r, false);
       const Tensor h = pass.Forward(nullptr);
-      pass.Loss(h, {.loss = e.loss.loss, .row_loss = e.loss.row_loss, .correct = e.loss.correct}, {});
+      pass.Loss(h, {.loss = e.loss.loss, .row_loss = e.loss.row_loss, .correct = e.loss.correct},
+                {});
       if (e.logits) pass.Logits(h, e.logits);
     });
   }
@@ -79,8 +80,8 @@ class RunRecorder {
     g.prefill_inputs = AddBatchInputs(
         &run_.program, {.tokens = shape.prefill, .documents = 1, .trained_rows = 0}, "prompt");
     g.decode_inputs = AddBatchInputs(
-        &run_.program,
-        {.tokens = shape.sequences, .documents = shape.sequences, .trained_rows = 0}, "next tokens");
+        &run_.program, {.tokens = shape.sequences, .documents = shape.sequences, .trained_rows = 0},
+        "next tokens");
     g.prefill = Piece("prompt", [&](Recorder& r) {
       ModelPass(run_.storage, g.prefill_inputs, &r, false).Forward(&cache);
     });
@@ -108,8 +109,7 @@ class RunRecorder {
     ModelPass pass(run_.storage, t->inputs, &recorder, true);
     const Tensor h = pass.Forward(nullptr);
     recorder.BeginBackward();
-    const Tensor dh =
-        recorder.Transient("d normed", options_.storage.compute, h.rows, h.cols, -1);
+    const Tensor dh = recorder.Transient("d normed", options_.storage.compute, h.rows, h.cols, -1);
     pass.Loss(h, {.loss = t->loss.loss, .accumulate = true}, dh);
     pass.Backward(dh);
     t->recompute = pass.RecomputeCandidates();
@@ -121,9 +121,8 @@ class RunRecorder {
     const Storage& s = run_.storage;
     const AdamOptions& adam = options_.adam;
     t->finish = Piece("update", [&](Recorder& r) {
-      r.Emit(kernels::NormAndFinite{.x = s.gradient,
-                                    .sum_of_squares = t->sum_of_squares,
-                                    .nonfinite = t->nonfinite});
+      r.Emit(kernels::NormAndFinite{
+          .x = s.gradient, .sum_of_squares = t->sum_of_squares, .nonfinite = t->nonfinite});
       r.Emit(kernels::GradientScale{.sum_of_squares = t->sum_of_squares,
                                     .nonfinite = t->nonfinite,
                                     .loss = t->loss.loss,

@@ -1,4 +1,5 @@
-// Writes a run down as a program: its storage, and the pieces that training, evaluation and generation are made of.
+// Writes a run down as a program: its storage, and the pieces that training, evaluation and
+// generation are made of.
 
 #ifndef QLORA_ENGINE_RECORD_RECORD_H_
 #define QLORA_ENGINE_RECORD_RECORD_H_
@@ -18,7 +19,8 @@ struct AdamOptions {
   float max_grad_norm = 0.0f;
 };
 
-// Keys and values of `sequences` sequences of up to `context` tokens; prompts are fed in parts of `prefill` tokens.
+// Keys and values of `sequences` sequences of up to `context` tokens; prompts are fed in parts of
+// `prefill` tokens.
 struct GenerationShape {
   int64_t sequences = 0;
   int64_t context = 0;
@@ -27,10 +29,10 @@ struct GenerationShape {
 
 struct RecordOptions {
   StorageOptions storage;
-  AdamOptions adam;                        // used where storage.training
-  BatchCapacity train;                     // likewise
-  std::optional<BatchCapacity> eval;       // loss on held-out data
-  bool eval_logits = false;                // and the logits of every token
+  AdamOptions adam;                   // used where storage.training
+  BatchCapacity train;                // likewise
+  std::optional<BatchCapacity> eval;  // loss on held-out data
+  bool eval_logits = false;           // and the logits of every token
   std::optional<GenerationShape> generate;
 };
 
@@ -46,12 +48,12 @@ struct TrainPieces {
   UpdateViews update;
   LossViews loss;
   kernels::Tensor sum_of_squares, nonfinite, gradient_norm, gradient_scale, skip;
-  int64_t begin_step = -1;   // zeroes the step's loss
-  int64_t begin_sum = -1;    // zeroes the gradients
-  int64_t micro_batch = -1;  // forward, loss, backward
-  std::vector<int64_t> take;  // gradients += pending[i]
-  std::vector<int64_t> keep;  // pending[i] = gradients
-  int64_t finish = -1;        // norm, clip, update
+  int64_t begin_step = -1;                                    // zeroes the step's loss
+  int64_t begin_sum = -1;                                     // zeroes the gradients
+  int64_t micro_batch = -1;                                   // forward, loss, backward
+  std::vector<int64_t> take;                                  // gradients += pending[i]
+  std::vector<int64_t> keep;                                  // pending[i] = gradients
+  int64_t finish = -1;                                        // norm, clip, update
   std::vector<std::vector<std::vector<BufferId>>> recompute;  // of micro_batch
 };
 
@@ -78,7 +80,8 @@ struct RecordedRun {
   std::optional<GenerationPieces> generate;
 };
 
-RecordedRun Record(const ModelSpec& spec, const RecordOptions& options, const kernels::Device& device);
+RecordedRun Record(const ModelSpec& spec, const RecordOptions& options,
+                   const kernels::Device& device);
 
 // Buffers that a balanced tree over `micro_batches` needs beside the one they write: one per level.
 int64_t PendingGradients(int64_t micro_batches);

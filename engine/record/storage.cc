@@ -2,7 +2,6 @@
 
 #include <utility>
 
-
 namespace qlora::engine {
 namespace {
 
@@ -33,7 +32,8 @@ class Builder {
   Builder(Storage* storage, Program* program) : s_(*storage), program_(*program) {}
 
   void Build() {
-    s_.dynamic_map = program_.AddBuffer("8-bit scale map", BufferClass::kTables, DType::kF32, 1, 256);
+    s_.dynamic_map =
+        program_.AddBuffer("8-bit scale map", BufferClass::kTables, DType::kF32, 1, 256);
     const int64_t pairs = s_.spec.rope.rotary_dims / 2;
     s_.rope_cos = program_.AddBuffer("rotary cos", BufferClass::kTables, DType::kF32,
                                      s_.options.rope_positions, pairs);
@@ -69,7 +69,8 @@ class Builder {
     s_.weights.push_back(std::move(slot));
   }
 
-  // In bf16 runs a matrix stored in fp32 is kept in bf16, the type its products use; vectors stay as stored.
+  // In bf16 runs a matrix stored in fp32 is kept in bf16, the type its products use; vectors stay
+  // as stored.
   DType FrozenType(WeightRole role) const {
     const bool narrow = s_.options.compute == DType::kBf16 && !IsNormOrBias(role) &&
                         s_.spec.stored_dtype == DType::kF32;
@@ -147,9 +148,9 @@ class Builder {
       s_.pending_gradients.push_back(
           flat("gradients awaiting their pair", BufferClass::kGradients, DType::kF32, n));
     }
-    s_.segments = program_.AddBuffer("parameter segments", BufferClass::kTables, DType::kU8,
-                                     int64_t(s_.space.Segments().size()),
-                                     sizeof(kernels::ParameterSegment));
+    s_.segments =
+        program_.AddBuffer("parameter segments", BufferClass::kTables, DType::kU8,
+                           int64_t(s_.space.Segments().size()), sizeof(kernels::ParameterSegment));
   }
 
   void ResolveTrained(WeightSlot* slot) {

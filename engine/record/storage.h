@@ -31,7 +31,8 @@ struct StorageOptions {
 struct WeightSlot {
   WeightRow row;
   int64_t parameter = -1;  // in the parameter space where it is trained
-  // Linears read `base`; everything else reads `dense`. For a trained weight both are its compute copy.
+  // Linears read `base`; everything else reads `dense`. For a trained weight both are its compute
+  // copy.
   kernels::LinearBase base;
   kernels::ConstTensor dense;
   // Where loading writes: exactly one is set for a frozen weight, none for a trained one.
@@ -47,12 +48,12 @@ struct AdapterSlot {
 struct Storage {
   StorageOptions options;
   ModelSpec spec;
-  std::vector<WeightSlot> weights;        // in the order of WeightRows
-  std::vector<AdapterSlot> adapters;      // in the order of options.lora.modules
-  std::vector<int64_t> adapter_of;        // weight index → adapter index or −1
+  std::vector<WeightSlot> weights;    // in the order of WeightRows
+  std::vector<AdapterSlot> adapters;  // in the order of options.lora.modules
+  std::vector<int64_t> adapter_of;    // weight index → adapter index or −1
   ParameterSpace space;
 
-  kernels::Tensor dynamic_map;    // f32 [1, 256]
+  kernels::Tensor dynamic_map;  // f32 [1, 256]
   kernels::Tensor rope_cos, rope_sin;
   // Flat [1, space.size()]; empty where nothing is trained (no adapter in an evaluation).
   kernels::Tensor master, compute, gradient, m, v, m_absmax, v_absmax;

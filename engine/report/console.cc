@@ -65,7 +65,8 @@ std::string FormatDuration(double seconds) {
 
 std::string FormatCount(int64_t n) {
   std::string digits = absl::StrCat(n);
-  for (int64_t at = int64_t(digits.size()) - 3; at > (n < 0 ? 1 : 0); at -= 3) digits.insert(at, ",");
+  for (int64_t at = int64_t(digits.size()) - 3; at > (n < 0 ? 1 : 0); at -= 3)
+    digits.insert(at, ",");
   return digits;
 }
 

@@ -1,4 +1,5 @@
-// What a run says on the terminal: plain lines, and under them one live line where the output is a terminal.
+// What a run says on the terminal: plain lines, and under them one live line where the output is a
+// terminal.
 
 #ifndef QLORA_ENGINE_REPORT_CONSOLE_H_
 #define QLORA_ENGINE_REPORT_CONSOLE_H_
@@ -12,7 +13,8 @@ namespace qlora::engine {
 
 class Console {
  public:
-  // Writes to standard output; `live` shows the live line (by default: where standard output is a terminal).
+  // Writes to standard output; `live` shows the live line (by default: where standard output is a
+  // terminal).
   Console();
   explicit Console(bool live) : live_(live) {}
   ~Console() { EndLive(); }

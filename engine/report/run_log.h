@@ -1,4 +1,5 @@
-// The records of a run: metrics.jsonl, TensorBoard events and the history in trainer_state.json say the same.
+// The records of a run: metrics.jsonl, TensorBoard events and the history in trainer_state.json say
+// the same.
 
 #ifndef QLORA_ENGINE_REPORT_RUN_LOG_H_
 #define QLORA_ENGINE_REPORT_RUN_LOG_H_
@@ -17,7 +18,8 @@ namespace qlora::engine {
 struct TrainRecord {
   int64_t step = 0;
   double epoch = 0, loss = 0, learning_rate = 0, grad_norm = 0;
-  // Of this machine and moment: in the events only, so that the log of a resumed run equals an undisturbed one's.
+  // Of this machine and moment: in the events only, so that the log of a resumed run equals an
+  // undisturbed one's.
   double tokens_per_second = 0, share_of_light = 0;
 };
 

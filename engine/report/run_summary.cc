@@ -22,12 +22,14 @@ std::string StartSummary(const Setup& setup) {
   const ModelSpec& spec = setup.spec;
   std::string text = absl::StrCat(
       "model: ", spec.family, ", ", FormatCount(ParameterCount(spec)), " parameters, ", spec.layers,
-      " layers of ", spec.hidden, ", vocabulary ", FormatCount(spec.vocab), "\n", "mode: ",
-      proto::Mode::Value_Name(setup.job.mode()), ", compute ",
-      proto::ComputeDtype::Value_Name(setup.job.compute_dtype()), ", on ", setup.device->info().name,
+      " layers of ", spec.hidden, ", vocabulary ", FormatCount(spec.vocab), "\n",
+      "mode: ", proto::Mode::Value_Name(setup.job.mode()), ", compute ",
+      proto::ComputeDtype::Value_Name(setup.job.compute_dtype()), ", on ",
+      setup.device->info().name,
       absl::StrFormat("; measured here: %.0f GFLOP/s, %.1f GB/s\n", setup.rates.matmul_flops / 1e9,
                       setup.rates.memory_bytes / 1e9));
-  if (!setup.train_data.samples.empty()) absl::StrAppend(&text, DataLine("data", setup.train_data), "\n");
+  if (!setup.train_data.samples.empty())
+    absl::StrAppend(&text, DataLine("data", setup.train_data), "\n");
   if (!setup.eval_data.samples.empty()) {
     absl::StrAppend(&text, DataLine("held out", setup.eval_data), "\n");
   }
@@ -42,11 +44,11 @@ std::string PlanSummary(const Setup& setup, const Plan& plan) {
   if (!plan.run.train.has_value()) return text;
   const int64_t accumulation = setup.job.training().gradient_accumulation_steps();
   const double step = double(accumulation) * plan.micro_batch_seconds + plan.update_seconds;
-  absl::StrAppendFormat(
-      &text,
-      "time\n  %12s  predicted for %d steps at most: %.3g s a step of %d full micro-batches of %d tokens\n",
-      FormatDuration(step * double(setup.total_steps)), setup.total_steps, step, accumulation,
-      setup.record.train.tokens);
+  absl::StrAppendFormat(&text,
+                        "time\n  %12s  predicted for %d steps at most: %.3g s a step of %d full "
+                        "micro-batches of %d tokens\n",
+                        FormatDuration(step * double(setup.total_steps)), setup.total_steps, step,
+                        accumulation, setup.record.train.tokens);
   return text;
 }
 
@@ -58,8 +60,10 @@ double UsefulFlops(const Setup& setup, int64_t tokens, double attention_pairs) {
     if (IsMatmulWeight(row, spec)) weights += double(row.Count());
   }
   double adapters = 0;
-  for (const AdaptedModule& module : setup.targets.modules) adapters += double(module.ParameterCount());
-  // Each visible pair of a query and a key costs 4 FLOP per channel forward (two products) and 8 backward.
+  for (const AdaptedModule& module : setup.targets.modules)
+    adapters += double(module.ParameterCount());
+  // Each visible pair of a query and a key costs 4 FLOP per channel forward (two products) and 8
+  // backward.
   const double attention =
       12.0 * attention_pairs * double(spec.layers * spec.query_heads * spec.head_size);
   return double(tokens) * ((trained ? 6.0 : 4.0) * weights + 6.0 * adapters) + attention;

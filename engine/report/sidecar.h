@@ -1,4 +1,5 @@
-// qlora_run.json beside the adapter: what it was made from, so that a result can be told from its likeness.
+// qlora_run.json beside the adapter: what it was made from, so that a result can be told from its
+// likeness.
 
 #ifndef QLORA_ENGINE_REPORT_SIDECAR_H_
 #define QLORA_ENGINE_REPORT_SIDECAR_H_

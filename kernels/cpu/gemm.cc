@@ -37,7 +37,9 @@ GemmOperand BaseColumns(const LinearBase& base) {
   return operand;
 }
 
-int64_t GemmWorkspaceBytes(int64_t m, int64_t depth, Isa) { return ProductWorkspaceBytes(m, {depth}); }
+int64_t GemmWorkspaceBytes(int64_t m, int64_t depth, Isa) {
+  return ProductWorkspaceBytes(m, {depth});
+}
 
 void Gemm(const GemmProblem& problem, void* workspace, const Context& context) {
   ProductTerm term;

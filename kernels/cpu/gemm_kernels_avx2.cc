@@ -26,7 +26,9 @@ struct Vec {
   struct Table {
     __m256 low, high;
   };
-  static Table MakeTable(const float* table) { return {_mm256_load_ps(table), _mm256_load_ps(table + 8)}; }
+  static Table MakeTable(const float* table) {
+    return {_mm256_load_ps(table), _mm256_load_ps(table + 8)};
+  }
   static void Decode16(const Table& table, const uint8_t* codes, float* out) {
     const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes));
     const __m128i twice = _mm_unpacklo_epi8(bytes, bytes);

@@ -7,7 +7,8 @@
 namespace qlora::kernels::cpu {
 namespace {
 
-// The odd elements first, each product exact, each sum rounded: the order of the instruction's definition.
+// The odd elements first, each product exact, each sum rounded: the order of the instruction's
+// definition.
 struct MultiplyAddPairsEmulated {
   static F Apply(U a, U b, F c) {
     const U upper = U{} + 0xffff0000u;

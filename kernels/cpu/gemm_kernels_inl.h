@@ -1,8 +1,10 @@
-// Panel packing, decoding and micro-tiles, written once over a vector class `Vec` that the including file defines.
+// Panel packing, decoding and micro-tiles, written once over a vector class `Vec` that the
+// including file defines.
 //
-// Everything is in an unnamed namespace, and nothing here calls an inline function of another header: a copy of such a
-// function compiled with wider instructions could be the one that the linker keeps for the whole program.
-// NOLINTBEGIN(build/header_guard): included once by each file that defines a Vec.
+// Everything is in an unnamed namespace, and nothing here calls an inline function of another
+// header: a copy of such a function compiled with wider instructions could be the one that the
+// linker keeps for the whole program. NOLINTBEGIN(build/header_guard): included once by each file
+// that defines a Vec.
 
 #include <utility>
 
@@ -46,7 +48,8 @@ QLORA_INLINE float Round(float x) {
 }
 
 QLORA_INLINE float F16ToF32(uint16_t h) {
-  const uint32_t sign = uint32_t(h & 0x8000u) << 16, exponent = (h >> 10) & 31u, fraction = h & 0x3ffu;
+  const uint32_t sign = uint32_t(h & 0x8000u) << 16, exponent = (h >> 10) & 31u,
+                 fraction = h & 0x3ffu;
   uint32_t bits;
   if (exponent == 31) {
     bits = 0x7f800000u | (fraction != 0 ? 0x400000u : 0u) | (fraction << 13);
@@ -97,9 +100,11 @@ QLORA_INLINE void ForType(DType dtype, bool round, Function&& f) {
   if (dtype == DType::kBf16) {
     f.template operator()<DType::kBf16, false>();
   } else if (dtype == DType::kF16) {
-    round ? f.template operator()<DType::kF16, true>() : f.template operator()<DType::kF16, false>();
+    round ? f.template operator()<DType::kF16, true>()
+          : f.template operator()<DType::kF16, false>();
   } else {
-    round ? f.template operator()<DType::kF32, true>() : f.template operator()<DType::kF32, false>();
+    round ? f.template operator()<DType::kF32, true>()
+          : f.template operator()<DType::kF32, false>();
   }
 }
 
@@ -191,8 +196,9 @@ void PackRows(const PackArgs& args) {
         U v[kLanes];
 #pragma GCC unroll 16
         for (int i = 0; i < kLanes; ++i) {
-          v[i] = rows[i] == nullptr ? U{}
-                                    : RowWords<kPerWord, kType, kRound>(rows[i], w, args.depth, args.scale);
+          v[i] = rows[i] == nullptr
+                     ? U{}
+                     : RowWords<kPerWord, kType, kRound>(rows[i], w, args.depth, args.scale);
         }
         Transpose(v);
         uint32_t* out = args.panel + w * args.width + lane0;
@@ -481,8 +487,8 @@ void Dots(const float* w, const float* x, int64_t pitch, int rows, int64_t depth
   for (; rows > 0; --rows, x += pitch, ++out) DotsOf<1>(w, x, pitch, depth, out);
 }
 
-void DecodeDots(const DecodeSource& source, int64_t begin, bool round, const float* x, int64_t pitch,
-                int rows, int64_t depth, float* scratch, float* out) {
+void DecodeDots(const DecodeSource& source, int64_t begin, bool round, const float* x,
+                int64_t pitch, int rows, int64_t depth, float* scratch, float* out) {
   Decode(source, begin, depth, round, scratch);
   Dots(scratch, x, pitch, rows, depth, out);
 }

@@ -32,7 +32,9 @@ struct Vec {
       out[2 * i + 1] = table[codes[i] & 15];
     }
   }
-  static F Lookup(const Table& table, U i) { return F{table[i[0]], table[i[1]], table[i[2]], table[i[3]]}; }
+  static F Lookup(const Table& table, U i) {
+    return F{table[i[0]], table[i[1]], table[i[2]], table[i[3]]};
+  }
   static void Multiply(U a, uint32_t b, U* high, U* low) {
     for (int i = 0; i < kLanes; ++i) {
       const uint64_t product = uint64_t{a[i]} * b;

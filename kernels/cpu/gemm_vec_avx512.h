@@ -25,22 +25,24 @@ struct Vec {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
   static void StoreF16(uint16_t* p, F x) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
   }
   static void StoreLanes(uint32_t* p, U v, int lanes) {
     _mm512_mask_storeu_epi32(p, __mmask16((1u << lanes) - 1), (__m512i)v);
   }
   using Table = __m512;
   static Table MakeTable(const float* table) { return _mm512_load_ps(table); }
-  // Eight bytes to every lane group, byte i / 2 to lane i, then the nibble: the high one comes first. vpermps
-  // ignores the index bits above the fourth, so nothing is masked.
+  // Eight bytes to every lane group, byte i / 2 to lane i, then the nibble: the high one comes
+  // first. vpermps ignores the index bits above the fourth, so nothing is masked.
   static void Decode16(Table table, const uint8_t* codes, float* out) {
     int64_t bytes;
     __builtin_memcpy(&bytes, codes, 8);
-    const __m512i spread = _mm512_set_epi32(-249, -249, -250, -250, -251, -251, -252, -252, -253, -253,
-                                            -254, -254, -255, -255, -256, -256);
+    const __m512i spread = _mm512_set_epi32(-249, -249, -250, -250, -251, -251, -252, -252, -253,
+                                            -253, -254, -254, -255, -255, -256, -256);
     const __m512i shifts = _mm512_set4_epi32(0, 4, 0, 4);
-    const __m512i code = _mm512_srlv_epi32(_mm512_shuffle_epi8(_mm512_set1_epi64(bytes), spread), shifts);
+    const __m512i code =
+        _mm512_srlv_epi32(_mm512_shuffle_epi8(_mm512_set1_epi64(bytes), spread), shifts);
     _mm512_storeu_ps(out, _mm512_permutexvar_ps(code, table));
   }
   static F Lookup(Table table, U i) { return _mm512_permutexvar_ps((__m512i)i, table); }

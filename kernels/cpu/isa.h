@@ -7,7 +7,8 @@
 
 namespace qlora::kernels::cpu {
 
-// In rising order: each includes the ones before it. kAvx512 needs F, BW, DQ and VL; kAvx2 needs FMA and F16C too.
+// In rising order: each includes the ones before it. kAvx512 needs F, BW, DQ and VL; kAvx2 needs
+// FMA and F16C too.
 enum class Isa { kPortable, kAvx2, kAvx512, kAvx512Bf16 };
 
 const char* NameOf(Isa isa);

@@ -49,7 +49,8 @@ void Run(const LinearBackwardInput& op, const Context& context) {
     term.begin = begin;
     term.end = end;
     if (segment.dropout.probability > 0) {
-      term.drop_sum = &drops.emplace_back(DropoutView{ArgsOf(segment.dropout), 0, op.base.in_features});
+      term.drop_sum =
+          &drops.emplace_back(DropoutView{ArgsOf(segment.dropout), 0, op.base.in_features});
       term.kept_scale = KeptScale(segment.dropout.probability);
     }
   }

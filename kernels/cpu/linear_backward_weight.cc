@@ -37,8 +37,8 @@ void Run(const LinearBackwardWeight& op, const Context& context) {
     const int64_t first = task * kBiasColumns, count = std::min(kBiasColumns, columns - first);
     float row[kBiasColumns], sum[kBiasColumns] = {};
     for (int64_t t = 0; t < live; ++t) {
-      const uint8_t* in = static_cast<const uint8_t*>(op.dy.data) +
-                          (t * op.dy.pitch + first) * SizeOf(op.dy.dtype);
+      const uint8_t* in =
+          static_cast<const uint8_t*>(op.dy.data) + (t * op.dy.pitch + first) * SizeOf(op.dy.dtype);
       kernels.f32->widen(in, op.dy.dtype, count, false, row);
       for (int64_t i = 0; i < count; ++i) sum[i] += row[i];
     }

@@ -17,14 +17,16 @@ const uint8_t* At(const ConstTensor& t, int64_t row, int64_t column) {
 }
 
 // out[i] = Σ_k W[n][k] · x[i · pitch + k] for i < rows; slices of kMaxDepth are added in order.
-void BaseDots(const LinearBase& base, const DecodeSource& source, int64_t n, bool round, const float* x,
-              int64_t pitch, int rows, const GemmKernels& kernels, float* scratch, float* out) {
+void BaseDots(const LinearBase& base, const DecodeSource& source, int64_t n, bool round,
+              const float* x, int64_t pitch, int rows, const GemmKernels& kernels, float* scratch,
+              float* out) {
   float part[kGemvRows];
   std::fill_n(out, rows, 0.0f);
   for (int64_t k = 0; k < base.in_features; k += kMaxDepth) {
     const int64_t depth = std::min(kMaxDepth, base.in_features - k);
     if (base.kind == LinearBase::Kind::kQuantized) {
-      kernels.decode_dots(source, n * base.in_features + k, round, x + k, pitch, rows, depth, scratch, part);
+      kernels.decode_dots(source, n * base.in_features + k, round, x + k, pitch, rows, depth,
+                          scratch, part);
     } else {
       kernels.widen(At(base.dense, n, k), base.dense.dtype, depth, round, scratch);
       kernels.dots(scratch, x + k, pitch, rows, depth, part);
@@ -56,7 +58,8 @@ void RunGemv(const LinearForward& op, int64_t live, ThreadPool& pool, const Kern
   float* x = static_cast<float*>(op.workspace.data);
   float* dropped = x + op.x.rows * pitch;
   float* next_low = dropped + op.x.rows * pitch;
-  for (int64_t t = 0; t < live; ++t) kernels.widen(At(op.x, t, 0), op.x.dtype, depth, false, x + t * pitch);
+  for (int64_t t = 0; t < live; ++t)
+    kernels.widen(At(op.x, t, 0), op.x.dtype, depth, false, x + t * pitch);
 
   std::vector<Segment> segments;
   segments.reserve(op.adapters.size());
@@ -65,7 +68,8 @@ void RunGemv(const LinearForward& op, int64_t live, ThreadPool& pool, const Kern
     const auto [begin, end] = RangeOf(adapter.rows, live);
     const int64_t rank = adapter.a.rows;
     if (begin == end || rank == 0) continue;
-    const Segment& segment = segments.emplace_back(Segment{&adapter, begin, end, next_low, Padded(rank)});
+    const Segment& segment =
+        segments.emplace_back(Segment{&adapter, begin, end, next_low, Padded(rank)});
     next_low += (end - begin) * segment.pitch;
     const float* in = x + begin * pitch;
     float alpha = 1.0f;
@@ -83,25 +87,27 @@ void RunGemv(const LinearForward& op, int64_t live, ThreadPool& pool, const Kern
     a.in_features = depth;
     a.out_features = rank;
     a.dense = adapter.a;
-    pool.Run(rank * depth * (end - begin) < 256 * 1024 ? 1 : (rank + 3) / 4, [&, from = begin, to = end](
-                                                                                  int64_t tile, uint8_t* scratch) {
-      const bool all = rank * depth * (to - from) < 256 * 1024;
-      const int64_t last = all ? rank : std::min(rank, tile * 4 + 4);
-      for (int64_t j = all ? 0 : tile * 4; j < last; ++j) {
-        float sums[kGemvRows];
-        BaseDots(a, {}, j, round, in, pitch, int(to - from), kernels, reinterpret_cast<float*>(scratch), sums);
-        for (int64_t t = from; t < to; ++t) {
-          FinishArgs finish;
-          finish.sum = &sums[t - from];
-          finish.alpha = alpha;
-          finish.count = 1;
-          finish.dtype = op.low[i].dtype;
-          finish.out = const_cast<uint8_t*>(At(op.low[i], t, j));
-          kernels.finish(finish);
-          kernels.widen(finish.out, finish.dtype, 1, false, &segment.low[(t - from) * segment.pitch + j]);
-        }
-      }
-    });
+    pool.Run(rank * depth * (end - begin) < 256 * 1024 ? 1 : (rank + 3) / 4,
+             [&, from = begin, to = end](int64_t tile, uint8_t* scratch) {
+               const bool all = rank * depth * (to - from) < 256 * 1024;
+               const int64_t last = all ? rank : std::min(rank, tile * 4 + 4);
+               for (int64_t j = all ? 0 : tile * 4; j < last; ++j) {
+                 float sums[kGemvRows];
+                 BaseDots(a, {}, j, round, in, pitch, int(to - from), kernels,
+                          reinterpret_cast<float*>(scratch), sums);
+                 for (int64_t t = from; t < to; ++t) {
+                   FinishArgs finish;
+                   finish.sum = &sums[t - from];
+                   finish.alpha = alpha;
+                   finish.count = 1;
+                   finish.dtype = op.low[i].dtype;
+                   finish.out = const_cast<uint8_t*>(At(op.low[i], t, j));
+                   kernels.finish(finish);
+                   kernels.widen(finish.out, finish.dtype, 1, false,
+                                 &segment.low[(t - from) * segment.pitch + j]);
+                 }
+               }
+             });
   }
 
   const int64_t columns = op.base.out_features;
@@ -110,13 +116,15 @@ void RunGemv(const LinearForward& op, int64_t live, ThreadPool& pool, const Kern
       op.base.kind == LinearBase::Kind::kQuantized ? SourceOf(op.base.quantized) : DecodeSource();
   const bool small = double(columns) * depth * live < 256 * 1024;
   const int64_t rows_per_tile = small ? std::max<int64_t>(columns, 1) : kRowsPerTile;
-  pool.Run((columns + rows_per_tile - 1) / rows_per_tile, [&](int64_t tile, uint8_t* scratch_bytes) {
+  pool.Run((columns + rows_per_tile - 1) / rows_per_tile, [&](int64_t tile,
+                                                              uint8_t* scratch_bytes) {
     float* scratch = reinterpret_cast<float*>(scratch_bytes);
     float sums[kGemvRows], part[kGemvRows];
     const int64_t last = std::min(columns, (tile + 1) * rows_per_tile);
     for (int64_t n = tile * rows_per_tile; n < last; ++n) {
       std::fill_n(sums, kGemvRows, 0.0f);
-      if (has_base) BaseDots(op.base, source, n, round, x, pitch, int(live), kernels, scratch, sums);
+      if (has_base)
+        BaseDots(op.base, source, n, round, x, pitch, int(live), kernels, scratch, sums);
       for (const Segment& segment : segments) {
         const int rows = int(segment.end - segment.begin);
         const int64_t rank = segment.adapter->a.rows;

@@ -1,8 +1,10 @@
-// The forward pass for 1 to 8 rows, bound by reading the weights: each row of W is decoded (or widened) into L1 and
-// multiplied with all rows of x. Chosen by the capacity of x, not by the live rows.
+// The forward pass for 1 to 8 rows, bound by reading the weights: each row of W is decoded (or
+// widened) into L1 and multiplied with all rows of x. Chosen by the capacity of x, not by the live
+// rows.
 //
-// Its sums run in two sets of vector lanes instead of the one chain of gemm.h: the last bits differ from those of the
-// same row in a larger batch. They depend on the row alone here too, not on the other rows or the threads.
+// Its sums run in two sets of vector lanes instead of the one chain of gemm.h: the last bits differ
+// from those of the same row in a larger batch. They depend on the row alone here too, not on the
+// other rows or the threads.
 
 #ifndef QLORA_KERNELS_CPU_LINEAR_GEMV_H_
 #define QLORA_KERNELS_CPU_LINEAR_GEMV_H_

@@ -19,7 +19,8 @@ struct Context {
 QLORA_FOR_EACH_OP(QLORA_DECLARE_RUN)
 #undef QLORA_DECLARE_RUN
 
-// Bytes of `workspace` for ops that have one; a function of shapes, types and instruction set alone.
+// Bytes of `workspace` for ops that have one; a function of shapes, types and instruction set
+// alone.
 #define QLORA_DECLARE_WORKSPACE(OpType) int64_t WorkspaceBytes(const OpType& op, Isa isa);
 QLORA_FOR_EACH_OP(QLORA_DECLARE_WORKSPACE)
 #undef QLORA_DECLARE_WORKSPACE

@@ -10,7 +10,8 @@
 namespace qlora::kernels::cpu {
 namespace {
 
-// Depth of the B slice that a tile packs at a time: with 32 columns it fills two thirds of a 48 KB L1.
+// Depth of the B slice that a tile packs at a time: with 32 columns it fills two thirds of a 48 KB
+// L1.
 constexpr int64_t kDepthWords = 256;
 // Columns of a tile.
 constexpr int64_t kTileColumns = 128;
@@ -20,7 +21,8 @@ constexpr double kSmallTile = 512 * 1024;
 constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t RoundUp(int64_t a, int64_t b) { return CeilDiv(a, b) * b; }
 
-// A worker's scratch, cut up. 560 rows and 16 of padding × 128 columns of sums, twice: 1.2 MB in all.
+// A worker's scratch, cut up. 560 rows and 16 of padding × 128 columns of sums, twice: 1.2 MB in
+// all.
 struct Scratch {
   static constexpr int64_t kSums = (kChunkRows + 16) * kTileColumns;
   float sums[kSums];
@@ -47,7 +49,8 @@ const uint8_t* ByteRow(const ConstTensor& t, int64_t row, int64_t column) {
   return static_cast<const uint8_t*>(t.data) + (row * t.pitch + column) * SizeOf(t.dtype);
 }
 
-// The storage of rows [row, …) × depth [k, …) of an operand; index, where there is one, moves along.
+// The storage of rows [row, …) × depth [k, …) of an operand; index, where there is one, moves
+// along.
 PackArgs StorageOf(const GemmOperand& operand, int64_t row, int64_t k) {
   PackArgs args;
   const int64_t storage_row = operand.transposed ? k : row;
@@ -61,12 +64,14 @@ PackArgs StorageOf(const GemmOperand& operand, int64_t row, int64_t k) {
 
 void Drop(const DropoutView& drop, const GemmKernels& kernels, int64_t row, int64_t column,
           int64_t count, float kept_scale, float* x) {
-  kernels.drop(drop.args, uint64_t((drop.first_row + row) * drop.columns + column), count, kept_scale, x);
+  kernels.drop(drop.args, uint64_t((drop.first_row + row) * drop.columns + column), count,
+               kept_scale, x);
 }
 
-// Packs the panel of A that begins at row `row` of its operand; `rows_scratch` holds mr × kDepthWords × 2 fp32.
-void PackA(const PackedTerm& packed, int64_t row, int64_t valid, uint32_t* panel, int64_t first_word,
-           int64_t words, float* rows_scratch) {
+// Packs the panel of A that begins at row `row` of its operand; `rows_scratch` holds mr ×
+// kDepthWords × 2 fp32.
+void PackA(const PackedTerm& packed, int64_t row, int64_t valid, uint32_t* panel,
+           int64_t first_word, int64_t words, float* rows_scratch) {
   const ProductTerm& term = *packed.term;
   const GemmKernels& kernels = *packed.kernels;
   const int64_t k = first_word * kernels.k_per_word;
@@ -94,8 +99,8 @@ void PackA(const PackedTerm& packed, int64_t row, int64_t valid, uint32_t* panel
 }
 
 // Packs columns [column, column + count) of C, rows of B, into panels of nr, one behind the other.
-void PackB(const PackedTerm& packed, int64_t column, int64_t count, int64_t first_word, int64_t words,
-           Scratch& scratch) {
+void PackB(const PackedTerm& packed, int64_t column, int64_t count, int64_t first_word,
+           int64_t words, Scratch& scratch) {
   const ProductTerm& term = *packed.term;
   const GemmKernels& kernels = *packed.kernels;
   const int nr = packed.micro.nr;
@@ -117,7 +122,8 @@ void PackB(const PackedTerm& packed, int64_t column, int64_t count, int64_t firs
         kernels.decode(source, (k + i) * term.b.rows + column, count, term.round_to_bf16, out);
       } else {
         const int64_t storage = args.index != nullptr ? args.index[i] : i;
-        kernels.widen(args.base + storage * args.pitch_bytes, args.dtype, count, term.round_to_bf16, out);
+        kernels.widen(args.base + storage * args.pitch_bytes, args.dtype, count, term.round_to_bf16,
+                      out);
         Drop(*term.drop_b, kernels, k + i, column, count, 1.0f, out);
       }
     }
@@ -155,13 +161,15 @@ void PackB(const PackedTerm& packed, int64_t column, int64_t count, int64_t firs
   }
 }
 
-// Adds words [first_word, first_word + words) of a term to the sums of C rows [row_begin, row_end) of the tile.
+// Adds words [first_word, first_word + words) of a term to the sums of C rows [row_begin, row_end)
+// of the tile.
 void AddSlice(const PackedTerm& packed, int64_t row_begin, int64_t row_end, int64_t columns,
               int64_t first_word, int64_t words, float* sums, Scratch& scratch) {
   const auto [mr, nr, run] = packed.micro;
   const int64_t padded_rows = RoundUp(row_end - row_begin, mr);
   const int64_t pitch = RoundUp(columns, nr);
-  const int64_t begin = std::max(row_begin, packed.chunk_begin), end = std::min(row_end, packed.chunk_end);
+  const int64_t begin = std::max(row_begin, packed.chunk_begin),
+                end = std::min(row_end, packed.chunk_end);
   if (begin >= end) return;
   const int64_t first_panel = (begin - packed.chunk_begin) / mr;
   const int64_t panels = CeilDiv(end - packed.chunk_begin, mr);
@@ -176,15 +184,18 @@ void AddSlice(const PackedTerm& packed, int64_t row_begin, int64_t row_end, int6
         run(words, a, b, sums + (row - row_begin) * pitch + j, pitch);
         continue;
       }
-      // The panel covers rows that are not the term's or not this tile's: only its own are taken over.
+      // The panel covers rows that are not the term's or not this tile's: only its own are taken
+      // over.
       const int64_t from = std::max(row, begin), to = std::min(valid_end, end);
       std::memset(scratch.tile, 0, sizeof(float) * mr * nr);
       for (int64_t r = from; r < to; ++r) {
-        std::memcpy(scratch.tile + (r - row) * nr, sums + (r - row_begin) * pitch + j, sizeof(float) * nr);
+        std::memcpy(scratch.tile + (r - row) * nr, sums + (r - row_begin) * pitch + j,
+                    sizeof(float) * nr);
       }
       run(words, a, b, scratch.tile, nr);
       for (int64_t r = from; r < to; ++r) {
-        std::memcpy(sums + (r - row_begin) * pitch + j, scratch.tile + (r - row) * nr, sizeof(float) * nr);
+        std::memcpy(sums + (r - row_begin) * pitch + j, scratch.tile + (r - row) * nr,
+                    sizeof(float) * nr);
       }
     }
   }
@@ -224,7 +235,8 @@ void RunTile(const Product& product, absl::Span<const PackedTerm> terms, int64_t
   finish.count = columns;
   finish.dtype = product.c.dtype;
   if (product.bias) {
-    kernels.widen(ByteRow(product.bias, 0, column), product.bias.dtype, columns, false, scratch.bias);
+    kernels.widen(ByteRow(product.bias, 0, column), product.bias.dtype, columns, false,
+                  scratch.bias);
     finish.bias = scratch.bias;
   }
   for (int64_t row = row_begin; row < row_end; ++row) {
@@ -240,8 +252,8 @@ int ChooseMicro(const GemmKernels& kernels, int64_t rows, int64_t columns) {
   double best_cost = 0;
   for (int i = 0; i < GemmKernels::kMicros; ++i) {
     const auto& [mr, nr, run] = kernels.micro[i];
-    const double cost = double(RoundUp(rows, mr)) * RoundUp(columns, nr) * (i % 2 == 1 ? 1.03 : 1.0) *
-                        (i >= 2 ? 1.15 : 1.0);
+    const double cost = double(RoundUp(rows, mr)) * RoundUp(columns, nr) *
+                        (i % 2 == 1 ? 1.03 : 1.0) * (i >= 2 ? 1.15 : 1.0);
     if (i == 0 || cost < best_cost) best = i, best_cost = cost;
   }
   return best;
@@ -265,7 +277,8 @@ int64_t ProductWorkspaceBytes(int64_t rows, absl::Span<const int64_t> depths) {
   return rows == 0 ? 0 : panel_rows * words * 4 + 64 * int64_t(depths.size());
 }
 
-void RunProduct(const Product& product, void* workspace, ThreadPool& pool, const KernelSet& kernels) {
+void RunProduct(const Product& product, void* workspace, ThreadPool& pool,
+                const KernelSet& kernels) {
   const int64_t rows = product.rows, columns = product.columns;
   if (rows <= 0 || columns <= 0) return;
   const int choice = ChooseMicro(*kernels.f32, rows, columns);
@@ -306,21 +319,25 @@ void RunProduct(const Product& product, void* workspace, ThreadPool& pool, const
       first_task.push_back(first_task.back() + CeilDiv(panels, kGroup));
     }
     const double packing = double(chunk_end - chunk_begin) * depth;
-    RunTiles(pool, first_task.back(), packing < kSmallTile / 8, [&](int64_t task, uint8_t* scratch) {
-      const size_t t = std::upper_bound(first_task.begin(), first_task.end(), task) - first_task.begin() - 1;
-      const PackedTerm& packed = terms[t];
-      const int64_t term_rows = packed.chunk_end - packed.chunk_begin;
-      const int64_t first = (task - first_task[t]) * kGroup * mr;
-      for (int64_t word = 0; word < packed.words; word += kDepthWords) {
-        for (int64_t row = first; row < std::min(term_rows, first + kGroup * mr); row += mr) {
-          PackA(packed, packed.chunk_begin - packed.begin + row, std::min<int64_t>(mr, term_rows - row),
-                packed.packed + row * packed.words, word, std::min(kDepthWords, packed.words - word),
-                reinterpret_cast<Scratch*>(scratch)->rows);
-        }
-      }
-    });
+    RunTiles(
+        pool, first_task.back(), packing < kSmallTile / 8, [&](int64_t task, uint8_t* scratch) {
+          const size_t t =
+              std::upper_bound(first_task.begin(), first_task.end(), task) - first_task.begin() - 1;
+          const PackedTerm& packed = terms[t];
+          const int64_t term_rows = packed.chunk_end - packed.chunk_begin;
+          const int64_t first = (task - first_task[t]) * kGroup * mr;
+          for (int64_t word = 0; word < packed.words; word += kDepthWords) {
+            for (int64_t row = first; row < std::min(term_rows, first + kGroup * mr); row += mr) {
+              PackA(packed, packed.chunk_begin - packed.begin + row,
+                    std::min<int64_t>(mr, term_rows - row), packed.packed + row * packed.words,
+                    word, std::min(kDepthWords, packed.words - word),
+                    reinterpret_cast<Scratch*>(scratch)->rows);
+            }
+          }
+        });
 
-    // Tiles of C: all rows and kTileColumns, cut further while there are few of them and they are large.
+    // Tiles of C: all rows and kTileColumns, cut further while there are few of them and they are
+    // large.
     int64_t tile_rows = RoundUp(chunk_end - chunk_begin, mr), tile_columns = kTileColumns;
     const auto Tiles = [&] {
       return CeilDiv(chunk_end - chunk_begin, tile_rows) * CeilDiv(columns, tile_columns);
@@ -363,7 +380,8 @@ DecodeSource SourceOf(const QuantizedTensor& q) {
 }
 
 DropoutArgs ArgsOf(const Dropout& dropout) {
-  return {static_cast<const int32_t*>(dropout.counter.data), dropout.key, DropoutThreshold(dropout.probability)};
+  return {static_cast<const int32_t*>(dropout.counter.data), dropout.key,
+          DropoutThreshold(dropout.probability)};
 }
 
 RowRange RangeOf(const ConstTensor& rows, int64_t live) {

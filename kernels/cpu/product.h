@@ -1,8 +1,10 @@
-// The product behind every linear op: C = alpha · Σ_terms A · Bᵀ + bias, one chain of sums over all terms.
+// The product behind every linear op: C = alpha · Σ_terms A · Bᵀ + bias, one chain of sums over all
+// terms.
 //
-// How it runs: rows are cut into chunks of at most kChunkRows; A's chunk is packed once into the shared workspace; tiles
-// of C then go to the threads, each of which packs (or decodes) its own slice of B, kDepthWords at a time, and carries
-// its tile of sums through memory, so that the chain of an element is the same however C was cut.
+// How it runs: rows are cut into chunks of at most kChunkRows; A's chunk is packed once into the
+// shared workspace; tiles of C then go to the threads, each of which packs (or decodes) its own
+// slice of B, kDepthWords at a time, and carries its tile of sums through memory, so that the chain
+// of an element is the same however C was cut.
 
 #ifndef QLORA_KERNELS_CPU_PRODUCT_H_
 #define QLORA_KERNELS_CPU_PRODUCT_H_
@@ -15,7 +17,8 @@
 
 namespace qlora::kernels::cpu {
 
-// Dropout of an operand or of a term's sum; element (t, k) counts from row `first_row` of the op's tensor.
+// Dropout of an operand or of a term's sum; element (t, k) counts from row `first_row` of the op's
+// tensor.
 struct DropoutView {
   DropoutArgs args;
   int64_t first_row = 0;
@@ -28,8 +31,8 @@ struct ProductTerm {
   float scale = 1.0f;  // of A's elements, after rounding
   // The rows of C that the term adds to; A's row 0 is row `begin`. `end` < 0: all rows.
   int64_t begin = 0, end = -1;
-  // At most one of them: zeroes elements of A (stored as rows) or B (stored transposed); or zeroes elements of the
-  // term's own sum and multiplies the others by `kept_scale` before they join C.
+  // At most one of them: zeroes elements of A (stored as rows) or B (stored transposed); or zeroes
+  // elements of the term's own sum and multiplies the others by `kept_scale` before they join C.
   const DropoutView* drop_a = nullptr;
   const DropoutView* drop_b = nullptr;
   const DropoutView* drop_sum = nullptr;
@@ -51,7 +54,8 @@ inline constexpr int64_t kChunkRows = 560;
 // Bytes of workspace for at most `rows` rows and terms of these depths.
 int64_t ProductWorkspaceBytes(int64_t rows, absl::Span<const int64_t> depths);
 
-void RunProduct(const Product& product, void* workspace, ThreadPool& pool, const KernelSet& kernels);
+void RunProduct(const Product& product, void* workspace, ThreadPool& pool,
+                const KernelSet& kernels);
 
 // Pointers and values out of the views.
 DecodeSource SourceOf(const QuantizedTensor& q);

@@ -20,8 +20,8 @@ constexpr int kGroup = quant::QuantSpec::kGroupSize;
 constexpr int kMeanChunk = quant::QuantSpec::kMeanChunkBlocks;
 
 // The second level, as quant/reference_quantizer.h defines it.
-void QuantizeScales(const float* absmax, int64_t blocks, double* chunk_sums, const QuantizedOutput& out,
-                    ThreadPool& pool) {
+void QuantizeScales(const float* absmax, int64_t blocks, double* chunk_sums,
+                    const QuantizedOutput& out, ThreadPool& pool) {
   const int64_t chunks = CeilDiv(blocks, kMeanChunk);
   pool.Run(chunks, [&](int64_t chunk, uint8_t*) {
     const int64_t end = std::min(blocks, (chunk + 1) * kMeanChunk);
@@ -68,8 +68,8 @@ void Copy(const ConstTensor& from, const Tensor& to, ThreadPool& pool) {
   const int64_t bytes = from.Extent();
   pool.Run(CeilDiv(bytes, kPiece), [&](int64_t piece, uint8_t*) {
     const int64_t begin = piece * kPiece;
-    std::memcpy(static_cast<uint8_t*>(to.data) + begin, static_cast<const uint8_t*>(from.data) + begin,
-                std::min(kPiece, bytes - begin));
+    std::memcpy(static_cast<uint8_t*>(to.data) + begin,
+                static_cast<const uint8_t*>(from.data) + begin, std::min(kPiece, bytes - begin));
   });
 }
 

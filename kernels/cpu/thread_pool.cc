@@ -7,8 +7,8 @@
 namespace qlora::kernels::cpu {
 namespace {
 
-// How long a worker looks for the next round before it sleeps: the gap between two ops is a few microseconds, a wake-up
-// through the kernel about fifty.
+// How long a worker looks for the next round before it sleeps: the gap between two ops is a few
+// microseconds, a wake-up through the kernel about fifty.
 constexpr int kSpins = 2000;
 
 }  // namespace

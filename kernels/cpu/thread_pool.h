@@ -1,7 +1,7 @@
 // A fixed set of threads that take tiles from a queue.
 //
-// Work is cut into tiles by shape alone and a tile's result depends on nothing but its index, so the number of threads
-// and the speed of each change nothing but the time.
+// Work is cut into tiles by shape alone and a tile's result depends on nothing but its index, so
+// the number of threads and the speed of each change nothing but the time.
 
 #ifndef QLORA_KERNELS_CPU_THREAD_POOL_H_
 #define QLORA_KERNELS_CPU_THREAD_POOL_H_
@@ -20,7 +20,8 @@ namespace qlora::kernels::cpu {
 
 class ThreadPool {
  public:
-  // Private memory of each worker: decoded panels, score tiles. Kernels cut their tiles to fit into it.
+  // Private memory of each worker: decoded panels, score tiles. Kernels cut their tiles to fit into
+  // it.
   static constexpr int64_t kScratchBytes = 2 << 20;
 
   // `threads` ≥ 1 workers, the calling thread being one of them.
@@ -29,8 +30,9 @@ class ThreadPool {
 
   int size() const { return int(threads_.size()) + 1; }
 
-  // Calls f(tile, scratch) for every tile in [0, tiles) and returns when all are done. `scratch` is the worker's own
-  // kScratchBytes, 64-byte aligned, with whatever the last tile left there. Not reentrant; one caller at a time.
+  // Calls f(tile, scratch) for every tile in [0, tiles) and returns when all are done. `scratch` is
+  // the worker's own kScratchBytes, 64-byte aligned, with whatever the last tile left there. Not
+  // reentrant; one caller at a time.
   using Function = absl::FunctionRef<void(int64_t tile, uint8_t* scratch)>;
   void Run(int64_t tiles, Function f);
 

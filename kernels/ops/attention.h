@@ -1,17 +1,19 @@
 // Causal grouped-query attention over packed documents.
 //
-// `documents` lists, for each document d, four int32: first query row, query rows, first key row, key rows.
-// Query i of a document stands at key position i + (key rows − query rows): with a cache the queries are the
-// last ones. Key j is visible to a query at position p iff p − window < j ≤ p (window 0: no lower limit).
-// Query head h reads key/value head h / (query_heads / kv_heads).
+// `documents` lists, for each document d, four int32: first query row, query rows, first key row,
+// key rows. Query i of a document stands at key position i + (key rows − query rows): with a cache
+// the queries are the last ones. Key j is visible to a query at position p iff p − window < j ≤ p
+// (window 0: no lower limit). Query head h reads key/value head h / (query_heads / kv_heads).
 //
 //   z = scale · q·kᵀ;  z = softcap · tanh(z / softcap) where softcap > 0
 //   lse = log Σ_j exp(z_j);  o = Σ_j exp(z_j − lse) · v_j
 // Backward, with p = exp(z − lse) and D = Σ do·o:
-//   dv += pᵀ do;  dz = p · (do·vᵀ − D) · (1 − (z/softcap)²);  dq = scale · dz k;  dk = scale · dzᵀ q
+//   dv += pᵀ do;  dz = p · (do·vᵀ − D) · (1 − (z/softcap)²);  dq = scale · dz k;  dk = scale · dzᵀ
+//   q
 //
-// Rounding: products accumulate in fp32; p and dz are rounded to q's type before their second product (no
-// rounding where that is f32). Sums run in a fixed order: the result depends on nothing but the inputs.
+// Rounding: products accumulate in fp32; p and dz are rounded to q's type before their second
+// product (no rounding where that is f32). Sums run in a fixed order: the result depends on nothing
+// but the inputs.
 
 #ifndef QLORA_KERNELS_OPS_ATTENTION_H_
 #define QLORA_KERNELS_OPS_ATTENTION_H_

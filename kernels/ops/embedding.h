@@ -1,7 +1,9 @@
 // Embedding: y[t] = scale · table[ids[t]].
-// Backward (only where the table is trained): dtable[ids[t]] += scale · dy[t], rows added in the order of t.
+// Backward (only where the table is trained): dtable[ids[t]] += scale · dy[t], rows added in the
+// order of t.
 //
-// Rounding: the product in fp32, rounded once to y's type. Bound: ½ ulp of y; the gradient's is depth × ulp(fp32).
+// Rounding: the product in fp32, rounded once to y's type. Bound: ½ ulp of y; the gradient's is
+// depth × ulp(fp32).
 
 #ifndef QLORA_KERNELS_OPS_EMBEDDING_H_
 #define QLORA_KERNELS_OPS_EMBEDDING_H_

@@ -1,20 +1,22 @@
-// The linear op: one frozen or trained base, and any number of low-rank adapter segments on top of it.
+// The linear op: one frozen or trained base, and any number of low-rank adapter segments on top of
+// it.
 //
-// Forward, for row t, with D the dropout mask of the segment (inverted: kept elements are scaled by 1/keep):
-//   low  = (D∘x) · Aᵀ                        rounded to low's type                            [T, r]
-//   y    = x · Wᵀ + bias + Σ_seg scale · low · Bᵀ     accumulated in fp32, rounded once       [T, N]
+// Forward, for row t, with D the dropout mask of the segment (inverted: kept elements are scaled by
+// 1/keep):
+//   low  = (D∘x) · Aᵀ                        rounded to low's type                            [T,
+//   r] y    = x · Wᵀ + bias + Σ_seg scale · low · Bᵀ     accumulated in fp32, rounded once [T, N]
 // Backward:
-//   up   = scale · dy · B                    rounded to up's type                             [T, r]
-//   dx   = dy · W + Σ_seg D∘(up · A)         accumulated in fp32 (+ dx where accumulate), rounded once
-//   dA  += upᵀ · (D∘x)                       fp32                                             [r, K]
-//   dB  += scale · dyᵀ · low                 fp32                                             [N, r]
-//   dW  += dyᵀ · x,  dbias += Σ_t dy         fp32, only where the base is trained
+//   up   = scale · dy · B                    rounded to up's type                             [T,
+//   r] dx   = dy · W + Σ_seg D∘(up · A)         accumulated in fp32 (+ dx where accumulate),
+//   rounded once dA  += upᵀ · (D∘x)                       fp32 [r, K] dB  += scale · dyᵀ · low fp32
+//   [N, r] dW  += dyᵀ · x,  dbias += Σ_t dy         fp32, only where the base is trained
 //
 // A base is dense ([N, K], 16-bit or fp32), quantized in 4 bits and decoded on the fly, or absent.
-// Where x is bf16 every operand enters the product as bf16: a 4-bit weight is bf16(code value · block scale), an
-// adapter is its bf16 copy. Where x is f32 nothing is rounded before the product.
+// Where x is bf16 every operand enters the product as bf16: a 4-bit weight is bf16(code value ·
+// block scale), an adapter is its bf16 copy. Where x is f32 nothing is rounded before the product.
 // Sums over T, K or N run in an order fixed by the shapes alone: threads do not change a byte.
-// Bound: |error| ≤ depth · u(fp32) · Σ|terms| + ½ ulp of the output, plus ½ ulp · Σ|·| for low and up.
+// Bound: |error| ≤ depth · u(fp32) · Σ|terms| + ½ ulp of the output, plus ½ ulp · Σ|·| for low and
+// up.
 
 #ifndef QLORA_KERNELS_OPS_LINEAR_H_
 #define QLORA_KERNELS_OPS_LINEAR_H_
@@ -26,9 +28,9 @@
 
 namespace qlora::kernels {
 
-// 4-bit weights as a backend keeps them: what Pack made of bitsandbytes' bytes, to be read only by that backend.
-// Views are one row each. With double quantization `absmax` is u8 and `nested_absmax`, `offset` are given;
-// without it `absmax` is f32 and they are empty.
+// 4-bit weights as a backend keeps them: what Pack made of bitsandbytes' bytes, to be read only by
+// that backend. Views are one row each. With double quantization `absmax` is u8 and
+// `nested_absmax`, `offset` are given; without it `absmax` is f32 and they are empty.
 struct QuantizedTensor {
   ConstTensor codes;          // u8 [1, ceil(N·K/2)]
   ConstTensor absmax;         // u8 or f32 [1, blocks]
@@ -56,7 +58,8 @@ struct LinearBase {
   }
 };
 
-// Whether element (t, k) is kept is a function of (seed, step, micro-batch, key, t · K + k) alone: see philox.h.
+// Whether element (t, k) is kept is a function of (seed, step, micro-batch, key, t · K + k) alone:
+// see philox.h.
 struct Dropout {
   float probability = 0.0f;  // [0, 1); 0: none, and `counter` is not read
   uint32_t key = 0;          // one number per adapted tensor

@@ -1,5 +1,6 @@
-// 4-bit blockwise quantization and its inverse, and the move between bitsandbytes' bytes and a backend's packing.
-// The numbers are those of quant/reference_quantizer.h, bit for bit, on every backend.
+// 4-bit blockwise quantization and its inverse, and the move between bitsandbytes' bytes and a
+// backend's packing. The numbers are those of quant/reference_quantizer.h, bit for bit, on every
+// backend.
 
 #ifndef QLORA_KERNELS_OPS_QUANTIZE_H_
 #define QLORA_KERNELS_OPS_QUANTIZE_H_
@@ -21,7 +22,8 @@ struct Quantize {
   ConstTensor w;  // bf16, f16 or f32 [N, K], contiguous
   quant::QuantSpec spec;
   QuantizedOutput out;
-  Tensor nonfinite;  // i32 scalar: how many elements of w are NaN or infinite; the codes are then worthless
+  Tensor nonfinite;  // i32 scalar: how many elements of w are NaN or infinite; the codes are then
+                     // worthless
   Tensor workspace;  // u8 [1, Workspace(op)]
 
   static constexpr const char* kName = "quantize";
@@ -39,8 +41,8 @@ struct Dequantize {
   static void Visit(auto& op, auto&& f) { QuantizedTensor::Visit(op.q, f), f("w", op.w); }
 };
 
-// bitsandbytes' bytes → the backend's packing, and back; both lossless. Sizes are the same on both sides.
-// On the CPU the packing is bitsandbytes' own.
+// bitsandbytes' bytes → the backend's packing, and back; both lossless. Sizes are the same on both
+// sides. On the CPU the packing is bitsandbytes' own.
 struct Pack {
   QuantizedTensor from;
   int64_t rows = 0, cols = 0;  // of the weight

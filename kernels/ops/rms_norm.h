@@ -1,14 +1,15 @@
 // RMSNorm, with the residual addition that comes before it.
 //
-//   s    = x + residual                        (rounded to sum's type; s = x where residual is empty)
-//   rstd = 1 / sqrt(mean(s²) + eps)            (fp32)
-//   y    = s · rstd · (weight_offset + w)      (fp32, rounded once to y's type)
+//   s    = x + residual                        (rounded to sum's type; s = x where residual is
+//   empty) rstd = 1 / sqrt(mean(s²) + eps)            (fp32) y    = s · rstd · (weight_offset + w)
+//   (fp32, rounded once to y's type)
 // Backward, with g = dy · (weight_offset + w) and x̂ = s · rstd:
 //   ds = rstd · (g − x̂ · mean(g · x̂)) + dresidual
 //   dw += Σ_t dy · x̂                           (only where w is trained; rows in fixed order)
 //
-// weight_offset is 1 for the Gemma families and 0 elsewhere. Norms over heads pass rows = T · heads.
-// Bound: the sum over a row of H terms is good to H·u(fp32) relative to Σ|terms|; then ½ ulp of the output.
+// weight_offset is 1 for the Gemma families and 0 elsewhere. Norms over heads pass rows = T ·
+// heads. Bound: the sum over a row of H terms is good to H·u(fp32) relative to Σ|terms|; then ½ ulp
+// of the output.
 
 #ifndef QLORA_KERNELS_OPS_RMS_NORM_H_
 #define QLORA_KERNELS_OPS_RMS_NORM_H_
@@ -51,7 +52,8 @@ struct RmsNormBackward {
   static constexpr const char* kName = "rms_norm_backward";
   static void Visit(auto& op, auto&& f) {
     f("dy", op.dy), f("x", op.x), f("weight", op.weight), f("rstd", op.rstd);
-    f("dresidual", op.dresidual), f("live_rows", op.live_rows), f("dx", op.dx), f("dweight", op.dweight);
+    f("dresidual", op.dresidual), f("live_rows", op.live_rows), f("dx", op.dx),
+        f("dweight", op.dweight);
   }
 };
 

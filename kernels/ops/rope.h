@@ -1,4 +1,5 @@
-// Rotary position embedding in halves: for each head, with c = cos[pos], s = sin[pos] and half = rotary/2,
+// Rotary position embedding in halves: for each head, with c = cos[pos], s = sin[pos] and half =
+// rotary/2,
 //   y[i]        = x[i] · c[i] − x[i + half] · s[i]
 //   y[i + half] = x[i + half] · c[i] + x[i] · s[i]          for i < half
 // and y = x behind the rotary dimensions. `inverse` negates s, which is the backward pass.

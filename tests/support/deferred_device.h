@@ -53,7 +53,8 @@ class DeferredDevice : public Device {
   absl::Status CopyOut(void* host, const void* device, int64_t bytes) override;
   absl::Status Synchronize() override;
 
-  // How often an op ran right behind one that was queued after it: 0 would mean that nothing is tested.
+  // How often an op ran right behind one that was queued after it: 0 would mean that nothing is
+  // tested.
   int64_t overtakings() const { return overtakings_; }
   int64_t ops_run() const { return ops_run_; }
   // The order of the last Synchronize: entry i is the place in the queue of the op that ran as

@@ -138,8 +138,8 @@ std::string CheckCodedStates(const AdamW& before, const AdamW& after) {
   return "";
 }
 
-// A square of an fp32 number is exact in fp64; what is left are the roundings of the sum. That its order is the same on
-// every instruction set is checked by reduce_test.cc.
+// A square of an fp32 number is exact in fp64; what is left are the roundings of the sum. That its
+// order is the same on every instruction set is checked by reduce_test.cc.
 Expectation Reference(const NormAndFinite& op) {
   double total = 0;
   int64_t nonfinite = 0;

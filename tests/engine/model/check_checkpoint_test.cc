@@ -33,9 +33,9 @@ class CheckCheckpointTest : public ::testing::Test {
 };
 
 TEST_F(CheckCheckpointTest, GoldenModelsPassWithoutWarning) {
-  for (const std::string name : {"llama", "llama3_tied", "llama_bias", "llama_linear", "llama_yarn",
-                                 "mistral", "qwen2", "qwen2_window", "qwen3",
-                                 "prequantized/nf4_double"}) {
+  for (const std::string name :
+       {"llama", "llama3_tied", "llama_bias", "llama_linear", "llama_yarn", "mistral", "qwen2",
+        "qwen2_window", "qwen3", "prequantized/nf4_double"}) {
     EXPECT_TRUE(Check(EditableModel(name)).ok()) << name;
     EXPECT_THAT(warnings_, IsEmpty()) << name;
   }
@@ -61,7 +61,8 @@ TEST_F(CheckCheckpointTest, AllFindingsAtOnce) {
   EXPECT_THAT(message, HasSubstr(std::string(kQ) + " [32, 32] is missing"));
   EXPECT_THAT(message, HasSubstr("model.safetensors: tensor model.norm.weight is F32 [31], allowed "
                                  "BF16, F16 or F32 [32]"));
-  EXPECT_THAT(message, HasSubstr("up_proj.weight is I64 [48, 32], allowed BF16, F16 or F32 [48, 32]"));
+  EXPECT_THAT(message,
+              HasSubstr("up_proj.weight is I64 [48, 32], allowed BF16, F16 or F32 [48, 32]"));
 }
 
 TEST_F(CheckCheckpointTest, TransposedMatrix) {
@@ -90,9 +91,9 @@ TEST_F(CheckCheckpointTest, EveryFloatTypeIsReadAnd64BitIsNot) {
 TEST_F(CheckCheckpointTest, CodesWithoutStateSayWhatIsMissing) {
   EditableModel model("llama");
   model.AddZeros(kQ, Dtype::kU8, {512, 1});
-  EXPECT_THAT(std::string(Check(model).message()),
-              HasSubstr("or 4 bits with a tensor " + std::string(kQ) +
-                        ".quant_state.bitsandbytes__nf4"));
+  EXPECT_THAT(
+      std::string(Check(model).message()),
+      HasSubstr("or 4 bits with a tensor " + std::string(kQ) + ".quant_state.bitsandbytes__nf4"));
 }
 
 TEST_F(CheckCheckpointTest, RotaryFrequenciesAreIgnored) {
@@ -169,34 +170,35 @@ TEST_F(CheckCheckpointTest, FourBitEmbeddingIsRefused) {
   EditableModel model("prequantized/nf4_double");
   model.tensors[std::string(kEmbedding) + ".quant_state.bitsandbytes__nf4"] =
       model.at(std::string(kQ) + ".quant_state.bitsandbytes__nf4");
-  EXPECT_THAT(std::string(Check(model).message()),
-              HasSubstr("embed_tokens.weight is stored in 4 bits, which is allowed for the linears"));
+  EXPECT_THAT(
+      std::string(Check(model).message()),
+      HasSubstr("embed_tokens.weight is stored in 4 bits, which is allowed for the linears"));
 }
 
 TEST_F(CheckCheckpointTest, OtherModesNeedUnquantizedWeights) {
   for (const auto mode : {proto::Mode::LORA, proto::Mode::FULL}) {
     const absl::Status status = Check(EditableModel("prequantized/nf4_double"), mode);
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
-    EXPECT_THAT(std::string(status.message()),
-                HasSubstr("mode " + proto::Mode::Value_Name(mode) + " needs 16- or 32-bit weights; 7 are"));
+    EXPECT_THAT(std::string(status.message()), HasSubstr("mode " + proto::Mode::Value_Name(mode) +
+                                                         " needs 16- or 32-bit weights; 7 are"));
   }
 }
 
 TEST_F(CheckCheckpointTest, QuantizationOfTheJobMustBeTheStoredOne) {
-  const quant::QuantSpec other[] = {{.type = quant::QuantType::kFp4E2M1},
-                                    {.block_size = 128},
-                                    {.double_quant = false}};
+  const quant::QuantSpec other[] = {
+      {.type = quant::QuantType::kFp4E2M1}, {.block_size = 128}, {.double_quant = false}};
   for (const quant::QuantSpec& quant : other) {
     const absl::Status status =
         Check(EditableModel("prequantized/nf4_double"), proto::Mode::QLORA, quant);
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
     const std::string message(status.message());
     EXPECT_THAT(message, HasSubstr("1 finding\n"));
-    EXPECT_THAT(message,
-                HasSubstr("7 weights (the first is " + std::string(kQ) +
-                          ") are stored with quantization { bnb_4bit_quant_type: NF4 block_size: 64 "
-                          "bnb_4bit_use_double_quant: true }, the job asks for " +
-                          QuantizationFields(quant)));
+    EXPECT_THAT(
+        message,
+        HasSubstr("7 weights (the first is " + std::string(kQ) +
+                  ") are stored with quantization { bnb_4bit_quant_type: NF4 block_size: 64 "
+                  "bnb_4bit_use_double_quant: true }, the job asks for " +
+                  QuantizationFields(quant)));
   }
 }
 

@@ -30,13 +30,15 @@ struct EditableModel {
   std::map<std::string, Entry> tensors;
   std::string config;
 
-  explicit EditableModel(const std::string& golden) : config(GoldenModelText(golden + "/config.json")) {
+  explicit EditableModel(const std::string& golden)
+      : config(GoldenModelText(golden + "/config.json")) {
     const auto file =
         SafetensorsFile::Open(Env::Default(), GoldenModelPath(golden + "/model.safetensors"));
     EXPECT_TRUE(file.ok()) << file.status();
     for (const TensorInfo& info : file->tensors()) {
-      tensors[info.name] = {info.dtype, info.shape,
-                            std::string(reinterpret_cast<const char*>(file->data(info)), info.bytes)};
+      tensors[info.name] = {
+          info.dtype, info.shape,
+          std::string(reinterpret_cast<const char*>(file->data(info)), info.bytes)};
     }
   }
   Entry& at(const std::string& name) { return tensors.at(name); }

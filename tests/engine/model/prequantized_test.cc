@@ -53,9 +53,11 @@ const Refusal kRefusals[] = {
     InState("OtherType", R"("nf4")", R"("fp4")", "quant_type is \"fp4\", allowed \"nf4\""),
     InState("OtherShape", "[32, 32]", "[16, 64]", "shape is [16,64], allowed [32,32]"),
     InState("FlatShape", "[32, 32]", "[1024]", "shape is [1024]"),
-    InState("OddBlocks", R"("blocksize": 64)", R"("blocksize": 48)", "blocksize is 48, allowed a power"),
+    InState("OddBlocks", R"("blocksize": 64)", R"("blocksize": 48)",
+            "blocksize is 48, allowed a power"),
     InState("SmallBlocks", R"("blocksize": 64)", R"("blocksize": 16)", "blocksize is 16"),
-    InState("HugeBlocks", R"("blocksize": 64)", R"("blocksize": 18446744073709551615)", "blocksize is 18"),
+    InState("HugeBlocks", R"("blocksize": 64)", R"("blocksize": 18446744073709551615)",
+            "blocksize is 18"),
     InState("BlocksAsText", R"("blocksize": 64)", R"("blocksize": "64")", "blocksize is \"64\""),
     InState("FractionOfBlock", R"("blocksize": 64)", R"("blocksize": 64.0)", "blocksize is 64.0"),
     InState("OtherDtype", "bfloat16", "int8", "dtype is \"int8\", allowed"),
@@ -67,14 +69,16 @@ const Refusal kRefusals[] = {
     InState("HugeOffset", R"("nested_offset": )", R"("nested_offset": 1)", ""),
     {"OffsetBeyondFp32",
      [](EditableModel* m) {
-       SetState(m, R"({"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [32, 32], )"
-                   R"("nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 1e39})");
+       SetState(m,
+                R"({"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [32, 32], )"
+                R"("nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 1e39})");
      },
      "nested_offset is 1e+39"},
     {"OffsetAsText",
      [](EditableModel* m) {
-       SetState(m, R"({"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [32, 32], )"
-                   R"("nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": "0"})");
+       SetState(m,
+                R"({"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [32, 32], )"
+                R"("nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": "0"})");
      },
      "nested_offset is \"0\""},
     {"NotJson", [](EditableModel* m) { SetState(m, "nf4"); }, "quant_state.bitsandbytes__nf4"},
@@ -88,10 +92,21 @@ const Refusal kRefusals[] = {
      },
      "more than one quant_state"},
     {"CodesMissing", [](EditableModel* m) { m->tensors.erase(kQ); }, "its codes, is missing"},
-    {"CodesShort", [](EditableModel* m) { m->AddZeros(kQ, Dtype::kU8, {511, 1}); },
+    {"CodesShort",
+     [](EditableModel* m) {
+       m->AddZeros(kQ, Dtype::kU8, {511, 1});
+     },
      "its codes are U8 [511, 1], allowed U8 [512, 1]"},
-    {"CodesAsRow", [](EditableModel* m) { m->AddZeros(kQ, Dtype::kU8, {1, 512}); }, "U8 [1, 512]"},
-    {"CodesSigned", [](EditableModel* m) { m->AddZeros(kQ, Dtype::kI8, {512, 1}); }, "I8 [512, 1]"},
+    {"CodesAsRow",
+     [](EditableModel* m) {
+       m->AddZeros(kQ, Dtype::kU8, {1, 512});
+     },
+     "U8 [1, 512]"},
+    {"CodesSigned",
+     [](EditableModel* m) {
+       m->AddZeros(kQ, Dtype::kI8, {512, 1});
+     },
+     "I8 [512, 1]"},
     {"ScalesOfAnotherType",
      [](EditableModel* m) { m->AddZeros(std::string(kQ) + ".absmax", Dtype::kF32, {16}); },
      "absmax is F32 [16], allowed U8 [16]"},
@@ -111,7 +126,8 @@ const Refusal kRefusals[] = {
      "nested_quant_map are not bitsandbytes' signed dynamic map"},
     {"PlainStateWithNestedTensors",
      [](EditableModel* m) {
-       SetState(m, R"({"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [32, 32]})");
+       SetState(
+           m, R"({"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [32, 32]})");
        m->AddZeros(std::string(kQ) + ".absmax", Dtype::kF32, {16});
      },
      "nested_absmax contradicts"},
@@ -181,9 +197,10 @@ TEST(CheckPrequantized, SaysWhichFieldsWouldAgree) {
   EXPECT_TRUE(CheckPrequantized(model, row, kFp4Spec, &warnings).ok());
   const absl::Status status = CheckPrequantized(model, row, {}, &warnings);
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_THAT(std::string(status.message()),
-              HasSubstr("bnb_4bit_quant_type: FP4 block_size: 64 bnb_4bit_use_double_quant: false }, "
-                        "the job asks for quantization { bnb_4bit_quant_type: NF4"));
+  EXPECT_THAT(
+      std::string(status.message()),
+      HasSubstr("bnb_4bit_quant_type: FP4 block_size: 64 bnb_4bit_use_double_quant: false }, "
+                "the job asks for quantization { bnb_4bit_quant_type: NF4"));
 }
 
 // bitsandbytes' own dequantized weights, rounded to bf16.
@@ -217,7 +234,8 @@ void ExpectGoldenWeights(TestRun* run, const std::string& golden) {
 }
 
 TEST(LoadPrequantized, GoldenWeightsAreThoseOfBitsandbytes) {
-  for (const auto& [golden, spec] : {std::pair(kNf4, quant::QuantSpec{}), std::pair(kFp4, kFp4Spec)}) {
+  for (const auto& [golden, spec] :
+       {std::pair(kNf4, quant::QuantSpec{}), std::pair(kFp4, kFp4Spec)}) {
     const ShardedModel model = OpenGolden(golden);
     TestRun run(model, spec);
     const absl::Status status = run.Load(model);
@@ -229,7 +247,8 @@ TEST(LoadPrequantized, GoldenWeightsAreThoseOfBitsandbytes) {
 }
 
 TEST(LoadPrequantized, PassesThroughTheDevicesMemoryAndPacking) {
-  for (const auto& [golden, spec] : {std::pair(kNf4, quant::QuantSpec{}), std::pair(kFp4, kFp4Spec)}) {
+  for (const auto& [golden, spec] :
+       {std::pair(kNf4, quant::QuantSpec{}), std::pair(kFp4, kFp4Spec)}) {
     const ShardedModel model = OpenGolden(golden);
     TestRun host(model, spec);
     TestRun other(model, spec, std::make_unique<tests::ReferenceDevice>(/*is_host=*/false, 0x5a));
@@ -250,7 +269,8 @@ TEST(LoadPrequantized, CodesStoredAsWiderElements) {
   const ShardedModel golden = OpenGolden(kNf4);
   TestRun expected(golden, {});
   ASSERT_TRUE(expected.Load(golden).ok());
-  for (const auto& [dtype, size] : {std::pair(Dtype::kBF16, 2), {Dtype::kF16, 2}, {Dtype::kF32, 4}}) {
+  for (const auto& [dtype, size] :
+       {std::pair(Dtype::kBF16, 2), {Dtype::kF16, 2}, {Dtype::kF32, 4}}) {
     tests::TempFolder folder;
     EditableModel edited(kNf4);
     edited.at(kQ).dtype = dtype;
@@ -287,15 +307,17 @@ TEST(LoadPrequantized, ScalesMustBeFinite) {
     const absl::Status status = run.Load(model);
     EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
     EXPECT_THAT(std::string(status.message()), HasSubstr(std::string(kQ) + c.part));
-    EXPECT_THAT(std::string(status.message()), HasSubstr(" at element " + std::to_string(c.element)));
+    EXPECT_THAT(std::string(status.message()),
+                HasSubstr(" at element " + std::to_string(c.element)));
   }
 }
 
 TEST(LoadPrequantized, ScalesMustStayFiniteWhenDecoded) {
   tests::TempFolder folder;
   EditableModel edited(kNf4);
-  SetState(&edited, R"({"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [32, 32], )"
-                    R"("nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 3e38})");
+  SetState(&edited,
+           R"({"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [32, 32], )"
+           R"("nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 3e38})");
   SetFloat(&edited, std::string(kQ) + ".nested_absmax", 0, 1e38f);
   const ShardedModel model = edited.Save(folder);
   TestRun run(model, {});
@@ -315,10 +337,10 @@ TEST(LoadWeights, NanIsNamedByTensorAndElement) {
     int element;
     uint16_t bits;
   };
-  for (const Case& c : {Case{"model.layers.1.mlp.up_proj.weight", 77, 0x7fc0},
-                        Case{"model.layers.0.self_attn.o_proj.weight", 1023, 0xff80},
-                        Case{"model.embed_tokens.weight", 5, 0x7f80},
-                        Case{"model.norm.weight", 31, 0x7fc1}}) {
+  for (const Case& c :
+       {Case{"model.layers.1.mlp.up_proj.weight", 77, 0x7fc0},
+        Case{"model.layers.0.self_attn.o_proj.weight", 1023, 0xff80},
+        Case{"model.embed_tokens.weight", 5, 0x7f80}, Case{"model.norm.weight", 31, 0x7fc1}}) {
     tests::TempFolder folder;
     EditableModel edited("llama3_tied");
     std::memcpy(edited.at(c.name).bytes.data() + 2 * c.element, &c.bits, 2);
@@ -334,7 +356,8 @@ TEST(LoadWeights, NanIsNamedByTensorAndElement) {
 
 // Written by Transformers, read, unpacked from another packing, written again: the same file.
 TEST(WritePrequantized, GivesBackTheFileOfTransformers) {
-  for (const auto& [golden, spec] : {std::pair(kNf4, quant::QuantSpec{}), std::pair(kFp4, kFp4Spec)}) {
+  for (const auto& [golden, spec] :
+       {std::pair(kNf4, quant::QuantSpec{}), std::pair(kFp4, kFp4Spec)}) {
     const ShardedModel model = OpenGolden(golden);
     TestRun run(model, spec, std::make_unique<tests::ReferenceDevice>(/*is_host=*/false, 0x33));
     ASSERT_TRUE(run.Load(model).ok());
@@ -385,9 +408,10 @@ TEST(WritePrequantized, StateNamesTheTypeBeforeQuantization) {
   const auto written = ShardedModel::Open(Env::Default(), folder.path());
   const auto state = written->Get(kState)->bytes();
   const std::string text(state.begin(), state.end());
-  EXPECT_THAT(text, HasSubstr(R"({"quant_type": "nf4", "blocksize": 64, "dtype": "float32", "shape": )"
-                              R"([32, 32], "nested_blocksize": 256, "nested_dtype": "float32", )"
-                              R"("nested_offset": 0.)"));
+  EXPECT_THAT(text,
+              HasSubstr(R"({"quant_type": "nf4", "blocksize": 64, "dtype": "float32", "shape": )"
+                        R"([32, 32], "nested_blocksize": 256, "nested_dtype": "float32", )"
+                        R"("nested_offset": 0.)"));
 }
 
 TEST(WritePrequantized, TypesThatBitsandbytesHasNotAreRefused) {
@@ -414,9 +438,8 @@ TEST(WritePrequantized, CopiesGenerationSettingsAndTokenizer) {
   TestRun run(model, {});
   ASSERT_TRUE(run.Load(model).ok());
   ASSERT_TRUE(WritePrequantized(Env::Default(), to.path(), model, run.execution.get()).ok());
-  EXPECT_THAT(*Env::Default()->List(to.path()),
-              ElementsAre("config.json", "generation_config.json", "model.safetensors",
-                          "tokenizer.json"));
+  EXPECT_THAT(*Env::Default()->List(to.path()), ElementsAre("config.json", "generation_config.json",
+                                                            "model.safetensors", "tokenizer.json"));
   EXPECT_THAT(SpecOf(to.path()).eos_ids, ElementsAre(2, 3));
   EXPECT_FALSE(ShardedModel::Open(Env::Default(), to.path())->Has("extra"));
 }

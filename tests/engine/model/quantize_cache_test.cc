@@ -20,7 +20,8 @@ class QuantizeCacheTest : public ::testing::Test {
   QuantizeCache cache() { return {Env::Default(), folder_.File("cache"), "base"}; }
   std::string Path(const quant::QuantSpec& spec = {}) { return QuantizeCachePath(cache(), spec); }
 
-  // Loads a new run; returns its weights. `quantized_` tells how many weights were quantized on the way.
+  // Loads a new run; returns its weights. `quantized_` tells how many weights were quantized on the
+  // way.
   std::map<std::string, std::string> Load(const quant::QuantSpec& spec = {},
                                           const char* golden = "llama3_tied") {
     const ShardedModel model = OpenGolden(golden);

@@ -1,5 +1,5 @@
-// A device for tests of loading: quantizes by the reference, packs codes with a mask of its own, and, where it is not the
-// host, refuses addresses outside its memory.
+// A device for tests of loading: quantizes by the reference, packs codes with a mask of its own,
+// and, where it is not the host, refuses addresses outside its memory.
 #ifndef QLORA_TESTS_ENGINE_MODEL_REFERENCE_DEVICE_H_
 #define QLORA_TESTS_ENGINE_MODEL_REFERENCE_DEVICE_H_
 
