@@ -1,6 +1,7 @@
 #include "engine/setup.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <thread>
 #include <utility>
 
@@ -15,6 +16,7 @@
 #include "engine/job_identity.h"
 #include "engine/model/families.h"
 #include "engine/model/load_weights.h"
+#include "engine/model/quantize_cache.h"
 #include "engine/text/chat_format.h"
 #include "kernels/cpu/cpu_device.h"
 #include "proto/memory_size.h"
@@ -361,10 +363,27 @@ std::vector<int32_t> StopIds(const Setup& setup) {
   return ids;
 }
 
+namespace {
+
+absl::Status LoadBase(const Setup& setup, Execution* execution,
+                      const std::function<void(double)>& progress) {
+  const std::string& folder = setup.job.quantization().quantize_cache();
+  if (setup.job.mode() != proto::Mode::QLORA || folder.empty()) {
+    return LoadWeights(*setup.model, execution, progress);
+  }
+  std::vector<std::string> notes;
+  const absl::Status status = LoadWeightsCached({setup.env, folder, setup.base_hash}, *setup.model,
+                                                execution, progress, &notes);
+  for (const std::string& note : notes) std::fprintf(stderr, "\n%s\n", note.c_str());
+  return status;
+}
+
+}  // namespace
+
 absl::Status LoadModel(const Setup& setup, const std::string& adapter, Execution* execution,
                        const std::function<void(double)>& progress) {
   if (!setup.model) return InitializeWeights(setup.job.seed(), execution);
-  if (absl::Status s = LoadWeights(*setup.model, execution, progress); !s.ok()) return s;
+  if (absl::Status s = LoadBase(setup, execution, progress); !s.ok()) return s;
   if (setup.targets.modules.empty()) return absl::OkStatus();
   if (!adapter.empty()) return LoadAdapter(setup.env, adapter, execution);
   const Storage& storage = execution->plan().run.storage;

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "engine/data/dataset.h"
 #include "proto/errors.h"
 
 namespace qlora::engine {
@@ -30,36 +31,14 @@ absl::StatusOr<RecordEncoder> RecordEncoder::Create(const Tokenizer& tokenizer,
 }
 
 absl::Status RecordEncoder::ResolveChatFormat() {
-  std::vector<const char*> names;
-  switch (data_->chat_format()) {
-    case proto::ChatFormat::LLAMA3:
-      names = {"llama3"};
-      break;
-    case proto::ChatFormat::CHATML:
-      names = {"chatml"};
-      break;
-    default:
-      names = {"llama3", "chatml"};
-  }
-  absl::Status reason;
-  for (const char* name : names) {
-    auto format = FindChatFormat(name);
-    if (!format.ok()) return format.status();
-    reason = CheckChatTokenizer(**format, *tokenizer_);
-    if (!reason.ok()) continue;
-    chat_format_ = *format;
-    if (data_->train_newline_after_turn()) {
-      auto ids = tokenizer_->Encode(chat_format_->separator, SpecialTokens::kParse, false);
-      if (!ids.ok()) return ids.status();
-      separator_ids_ = *std::move(ids);
-    }
-    return absl::OkStatus();
-  }
-  if (names.size() == 1) return reason;
-  return absl::InvalidArgumentError(
-      absl::StrCat("data.chat_format: found no format whose control tokens the tokenizer has; "
-                   "allowed: llama3, chatml; ",
-                   reason.message()));
+  absl::StatusOr<const ChatFormat*> format = ChatFormatOf(*data_, *tokenizer_);
+  if (!format.ok()) return format.status();
+  chat_format_ = *format;
+  if (!data_->train_newline_after_turn()) return absl::OkStatus();
+  auto ids = tokenizer_->Encode(chat_format_->separator, SpecialTokens::kParse, false);
+  if (!ids.ok()) return ids.status();
+  separator_ids_ = *std::move(ids);
+  return absl::OkStatus();
 }
 
 // The tokenizer's template may close with EOS, which belongs behind the completion instead.

@@ -150,7 +150,9 @@ class Writer {
     absl::StatusOr<Dtype> original = OriginalDtype(slot.row);
     if (!original.ok()) return original.status();
     std::string state = StateJson(slot, *original, offset);
-    Add(QuantStateName(slot.row, spec.type), Dtype::kU8, {int64_t(state.size())},
+    // Apart: arguments may be evaluated in any order, and the text is moved from.
+    const int64_t length = int64_t(state.size());
+    Add(QuantStateName(slot.row, spec.type), Dtype::kU8, {length},
         {.content = Content::kState, .slot = &slot, .text = std::move(state)});
     return absl::OkStatus();
   }

@@ -260,7 +260,9 @@ void TransposedProduct(const Matrix& left, const Matrix& right, Range rows, doub
         magnitude += std::abs(term);
       }
       if (rows.begin >= rows.end) {
-        out.SetExact(i, j, old);
+        // Untouched where it is added to; a zero of either sign where it is set.
+        if (accumulate) out.SetExact(i, j, old);
+        if (!accumulate) out.Set(i, j, 0.0, 0.0);
         continue;
       }
       out.Set(
