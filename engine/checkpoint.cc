@@ -12,6 +12,7 @@
 #include "engine/io/safetensors_writer.h"
 #include "engine/model/element_convert.h"
 #include "engine/model/load_weights.h"
+#include "quant/dynamic_map.h"
 
 namespace qlora::engine {
 namespace {
@@ -207,6 +208,25 @@ absl::Status SaveCheckpoint(Env* env, const std::string& output_dir, Execution* 
   return (*commit)->Commit({.step = state.step(), .world = 1, .job_hash = state.job_hash()});
 }
 
+namespace {
+
+// 8-bit moments of the gaps between parameters, which no checkpoint holds, are the codes of zero as
+// they are after any update: code 0 of the signed map would be a moment of -1 times its block's
+// scale.
+absl::Status ClearMoments(Execution* execution, const Storage& storage) {
+  for (const auto& [moments, map] : {std::pair{storage.m, &quant::SignedDynamicMap()},
+                                     std::pair{storage.v, &quant::UnsignedDynamicMap()}}) {
+    if (moments.dtype != DType::kU8) continue;
+    const std::vector<uint8_t> zeros(moments.Count(), quant::EncodeDynamic(map->data(), 0.0f));
+    if (absl::Status s = execution->Write(moments, zeros.data(), int64_t(zeros.size())); !s.ok()) {
+      return s;
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
 absl::StatusOr<proto::RunState> LoadCheckpoint(Env* env, const std::string& folder,
                                                Execution* execution) {
   const Storage& storage = execution->plan().run.storage;
@@ -218,6 +238,7 @@ absl::StatusOr<proto::RunState> LoadCheckpoint(Env* env, const std::string& fold
     return proto::BadDataError(absl::StrCat(file->path(), " holds ", file->tensors().size(),
                                             " tensors; this job has ", views.size()));
   }
+  if (absl::Status s = ClearMoments(execution, storage); !s.ok()) return s;
   std::vector<float> master(storage.space.size());
   for (const NamedView& named : views) {
     absl::StatusOr<const TensorInfo*> info = file->Get(named.spec.name);

@@ -35,7 +35,7 @@ int64_t GroupLimit() {
 
 }  // namespace
 
-int64_t ResidentHostMemory() { return ProcValue("/proc/self/status", "RssAnon"); }
+int64_t ResidentHostMemory() { return ProcValue("/proc/self/status", "VmRSS"); }
 
 int64_t AvailableHostMemory() {
   return std::min(ProcValue("/proc/meminfo", "MemAvailable") + ResidentHostMemory(), GroupLimit());

@@ -7,12 +7,12 @@
 
 namespace qlora::engine {
 
-// Bytes of this process that stand in memory and are not mapped files.
+// Bytes of this process that stand in memory, its program and mapped files included.
 int64_t ResidentHostMemory();
 // The most that this process may have resident: what it has now and what is free, within its
 // control group's limit.
 int64_t AvailableHostMemory();
-// The largest ResidentHostMemory() has been, mapped files included (the system's high-water mark).
+// The largest ResidentHostMemory() has been, as the system counts it.
 int64_t PeakHostMemory();
 
 }  // namespace qlora::engine

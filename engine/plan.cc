@@ -39,7 +39,6 @@ class Planner {
                                           DroppedBy(choice, *plan.run.train));
     }
     plan.placement = PlaceTransients(plan.run.program);
-    plan.placement.bytes = std::max(plan.placement.bytes, limits_.loading_bytes);
     ListItems(&plan);
     return plan;
   }
@@ -73,10 +72,18 @@ class Planner {
   void ListItems(Plan* plan) const {
     for (int c = 0; c < kBufferClasses; ++c) {
       const BufferClass buffer_class = BufferClass(c);
-      const int64_t bytes = buffer_class == BufferClass::kTransient
-                                ? plan->placement.bytes
-                                : plan->run.program.BytesOf(buffer_class);
+      if (buffer_class == BufferClass::kTransient) continue;
+      const int64_t bytes = plan->run.program.BytesOf(buffer_class);
       if (bytes > 0) plan->items.push_back({NameOf(buffer_class), bytes});
+    }
+    const int64_t pieces = plan->placement.bytes;
+    plan->placement.bytes = std::max(pieces, limits_.loading_bytes);
+    if (plan->placement.bytes > 0) {
+      plan->items.push_back({pieces >= limits_.loading_bytes
+                                 ? NameOf(BufferClass::kTransient)
+                                 : absl::StrCat("loading; later ", FormatBytes(pieces), " of it ",
+                                                NameOf(BufferClass::kTransient)),
+                             plan->placement.bytes});
     }
     if (device_.PrivateBytes() > 0) {
       plan->items.push_back({"panels of the device's threads", device_.PrivateBytes()});

@@ -324,6 +324,9 @@ class Preparation {
       s_.limits.loading_bytes = LoadingBytes(*s_.model, s_.spec, s_.record.storage, *s_.device,
                                              !s_.job.quantization().quantize_cache().empty());
     }
+    // What preparing took at its peak and has given back, the run may take again.
+    s_.limits.loading_bytes =
+        std::max(s_.limits.loading_bytes, PeakHostMemory() - ResidentHostMemory());
     return absl::OkStatus();
   }
 

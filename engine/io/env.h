@@ -57,16 +57,24 @@ class ReadableFile {
 class MappedFile {
  public:
   MappedFile() = default;
-  MappedFile(std::shared_ptr<const void> owner, absl::Span<const uint8_t> bytes)
-      : owner_(std::move(owner)), bytes_(bytes) {}
+  // `release` (may be null) tells the system that bytes of the map are not needed in memory.
+  using ReleaseFunction = void (*)(absl::Span<const uint8_t> part);
+  MappedFile(std::shared_ptr<const void> owner, absl::Span<const uint8_t> bytes,
+             ReleaseFunction release = nullptr)
+      : owner_(std::move(owner)), bytes_(bytes), release_(release) {}
 
   absl::Span<const uint8_t> bytes() const { return bytes_; }
   const uint8_t* data() const { return bytes_.data(); }
   size_t size() const { return bytes_.size(); }
+  // Gives the pages that lie wholly in `part` back to the system; a later touch reads them anew.
+  void ReleasePages(absl::Span<const uint8_t> part) const {
+    if (release_ != nullptr) release_(part);
+  }
 
  private:
   std::shared_ptr<const void> owner_;
   absl::Span<const uint8_t> bytes_;
+  ReleaseFunction release_ = nullptr;
 };
 
 struct FileStat {

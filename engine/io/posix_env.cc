@@ -144,6 +144,14 @@ class PosixReadableFile : public ReadableFile {
   int64_t size_;
 };
 
+void ReleasePages(absl::Span<const uint8_t> part) {
+  const uintptr_t page = uintptr_t(::sysconf(_SC_PAGESIZE));
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(part.data()) + page - 1) / page * page;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(part.data()) + part.size()) / page * page;
+  // A hint: where it fails the pages merely stay.
+  if (begin < end) (void)::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+}
+
 class PosixEnv : public Env {
  public:
   explicit PosixEnv(PosixCalls calls) : calls_(std::move(calls)) {}
@@ -190,7 +198,8 @@ class PosixEnv : public Env {
     if (address == MAP_FAILED) return ErrnoStatus(errno, "map", path);
     std::shared_ptr<const void> owner(
         address, [length](const void* p) { ::munmap(const_cast<void*>(p), length); });
-    return MappedFile(std::move(owner), {static_cast<const uint8_t*>(address), length});
+    return MappedFile(std::move(owner), {static_cast<const uint8_t*>(address), length},
+                      &ReleasePages);
   }
 
   absl::Status CreateFolder(const std::string& path) override {

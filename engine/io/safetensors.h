@@ -75,6 +75,8 @@ class SafetensorsFile {
   absl::Span<const uint8_t> bytes(const TensorInfo& tensor) const {
     return {data(tensor), static_cast<size_t>(tensor.bytes)};
   }
+  // See MappedFile::ReleasePages: a tensor of many gigabytes need not stay in memory once read.
+  void ReleasePages(absl::Span<const uint8_t> part) const { file_.ReleasePages(part); }
   bool IsAligned(const TensorInfo& tensor, size_t alignment) const {
     return reinterpret_cast<uintptr_t>(data(tensor)) % alignment == 0;
   }

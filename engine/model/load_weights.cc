@@ -41,6 +41,7 @@ class Loader {
     for (const WeightSlot& slot : storage_.weights) total += slot.row.Count();
     for (const WeightSlot& slot : storage_.weights) {
       if (absl::Status s = LoadOne(slot); !s.ok()) return s;
+      ReleaseSources(slot.row.name);
       done += slot.row.Count();
       if (progress) progress(double(done) / double(total));
     }
@@ -48,6 +49,15 @@ class Loader {
   }
 
  private:
+  // What was read of the checkpoint need not stay in memory: the weight, and in 4-bit layout the
+  // tensors named after it.
+  void ReleaseSources(const std::string& name) const {
+    for (const char* suffix : {"", ".absmax"}) {
+      const absl::StatusOr<ShardedModel::Tensor> tensor = model_.Get(name + suffix);
+      if (tensor.ok()) tensor->file->ReleasePages(tensor->bytes());
+    }
+  }
+
   absl::Status LoadOne(const WeightSlot& slot) {
     if (slot.quantized.codes && IsPrequantized(model_, slot.row)) {
       return LoadPrequantized(model_, slot, &execution_);
@@ -79,6 +89,8 @@ class Loader {
           !s.ok()) {
         return s;
       }
+      tensor.file->ReleasePages(
+          tensor.bytes().subspan(begin * kernels::SizeOf(type), count * kernels::SizeOf(type)));
     }
     return absl::OkStatus();
   }
@@ -205,8 +217,9 @@ int64_t LoadingBytes(const ShardedModel& model, const ModelSpec& spec,
     slot.base.quantized.spec = options.quant;
     slot.row = std::move(row);
     const kernels::Quantize op = Loader::QuantizeOp(slot, *FloatType(tensor->info->dtype));
-    const int64_t staging = Loader::NeedsStaging(*tensor, device) ? tensor->info->bytes : 0;
-    most = std::max(most, kernels::kBufferAlignment + device.WorkspaceBytes(op) + staging);
+    // Read in place or through staging, the tensor itself is in memory while it is quantized.
+    most =
+        std::max(most, kernels::kBufferAlignment + device.WorkspaceBytes(op) + tensor->info->bytes);
   }
   return most;
 }

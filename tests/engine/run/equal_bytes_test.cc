@@ -1,0 +1,155 @@
+// The same steps give the same bytes: on another device, with other threads, with anything
+// recomputed, after a restart from a checkpoint.
+
+#include "engine/checkpoint.h"
+#include "gtest/gtest.h"
+#include "tests/engine/io/temp_folder.h"
+#include "tests/engine/run/model_run.h"
+#include "tests/support/deferred_device.h"
+
+namespace qlora::engine {
+namespace {
+
+using kernels::optest::DeferredDevice;
+
+constexpr int64_t kRows = 1, kMicroBatches = 4, kSteps = 3;
+
+struct Case {
+  const char* name;
+  const char* model;
+  proto::Mode::Value mode = proto::Mode::QLORA;
+  kernels::DType compute = kernels::DType::kBf16;
+  bool eight_bit_states = false;
+  bool tree = true;
+  float dropout = 0.25f;
+};
+
+class EqualBytes : public testing::TestWithParam<Case> {
+ protected:
+  EqualBytes() : data_(GoldenDocuments("qlora_llama")) {}
+
+  ModelRun::Options Options(proto::Recompute::Value recompute = proto::Recompute::NONE) {
+    const Case& c = GetParam();
+    RecordOptions record = TrainingOptions(c.model, data_, kRows, kMicroBatches);
+    record.storage.mode = c.mode;
+    if (c.mode == proto::Mode::FULL) record.storage.lora = {};
+    record.storage.compute = c.compute;
+    record.storage.eight_bit_states = c.eight_bit_states;
+    record.storage.lora_dropout = c.dropout;
+    record.storage.weight_decay = 0.1f;
+    if (!c.tree) record.storage.pending_gradients = 0;
+    return {.model = c.model, .record = record, .recompute = recompute};
+  }
+
+  struct Outcome {
+    std::string state;
+    std::vector<double> losses;
+    bool operator==(const Outcome&) const = default;
+  };
+  Outcome Train(ModelRun* run, int64_t steps = kSteps, int64_t first = 0) {
+    Outcome outcome;
+    for (const StepResult& step : RunSteps(run, data_, kRows, kMicroBatches, steps, first)) {
+      EXPECT_FALSE(step.skipped);
+      outcome.losses.push_back(step.loss_sum);
+    }
+    outcome.state = run->StateBytes();
+    return outcome;
+  }
+  Outcome OnOneThread() {
+    ModelRun run(Options(), CpuDevice(1));
+    const std::string before = run.StateBytes();
+    Outcome outcome = Train(&run);
+    EXPECT_NE(outcome.state, before) << "nothing was trained";
+    return outcome;
+  }
+
+  Dataset data_;
+};
+
+// The thin slice: recorder, plan, update on a device that runs late, in any order that the ops'
+// operands allow, in memory that the host can't reach.
+TEST_P(EqualBytes, OnADeferredDevice) {
+  const Outcome expected = OnOneThread();
+  for (const uint64_t seed : {1, 2}) {
+    auto device = std::make_unique<DeferredDevice>(CpuDevice(1),
+                                                   kernels::optest::DeferredOptions{.seed = seed});
+    const DeferredDevice& deferred = *device;
+    ModelRun run(Options(), std::move(device));
+    EXPECT_TRUE(Train(&run) == expected) << "seed " << seed;
+    EXPECT_GT(deferred.overtakings(), 10);
+  }
+}
+
+TEST_P(EqualBytes, WithAnyNumberOfThreads) {
+  const Outcome expected = OnOneThread();
+  for (const int threads : {2, 3, 7}) {
+    ModelRun run(Options(), CpuDevice(threads));
+    EXPECT_TRUE(Train(&run) == expected) << threads << " threads";
+  }
+}
+
+TEST_P(EqualBytes, WithEverythingRecomputed) {
+  const Outcome expected = OnOneThread();
+  ModelRun run(Options(proto::Recompute::FULL), CpuDevice(1));
+  EXPECT_GT(run.plan().recompute_cost.ops, 0);
+  EXPECT_TRUE(Train(&run) == expected);
+}
+
+// Every level and layer that the plan may choose, by limits that leave less and less.
+TEST_P(EqualBytes, WithAsMuchRecomputedAsTheMemoryAsks) {
+  const Outcome expected = OnOneThread();
+  ModelRun all(Options(proto::Recompute::FULL), CpuDevice(1));
+  ModelRun none(Options(), CpuDevice(1));
+  ASSERT_LT(all.plan().total_bytes, none.plan().total_bytes);
+  int64_t limit = none.plan().total_bytes - 1;
+  int64_t tried = 0;
+  while (limit >= all.plan().total_bytes) {
+    ModelRun::Options options = Options(proto::Recompute::AUTO);
+    options.memory_limit = limit;
+    ModelRun run(options, CpuDevice(1));
+    ASSERT_LE(run.plan().total_bytes, limit);
+    EXPECT_TRUE(Train(&run) == expected)
+        << Describe(run.plan().recompute, run.storage().spec.layers);
+    limit = run.plan().total_bytes - 1;
+    ++tried;
+  }
+  EXPECT_GE(tried, 2);
+}
+
+TEST_P(EqualBytes, AfterARestart) {
+  const Outcome expected = OnOneThread();
+  const tests::TempFolder folder;
+  proto::RunState state;
+  state.set_step(1);
+  {
+    ModelRun run(Options(), CpuDevice(1));
+    Train(&run, 1);
+    const absl::Status saved =
+        SaveCheckpoint(Env::Default(), folder.path(), &run.execution(),
+                       {.adapter = {.r = 4, .lora_alpha = 8, .target_modules = {"q_proj"}}}, state);
+    ASSERT_TRUE(saved.ok()) << saved;
+  }
+  ModelRun::Options options = Options();
+  options.seed = 99;  // what it starts from must not matter
+  ModelRun run(options, CpuDevice(1));
+  const auto loaded = LoadCheckpoint(Env::Default(), folder.File("checkpoint-1"), &run.execution());
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  EXPECT_EQ(loaded->step(), 1);
+  const Outcome rest = Train(&run, kSteps - 1, 1);
+  EXPECT_TRUE(rest.state == expected.state);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Runs, EqualBytes,
+    testing::Values(Case{"qlora", "llama3_tied"},
+                    Case{.name = "qlora_fp32", .model = "qwen3", .compute = kernels::DType::kF32},
+                    Case{.name = "qlora_8bit_states", .model = "mistral", .eight_bit_states = true},
+                    Case{
+                        .name = "qlora_biases", .model = "llama_bias", .tree = false, .dropout = 0},
+                    Case{.name = "lora", .model = "qwen2_window", .mode = proto::Mode::LORA},
+                    Case{.name = "full", .model = "qwen3", .mode = proto::Mode::FULL},
+                    Case{.name = "full_tied", .model = "llama3_tied", .mode = proto::Mode::FULL}),
+    [](const auto& info) { return std::string(info.param.name); });
+
+}  // namespace
+}  // namespace qlora::engine

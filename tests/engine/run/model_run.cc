@@ -1,0 +1,153 @@
+#include "tests/engine/run/model_run.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <utility>
+
+#include "engine/checkpoint.h"
+#include "engine/lora/initialize.h"
+#include "engine/model/families.h"
+#include "engine/model/load_weights.h"
+#include "kernels/cpu/cpu_device.h"
+#include "tests/engine/model/golden_files.h"
+
+namespace qlora::engine {
+namespace {
+
+// A fixture that can't be made leaves nothing to test.
+void Require(const absl::Status& status) {
+  if (status.ok()) return;
+  std::fprintf(stderr, "%s\n", status.ToString().c_str());
+  std::abort();
+}
+
+template <class T>
+T Require(absl::StatusOr<T> value) {
+  Require(value.status());
+  return *std::move(value);
+}
+
+}  // namespace
+
+std::unique_ptr<kernels::Device> CpuDevice(int threads) {
+  return Require(kernels::cpu::CreateCpuDevice({.threads = threads}));
+}
+
+Dataset GoldenDocuments(const std::string& golden) {
+  const SafetensorsFile file = Require(
+      SafetensorsFile::Open(Env::Default(), GoldenModelPath(golden + "/expected.safetensors")));
+  const auto ids = TensorValues<int32_t>(file, "input_ids");
+  const auto labels = file.Find("labels") != nullptr ? TensorValues<int32_t>(file, "labels")
+                                                     : std::vector<int32_t>();
+  Dataset data;
+  size_t begin = 0;
+  for (const int32_t length : TensorValues<int32_t>(file, "document_lengths")) {
+    Sample sample;
+    for (size_t i = begin; i < begin + length; ++i) {
+      sample.ids.push_back(ids[i]);
+      sample.trained.push_back(labels.empty() ? i > begin : labels[i] != -100);
+    }
+    begin += length;
+    data.report.longest = std::max<int64_t>(data.report.longest, length);
+    data.samples.push_back(std::move(sample));
+  }
+  return data;
+}
+
+LoraTargets AllLinears(const ModelSpec& spec, int r, double alpha, bool rslora) {
+  proto::Lora lora;
+  lora.set_r(r);
+  lora.set_lora_alpha(alpha);
+  lora.set_use_rslora(rslora);
+  lora.add_target_modules("all-linear");
+  return Require(ResolveLoraTargets(lora, WeightRows(spec)));
+}
+
+ModelRun::ModelRun(Options options, std::unique_ptr<kernels::Device> device)
+    : device_(std::move(device)) {
+  Env* env = Env::Default();
+  const std::string folder = GoldenModelPath(options.model);
+  ModelSpec spec = Require(ReadModelConfig(env, folder));
+  const ShardedModel model = Require(ShardedModel::Open(env, folder));
+  std::vector<std::string> warnings;
+  const StorageOptions& storage = options.record.storage;
+  Require(CheckCheckpoint(model, storage.mode, storage.quant, &spec, &warnings));
+  PlanLimits limits{.memory_bytes = options.memory_limit,
+                    .memory_source = "the test",
+                    .recompute = options.recompute,
+                    .loading_bytes = LoadingBytes(model, spec, storage, *device_, false)};
+  const MachineRates rates{.matmul_flops = 1e9, .memory_bytes = 1e9};
+  plan_ = Require(MakePlan(spec, options.record, *device_, rates, limits));
+  execution_ = Require(Execution::Create(plan_, device_.get()));
+  Require(LoadWeights(model, execution_.get(), {}));
+  if (!options.adapter.empty()) {
+    Require(LoadAdapter(env, GoldenModelPath(options.adapter), execution_.get()));
+    return;
+  }
+  if (plan_.run.storage.adapters.empty()) return;
+  std::vector<float> flat(plan_.run.storage.space.size());
+  for (size_t i = 0; i < plan_.run.storage.adapters.size(); ++i) {
+    const AdaptedModule& module = storage.lora.modules[i];
+    const engine::Parameter& a =
+        plan_.run.storage.space.parameters()[plan_.run.storage.adapters[i].a_parameter];
+    InitializeLoraA(options.seed, module,
+                    absl::MakeSpan(flat).subspan(a.offset, module.rank * module.in));
+  }
+  Require(WriteTrained(execution_.get(), flat));
+}
+
+void ModelRun::Read(kernels::ConstTensor view, void* to) {
+  Require(execution_->Read(view, to, view.Extent()));
+}
+
+std::vector<float> ModelRun::Parameter(const std::string& name, kernels::Tensor flat) {
+  const std::vector<engine::Parameter>& parameters = storage().space.parameters();
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    if (parameters[i].name == name) return Values<float>(storage().space.View(int64_t(i), flat));
+  }
+  ADD_FAILURE() << "no parameter " << name;
+  return {};
+}
+
+std::string ModelRun::StateBytes() {
+  std::string bytes;
+  const Storage& s = storage();
+  for (const kernels::Tensor view :
+       {s.master, s.compute, s.gradient, s.m, s.v, s.m_absmax, s.v_absmax}) {
+    if (!view) continue;
+    const std::vector<uint8_t> part = Values<uint8_t>(view);
+    bytes.append(part.begin(), part.end());
+  }
+  return bytes;
+}
+
+RecordOptions TrainingOptions(const std::string& model, const Dataset& data, int64_t rows,
+                              int64_t micro_batches) {
+  RecordOptions options;
+  const ModelSpec spec = Require(ReadModelConfig(Env::Default(), GoldenModelPath(model)));
+  options.storage.lora = AllLinears(spec, 4, 8, false);
+  options.storage.rope_positions = data.report.longest;
+  options.storage.pending_gradients = PendingGradients(micro_batches);
+  options.adam.max_grad_norm = 0.3f;
+  options.train = Batcher(&data, {.rows_per_micro_batch = rows}).capacity();
+  return options;
+}
+
+std::vector<StepResult> RunSteps(ModelRun* run, const Dataset& data, int64_t rows,
+                                 int64_t micro_batches, int64_t steps, int64_t first_step) {
+  const Batcher batcher(
+      &data,
+      {.rows_per_micro_batch = rows, .micro_batches_per_step = micro_batches, .shuffle = false});
+  const bool tree = run->storage().options.pending_gradients > 0;
+  TrainStep step(&run->execution(), {.seed = 3, .micro_batches = micro_batches, .tree_sum = tree});
+  std::vector<StepResult> results;
+  for (int64_t i = first_step; i < first_step + steps; ++i) {
+    const std::vector<MicroBatch> batch = batcher.Step(i);
+    results.push_back(Require(step.Run(
+        i, i, 1e-3, Batcher::TrainedTokens(batch),
+        [&](int64_t j) -> absl::StatusOr<MicroBatchInputs> { return batch[j].inputs(); })));
+  }
+  return results;
+}
+
+}  // namespace qlora::engine

@@ -1,0 +1,77 @@
+// A recorded run over a golden model, with memory behind it: what the tests of whole passes and
+// steps share.
+#ifndef QLORA_TESTS_ENGINE_RUN_MODEL_RUN_H_
+#define QLORA_TESTS_ENGINE_RUN_MODEL_RUN_H_
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "engine/data/batcher.h"
+#include "engine/execution.h"
+#include "engine/io/checkpoint_files.h"
+#include "engine/plan.h"
+#include "engine/step.h"
+#include "kernels/device.h"
+
+namespace qlora::engine {
+
+std::unique_ptr<kernels::Device> CpuDevice(int threads = 1);
+
+// The documents of an expected.safetensors, one sample each: those whose labels are not −100 are
+// trained; without labels every token but the first.
+Dataset GoldenDocuments(const std::string& golden);
+
+// All seven linears of every layer.
+LoraTargets AllLinears(const ModelSpec& spec, int r, double alpha, bool rslora);
+
+class ModelRun {
+ public:
+  struct Options {
+    std::string model;    // folder below tests/golden/models
+    std::string adapter;  // likewise, a PEFT folder; empty: B starts from zero, A from `seed`
+    RecordOptions record;
+    proto::Recompute::Value recompute = proto::Recompute::NONE;
+    int64_t memory_limit = int64_t{1} << 30;
+    uint64_t seed = 7;
+  };
+  // Records, plans, allocates and loads. Aborts the test where that fails.
+  ModelRun(Options options, std::unique_ptr<kernels::Device> device);
+  ModelRun(const ModelRun&) = delete;  // the execution refers to plan_
+
+  Execution& execution() { return *execution_; }
+  const Plan& plan() const { return plan_; }
+  const Storage& storage() const { return plan_.run.storage; }
+  kernels::Device& device() { return *device_; }
+
+  template <class T>
+  std::vector<T> Values(kernels::ConstTensor view) {
+    std::vector<T> values(view.Extent() / sizeof(T));
+    Read(view, values.data());
+    return values;
+  }
+  // Rows of a flat view that belong to the parameter with this name.
+  std::vector<float> Parameter(const std::string& name, kernels::Tensor flat);
+  // Everything that a step leaves behind: masters, copies, moments, gradients.
+  std::string StateBytes();
+
+ private:
+  void Read(kernels::ConstTensor view, void* to);
+
+  std::unique_ptr<kernels::Device> device_;
+  Plan plan_;
+  std::unique_ptr<Execution> execution_;
+};
+
+// The options of a QLoRA training run over `data`, in micro-batches of `rows` samples.
+RecordOptions TrainingOptions(const std::string& model, const Dataset& data, int64_t rows,
+                              int64_t micro_batches);
+
+// Runs `steps` steps with constant rate 1e-3 on micro-batches of `rows` samples.
+std::vector<StepResult> RunSteps(ModelRun* run, const Dataset& data, int64_t rows,
+                                 int64_t micro_batches, int64_t steps, int64_t first_step = 0);
+
+}  // namespace qlora::engine
+
+#endif  // QLORA_TESTS_ENGINE_RUN_MODEL_RUN_H_

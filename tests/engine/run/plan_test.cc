@@ -1,0 +1,172 @@
+// The plan: it lists what the run allocates, and refuses what does not fit with a way out.
+
+#include "engine/plan.h"
+
+#include "absl/strings/match.h"
+#include "engine/model/families.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/engine/run/model_run.h"
+
+namespace qlora::engine {
+namespace {
+
+using testing::HasSubstr;
+
+// A CPU that counts what it is asked for.
+class CountingDevice : public kernels::Device {
+ public:
+  const kernels::DeviceInfo& info() const override { return inner_->info(); }
+  int64_t WorkspaceBytes(const kernels::Op& op) const override {
+    return inner_->WorkspaceBytes(op);
+  }
+  int64_t PrivateBytes() const override { return inner_->PrivateBytes(); }
+  absl::StatusOr<kernels::Buffer> Allocate(int64_t bytes) override {
+    allocated += bytes;
+    return inner_->Allocate(bytes);
+  }
+  absl::StatusOr<std::unique_ptr<kernels::Piece>> Prepare(std::vector<kernels::Op> ops) override {
+    return inner_->Prepare(std::move(ops));
+  }
+  absl::Status CopyIn(void* device, const void* host, int64_t bytes) override {
+    return inner_->CopyIn(device, host, bytes);
+  }
+  absl::Status CopyOut(void* host, const void* device, int64_t bytes) override {
+    return inner_->CopyOut(host, device, bytes);
+  }
+  absl::Status Synchronize() override { return inner_->Synchronize(); }
+
+  int64_t allocated = 0;
+
+ private:
+  std::unique_ptr<kernels::Device> inner_ = CpuDevice();
+};
+
+RecordOptions Training(const Dataset& data, proto::Mode::Value mode = proto::Mode::QLORA) {
+  RecordOptions record = TrainingOptions("llama3_tied", data, 2, 4);
+  record.storage.mode = mode;
+  return record;
+}
+
+TEST(Plan, ListsExactlyWhatTheRunAllocates) {
+  const Dataset data = GoldenDocuments("qlora_llama");
+  for (const auto mode : {proto::Mode::QLORA, proto::Mode::LORA, proto::Mode::FULL}) {
+    RecordOptions record = Training(data, mode);
+    if (mode == proto::Mode::FULL) record.storage.lora = {};
+    auto device = std::make_unique<CountingDevice>();
+    CountingDevice& counting = *device;
+    ModelRun run({.model = "llama3_tied", .record = record}, std::move(device));
+    int64_t listed = 0;
+    for (const PlanItem& item : run.plan().items) listed += item.bytes;
+    EXPECT_EQ(listed, run.plan().total_bytes);
+    EXPECT_EQ(counting.allocated + run.device().PrivateBytes(), listed);
+    const int64_t before = counting.allocated;
+    RunSteps(&run, data, 2, 4, 2);
+    EXPECT_EQ(counting.allocated, before) << "a step allocated memory";
+  }
+}
+
+class Refusal : public testing::Test {
+ protected:
+  Refusal()
+      : data_(GoldenDocuments("qlora_llama")), spec_(*ReadModelConfig(Env::Default(), Folder())) {}
+  static std::string Folder() {
+    return std::string(QLORA_TESTS_DIR) + "/golden/models/llama3_tied";
+  }
+
+  absl::StatusOr<Plan> Make(const RecordOptions& record, int64_t memory,
+                            proto::Recompute::Value recompute = proto::Recompute::AUTO) {
+    return MakePlan(spec_, record, *device_, {.matmul_flops = 1e9, .memory_bytes = 1e9},
+                    {.memory_bytes = memory,
+                     .memory_source = "memory_limit",
+                     .recompute = recompute,
+                     .other = {{"this process", 1000}}});
+  }
+
+  Dataset data_;
+  ModelSpec spec_;
+  std::unique_ptr<kernels::Device> device_ = CpuDevice();
+};
+
+TEST_F(Refusal, NamesTheLargestItemsAndALimitThatDoes) {
+  const RecordOptions record = Training(data_);
+  const absl::StatusOr<Plan> plan = Make(record, 50000);
+  ASSERT_EQ(plan.status().code(), absl::StatusCode::kResourceExhausted);
+  const std::string message(plan.status().message());
+  EXPECT_THAT(message, HasSubstr("memory_limit allows 48.8 KiB"));
+  EXPECT_THAT(message, HasSubstr("84.0 KiB  gradients"));
+  const size_t at = message.rfind("a memory limit of ");
+  ASSERT_NE(at, std::string::npos) << message;
+  const int64_t enough = std::stoll(message.substr(message.find('(', at) + 1));
+  EXPECT_TRUE(Make(record, enough).ok());
+  EXPECT_FALSE(Make(record, enough - 1).ok());
+}
+
+// Each remedy that is named does make the run fit, and one that would not is not named.
+TEST_F(Refusal, RemediesWork) {
+  RecordOptions record = Training(data_, proto::Mode::LORA);
+  const int64_t all = Make(record, int64_t{1} << 40)->total_bytes;
+  const int64_t least = Make(record, int64_t{1} << 40, proto::Recompute::FULL)->total_bytes;
+  ASSERT_LT(least, all);
+  const absl::StatusOr<Plan> kept = Make(record, least, proto::Recompute::NONE);
+  ASSERT_FALSE(kept.ok());
+  EXPECT_THAT(std::string(kept.status().message()), HasSubstr("training.recompute: AUTO"));
+  EXPECT_TRUE(Make(record, least).ok());
+
+  RecordOptions quantized = record;
+  quantized.storage.mode = proto::Mode::QLORA;
+  RecordOptions sequential = record;
+  sequential.storage.pending_gradients = 0;
+  RecordOptions small_states = record;
+  small_states.storage.eight_bit_states = true;
+  const struct {
+    const char* text;
+    const RecordOptions* changed;
+  } remedies[] = {{"mode: QLORA", &quantized},
+                  {"training.gradient_sum: SEQUENTIAL", &sequential},
+                  {"training.optim: PAGED_ADAMW_8BIT", &small_states}};
+  for (const int64_t missing : {1, 8000, 20000, 60000}) {
+    const absl::StatusOr<Plan> plan = Make(record, least - missing);
+    ASSERT_FALSE(plan.ok());
+    for (const auto& remedy : remedies) {
+      EXPECT_EQ(absl::StrContains(std::string(plan.status().message()), remedy.text),
+                Make(*remedy.changed, least - missing).ok())
+          << remedy.text << " at " << missing << " bytes too few:\n"
+          << plan.status().message();
+    }
+  }
+}
+
+// Whoever shares bytes of the arena must not be alive at the same time.
+TEST(Placement, BuffersAliveTogetherDoNotOverlap) {
+  const Dataset data = GoldenDocuments("qlora_llama");
+  for (const auto recompute : {proto::Recompute::NONE, proto::Recompute::FULL}) {
+    ModelRun run({.model = "llama3_tied", .record = Training(data), .recompute = recompute},
+                 CpuDevice());
+    const Program& program = run.plan().run.program;
+    int64_t shared = 0;
+    for (const PieceProgram& piece : program.pieces()) {
+      const std::vector<Lifetime> all = program.Lifetimes(piece);
+      for (const Lifetime& a : all) {
+        const int64_t a_begin = run.plan().placement.offset[a.buffer];
+        const int64_t a_end = a_begin + program.buffers()[a.buffer].bytes;
+        ASSERT_GE(a_begin, 0);
+        ASSERT_LE(a_end, run.plan().placement.bytes);
+        for (const Lifetime& b : all) {
+          if (b.buffer <= a.buffer) continue;
+          const int64_t b_begin = run.plan().placement.offset[b.buffer];
+          const int64_t b_end = b_begin + program.buffers()[b.buffer].bytes;
+          const bool same_bytes = a_begin < b_end && b_begin < a_end;
+          const bool same_time = a.first <= b.last && b.first <= a.last;
+          EXPECT_FALSE(same_bytes && same_time)
+              << program.buffers()[a.buffer].name << " and " << program.buffers()[b.buffer].name;
+          shared += same_bytes;
+        }
+      }
+    }
+    EXPECT_GT(shared, 100) << "nothing shares memory";
+  }
+}
+
+}  // namespace
+}  // namespace qlora::engine
