@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "engine/data/describe.h"
 #include "engine/evaluate.h"
 #include "engine/generate.h"
 #include "engine/input_error.h"
@@ -37,22 +38,6 @@ absl::StatusOr<std::unique_ptr<Execution>> Load(const Setup& setup, const Plan& 
   console->EndLive();
   if (!loaded.ok()) return loaded;
   return execution;
-}
-
-// The sample's text with the trained tokens between ⟦ and ⟧.
-std::string MarkedText(const Sample& sample, const Tokenizer& tokenizer) {
-  std::string text;
-  size_t begin = 0;
-  while (begin < sample.ids.size()) {
-    size_t end = begin;
-    while (end < sample.ids.size() && sample.trained[end] == sample.trained[begin]) ++end;
-    const std::string part =
-        tokenizer.Decode(absl::MakeConstSpan(sample.ids).subspan(begin, end - begin), false);
-    absl::StrAppend(&text, sample.trained[begin] ? "⟦" : "", part,
-                    sample.trained[begin] ? "⟧" : "");
-    begin = end;
-  }
-  return text;
 }
 
 // Gathers the logits of all tokens, document after document, in the data set's order.
@@ -102,10 +87,10 @@ absl::Status Inspect(const Setup& setup, Console* console) {
   const Dataset& data = setup.train_data.samples.empty() ? setup.eval_data : setup.train_data;
   for (size_t i = 0; i < std::min(kShownSamples, data.samples.size()); ++i) {
     const Sample& sample = data.samples[i];
-    console->Line(
-        absl::StrCat("sample of line ", sample.line, ", ", sample.ids.size(),
-                     " tokens, trained ones between ⟦ and ⟧:\n",
-                     setup.tokenizer ? MarkedText(sample, *setup.tokenizer) : "(no tokenizer)"));
+    console->Line(absl::StrCat(
+        "sample of line ", sample.line, ", ", sample.ids.size(),
+        " tokens, trained ones between ⟦ and ⟧:\n",
+        setup.tokenizer ? DescribeSample(sample, *setup.tokenizer, "⟦", "⟧") : "(no tokenizer)"));
   }
   return absl::OkStatus();
 }

@@ -63,6 +63,14 @@ absl::StatusOr<EvalResult> EvaluateLoss(Execution* execution, const Batcher& bat
   return result;
 }
 
+std::pair<int64_t, int64_t> LastTrainedRun(const Sample& sample) {
+  int64_t end = int64_t(sample.ids.size());
+  while (end > 1 && !sample.trained[end - 1]) --end;
+  int64_t begin = end;
+  while (begin > 1 && sample.trained[begin - 1]) --begin;
+  return {begin, end};
+}
+
 absl::StatusOr<int64_t> CountExactMatches(Execution* execution, const Dataset& dataset,
                                           const Tokenizer& tokenizer,
                                           const GenerationOptions& options) {
@@ -72,10 +80,9 @@ absl::StatusOr<int64_t> CountExactMatches(Execution* execution, const Dataset& d
     return std::string(absl::StripAsciiWhitespace(tokenizer.Decode(ids, true)));
   };
   for (const Sample& sample : dataset.samples) {
-    const int64_t begin =
-        std::find(sample.trained.begin(), sample.trained.end(), 1) - sample.trained.begin();
+    const auto [begin, end] = LastTrainedRun(sample);
     prompts.emplace_back(sample.ids.begin(), sample.ids.begin() + begin);
-    answers.push_back(text_of(absl::MakeConstSpan(sample.ids).subspan(begin)));
+    answers.push_back(text_of(absl::MakeConstSpan(sample.ids).subspan(begin, end - begin)));
   }
   absl::StatusOr<std::vector<std::vector<int32_t>>> generated =
       Generate(execution, prompts, options);

@@ -6,6 +6,7 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "absl/status/statusor.h"
 #include "engine/data/batcher.h"
@@ -41,8 +42,12 @@ using LogitsSink =
 absl::StatusOr<EvalResult> EvaluateLoss(Execution* execution, const Batcher& batcher,
                                         const LogitsSink& logits_of);
 
-// Generates an answer to each sample's tokens before its first trained one, greedily, and counts
-// those whose text equals the rest of the sample's, white space at both ends aside.
+// Where the sample's answer stands: the last trained tokens in a row (of a chat the assistant's
+// last turn), without the sample's first token, which nothing predicts.
+std::pair<int64_t, int64_t> LastTrainedRun(const Sample& sample);
+
+// Generates an answer to what stands before each sample's last trained run, greedily, and counts
+// those whose text equals the run's, white space at both ends aside.
 absl::StatusOr<int64_t> CountExactMatches(Execution* execution, const Dataset& dataset,
                                           const Tokenizer& tokenizer,
                                           const GenerationOptions& options);

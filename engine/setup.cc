@@ -86,7 +86,10 @@ class Preparation {
     absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = Tokenizer::Load(s_.tokenizer_folder);
     if (!tokenizer.ok()) {
       // Pretokenized input needs none.
-      const bool needed = s_.job.data().format() != proto::DataFormat::PRETOKENIZED;
+      const proto::DataFormat::Value format = s_.job.data().format();
+      const bool needed =
+          command_ == Command::kGenerate || s_.job.eval().exact_match() ||
+          (format != proto::DataFormat::PRETOKENIZED && format != proto::DataFormat::AUTO);
       if (needed || !absl::IsNotFound(tokenizer.status())) return AsInputError(tokenizer.status());
       return absl::OkStatus();
     }
@@ -171,8 +174,8 @@ class Preparation {
   }
 
   absl::Status ReadFileInto(const std::string& path, int64_t max_samples, Dataset* to) {
-    absl::StatusOr<Dataset> data =
-        LoadDataset(s_.env, path, s_.job.data(), *s_.tokenizer, TokenizerThreads(), max_samples);
+    absl::StatusOr<Dataset> data = LoadDataset(s_.env, path, s_.job.data(), s_.tokenizer.get(),
+                                               TokenizerThreads(), max_samples);
     if (!data.ok()) return AsInputError(data.status());
     for (const Sample& sample : data->samples) {
       const auto out = std::find_if(sample.ids.begin(), sample.ids.end(),
@@ -279,8 +282,8 @@ class Preparation {
     if (training.gradient_sum() == proto::GradientSum::TREE) {
       storage.pending_gradients = PendingGradients(training.gradient_accumulation_steps());
     }
-    s_.record.adam = {.beta1 = float(training.adam_beta1()),
-                      .beta2 = float(training.adam_beta2()),
+    s_.record.adam = {.beta1 = training.adam_beta1(),
+                      .beta2 = training.adam_beta2(),
                       .epsilon = float(training.adam_epsilon()),
                       .max_grad_norm = float(training.max_grad_norm())};
     if (s_.train_batches) s_.record.train = s_.train_batches->capacity();

@@ -87,7 +87,7 @@ void Gather(std::vector<Outcome> outcomes, Dataset& dataset) {
 }  // namespace
 
 absl::StatusOr<Dataset> LoadDataset(Env* env, const std::string& path, const proto::Data& data,
-                                    const Tokenizer& tokenizer, int threads, int64_t max_samples) {
+                                    const Tokenizer* tokenizer, int threads, int64_t max_samples) {
   auto file = RecordsFile::Open(env, path, data, tokenizer, max_samples);
   if (!file.ok()) return file.status();
   std::vector<Outcome> outcomes(file->lines().size());
@@ -101,7 +101,7 @@ absl::StatusOr<Dataset> LoadDataset(Env* env, const std::string& path, const pro
   if (!status.ok()) return status;
   Dataset dataset;
   dataset.report.format = file->format();
-  if (file->encoder().chat_format() != nullptr) {
+  if (file->format() == proto::DataFormat::MESSAGES) {
     dataset.report.chat_format = file->encoder().chat_format()->name;
   }
   Gather(std::move(outcomes), dataset);

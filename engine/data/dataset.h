@@ -45,10 +45,11 @@ struct Dataset {
 };
 
 // Reads `path` by the rules of `data` (defaults filled in); `max_samples` 0 means all. Errors name
-// the file and the line: DataLoss (exit 65) for bad UTF-8, bad JSON, missing or mistyped fields, a
-// file without any trained token.
+// the file and the line. `tokenizer` may be null where the file turns out to be PRETOKENIZED:
+// DataLoss (exit 65) for bad UTF-8, bad JSON, missing or mistyped fields, a file without any
+// trained token.
 absl::StatusOr<Dataset> LoadDataset(Env* env, const std::string& path, const proto::Data& data,
-                                    const Tokenizer& tokenizer, int threads, int64_t max_samples);
+                                    const Tokenizer* tokenizer, int threads, int64_t max_samples);
 
 // Moves a share of the samples, chosen by (seed, line), to a data set of its own; at least one
 // where fraction > 0.

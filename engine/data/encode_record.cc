@@ -10,9 +10,15 @@ namespace qlora::engine {
 
 using proto::DataFormat;
 
-absl::StatusOr<RecordEncoder> RecordEncoder::Create(const Tokenizer& tokenizer,
+absl::StatusOr<RecordEncoder> RecordEncoder::Create(const Tokenizer* tokenizer,
                                                     const proto::Data& data,
                                                     DataFormat::Value format) {
+  if (tokenizer == nullptr && format != DataFormat::PRETOKENIZED) {
+    return proto::BadDataError(
+        absl::StrCat("found ", DataFormat::Value_Name(format),
+                     " records, and the model's folder has no tokenizer.json; without one only "
+                     "PRETOKENIZED records (\"input_ids\", \"labels\") can be read"));
+  }
   RecordEncoder encoder(tokenizer, data);
   // A prompt/completion file may hold lists of messages; whether it does shows record by record.
   if (format == DataFormat::MESSAGES) {
@@ -22,7 +28,7 @@ absl::StatusOr<RecordEncoder> RecordEncoder::Create(const Tokenizer& tokenizer,
   }
   const bool ends_with_eos = format == DataFormat::TEXT || format == DataFormat::ALPACA ||
                              format == DataFormat::PROMPT_COMPLETION;
-  if (ends_with_eos && data.append_eos() && !tokenizer.eos_id().has_value()) {
+  if (ends_with_eos && data.append_eos() && !tokenizer->eos_id().has_value()) {
     return proto::BadDataError(
         "tokenizer_config.json names no eos_token, so no sample can end with it; name one, or set "
         "data.append_eos: false");
@@ -101,20 +107,10 @@ absl::StatusOr<ChatTokens> RecordEncoder::EncodeTurns(const Record& record) cons
   return tokens;
 }
 
-absl::StatusOr<ChatTokens> RecordEncoder::CheckIds(const Record& record) const {
-  for (size_t i = 0; i < record.ids.size(); ++i) {
-    if (record.ids[i] < 0 || record.ids[i] >= tokenizer_->vocab_size()) {
-      return proto::BadDataError(absl::StrCat("\"input_ids\"[", i, "]: found ", record.ids[i],
-                                              "; allowed: 0..", tokenizer_->vocab_size() - 1));
-    }
-  }
-  return ChatTokens{record.ids, record.trained};
-}
-
 absl::StatusOr<ChatTokens> RecordEncoder::Encode(const Record& record) const {
   switch (record.kind) {
     case Record::Kind::kPretokenized:
-      return CheckIds(record);
+      return ChatTokens{record.ids, record.trained};
     case Record::Kind::kChat:
       return EncodeTurns(record);
     case Record::Kind::kPromptCompletion:

@@ -17,11 +17,12 @@ namespace qlora::engine {
 // Encodes the records of one file. May be called from any number of threads at once.
 class RecordEncoder {
  public:
-  // `tokenizer` and `data` (defaults filled in) must outlive it; `format` is not AUTO. DataLoss if
+  // `tokenizer` (may be null for PRETOKENIZED) and `data` (defaults filled in) must outlive it;
+  // `format` is not AUTO. DataLoss without a tokenizer for other formats, or if
   // samples shall end with an end-of-sequence token and the tokenizer names none; InvalidArgument
   // if it lacks the control tokens of the chat format, or of all of them where data.chat_format is
   // AUTO.
-  static absl::StatusOr<RecordEncoder> Create(const Tokenizer& tokenizer, const proto::Data& data,
+  static absl::StatusOr<RecordEncoder> Create(const Tokenizer* tokenizer, const proto::Data& data,
                                               proto::DataFormat::Value format);
 
   // Ids and mask, not cut to any length. What a user wrote never becomes a control token.
@@ -35,14 +36,13 @@ class RecordEncoder {
   const ChatFormat* chat_format() const { return chat_format_; }  // null unless MESSAGES
 
  private:
-  RecordEncoder(const Tokenizer& tokenizer, const proto::Data& data)
-      : tokenizer_(&tokenizer), data_(&data) {}
+  RecordEncoder(const Tokenizer* tokenizer, const proto::Data& data)
+      : tokenizer_(tokenizer), data_(&data) {}
 
   absl::Status ResolveChatFormat();
   absl::StatusOr<std::vector<int32_t>> EncodeOpening(absl::string_view text) const;
   absl::StatusOr<ChatTokens> EncodePair(const Record& record) const;
   absl::StatusOr<ChatTokens> EncodeTurns(const Record& record) const;
-  absl::StatusOr<ChatTokens> CheckIds(const Record& record) const;
   void AppendEos(std::vector<int32_t>& ids) const;
 
   const Tokenizer* tokenizer_;

@@ -29,7 +29,7 @@ RecordsFile::RecordsFile(std::string path, const proto::Data& data, MappedFile f
 absl::string_view RecordsFile::bytes() const { return AsText(file_); }
 
 absl::StatusOr<RecordsFile> RecordsFile::Open(Env* env, const std::string& path,
-                                              const proto::Data& data, const Tokenizer& tokenizer,
+                                              const proto::Data& data, const Tokenizer* tokenizer,
                                               int64_t max_records) {
   auto file = env->MapFile(path);
   if (!file.ok()) return AsInputError(file.status());

@@ -19,10 +19,10 @@ namespace qlora::engine {
 class RecordsFile {
  public:
   // Maps `path`, cuts it into lines and settles the format, by the first record where data.format
-  // is AUTO. `data` (defaults filled in) and `tokenizer` must outlive it. DataLoss for a file
-  // without a record; `max_records` 0 means all.
+  // is AUTO. `data` (defaults filled in) and `tokenizer` (null for PRETOKENIZED alone) must outlive
+  // it. DataLoss for a file without a record; `max_records` 0 means all.
   static absl::StatusOr<RecordsFile> Open(Env* env, const std::string& path,
-                                          const proto::Data& data, const Tokenizer& tokenizer,
+                                          const proto::Data& data, const Tokenizer* tokenizer,
                                           int64_t max_records);
 
   const std::vector<JsonlLine>& lines() const { return lines_; }

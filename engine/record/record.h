@@ -15,7 +15,8 @@
 namespace qlora::engine {
 
 struct AdamOptions {
-  float beta1 = 0.9f, beta2 = 0.999f, epsilon = 1e-8f;
+  double beta1 = 0.9, beta2 = 0.999;
+  float epsilon = 1e-8f;
   float max_grad_norm = 0.0f;
 };
 

@@ -1,6 +1,5 @@
 // Gated activation: out = act(gate) · up, with act = SiLU, z·σ(z), or GELU in its tanh form.
-// Backward: dgate = dout · up · act'(gate);  dup = dout · act(gate);  where `out` is given it is
-// written again.
+// Backward: dgate = dout · up · act'(gate);  dup = dout · act(gate).
 //
 // Rounding: fp32, rounded once to the output's type. Bound: 8 u(fp32) · |terms| + ½ ulp of the
 // output.

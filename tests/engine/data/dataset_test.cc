@@ -19,7 +19,7 @@ using ::testing::Not;
 absl::StatusOr<Dataset> Load(const std::string& contents, const proto::Data& data, int threads = 1,
                              int64_t max_samples = 0) {
   const auto tokenizer = ByteTokenizer();
-  return LoadDataset(Env::Default(), WriteTemp("t.jsonl", contents), data, *tokenizer, threads,
+  return LoadDataset(Env::Default(), WriteTemp("t.jsonl", contents), data, tokenizer.get(), threads,
                      max_samples);
 }
 
@@ -131,8 +131,8 @@ TEST(DatasetTest, BadRecordsAreListedInTheFilesOrder) {
     if (threads == 1) expected = message;
     EXPECT_EQ(message, expected);
   }
-  const auto missing =
-      LoadDataset(Env::Default(), "/nonexistent/t.jsonl", DefaultData(), *ByteTokenizer(), 1, 0);
+  const auto missing = LoadDataset(Env::Default(), "/nonexistent/t.jsonl", DefaultData(),
+                                   ByteTokenizer().get(), 1, 0);
   EXPECT_EQ(proto::ExitCodeOf(missing.status()), proto::kExitBadData);
   EXPECT_THAT(std::string(missing.status().message()), HasSubstr("/nonexistent/t.jsonl"));
 }
