@@ -1,5 +1,6 @@
 #include "engine/output_folder.h"
 
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -36,42 +37,75 @@ absl::Status AnotherJob(const Setup& setup, const std::string& before) {
       "checkpoints"));
 }
 
+// Weights that no checkpoint here belongs to: of a run whose checkpoints were removed, or a model
+// that somebody keeps.
+absl::Status CheckNoResults(Env* env, const std::string& folder) {
+  for (const char* name :
+       {kAdapterModelFile, "model.safetensors", "model.safetensors.index.json"}) {
+    if (!env->Exists(JoinPath(folder, name))) continue;
+    return proto::BadJobError(absl::StrCat(
+        "output_dir ", folder, " holds ", name,
+        " and no checkpoint to go on from. Give this job an output_dir of its own, or set "
+        "overwrite_output_dir: true to replace that file"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CannotWrite(const std::string& folder, const absl::Status& status) {
+  return proto::IoError(
+      absl::StrCat("output_dir ", folder, " cannot be written: ", status.message()));
+}
+
+// Creates the folder and, for a moment, a file in it.
+absl::Status TryToWrite(Env* env, const std::string& folder) {
+  if (absl::Status s = env->CreateFolders(folder); !s.ok()) return s;
+  const std::string probe = JoinPath(folder, absl::StrCat(".write-test-", env->RandomId()));
+  absl::StatusOr<std::unique_ptr<WritableFile>> file = env->NewWritableFile(probe);
+  if (!file.ok()) return file.status();
+  if (absl::Status s = (*file)->Close(); !s.ok()) return s;
+  return env->RemoveFile(probe);
+}
+
 }  // namespace
 
-absl::StatusOr<std::optional<std::string>> ClaimOutputFolder(const Setup& setup, Console* console) {
+absl::StatusOr<std::optional<std::string>> CheckOutputFolder(const Setup& setup, Console* console) {
   Env* env = setup.env;
   const std::string& folder = setup.job.output_dir();
-  const auto cannot = [&](const absl::Status& status) {
-    return proto::IoError(
-        absl::StrCat("output_dir ", folder, " cannot be written: ", status.message()));
-  };
-  if (absl::Status s = env->CreateFolders(folder); !s.ok()) return cannot(s);
-  if (absl::Status s = CleanTemporaries(env, folder); !s.ok()) return cannot(s);
-
+  if (absl::Status s = TryToWrite(env, folder); !s.ok()) return CannotWrite(folder, s);
+  // First, because it also puts back a checkpoint that was moved aside when its writer died.
+  if (absl::Status s = CleanTemporaries(env, folder); !s.ok()) return CannotWrite(folder, s);
   std::optional<std::string> resume;
+  if (setup.job.overwrite_output_dir()) return resume;
+  absl::StatusOr<NewestCheckpoint> newest = FindNewestValid(env, folder);
+  if (!newest.ok()) return AsInputError(newest.status());
+  for (const auto& [path, reason] : newest->refused) {
+    console->Warning(absl::StrCat(path, " is damaged and not used: ", reason.message()));
+  }
+  if (!newest->path.has_value() && !newest->refused.empty()) {
+    return proto::BadDataError(absl::StrCat(
+        "none of the checkpoints in ", folder,
+        " is whole; to start from scratch remove them or set overwrite_output_dir: true"));
+  }
+  if (newest->path.has_value() && newest->manifest.job_hash() != setup.job_hash) {
+    absl::StatusOr<std::string> before = env->ReadFile(JoinPath(folder, kJobFile), kMaxJobBytes);
+    return AnotherJob(setup, before.ok() ? *before : setup.job_text);
+  }
+  if (!newest->path.has_value()) {
+    if (absl::Status s = CheckNoResults(env, folder); !s.ok()) return s;
+  }
+  return newest->path;
+}
+
+absl::Status TakeOutputFolder(const Setup& setup) {
+  Env* env = setup.env;
+  const std::string& folder = setup.job.output_dir();
   if (setup.job.overwrite_output_dir()) {
-    if (absl::Status s = RemoveCheckpoints(env, folder); !s.ok()) return cannot(s);
-  } else {
-    absl::StatusOr<NewestCheckpoint> newest = FindNewestValid(env, folder);
-    if (!newest.ok()) return AsInputError(newest.status());
-    for (const auto& [path, reason] : newest->refused) {
-      console->Warning(absl::StrCat(path, " is damaged and not used: ", reason.message()));
-    }
-    if (!newest->path.has_value() && !newest->refused.empty()) {
-      return proto::BadDataError(absl::StrCat(
-          "none of the checkpoints in ", folder,
-          " is whole; to start from scratch remove them or set overwrite_output_dir: true"));
-    }
-    if (newest->path.has_value() && newest->manifest.job_hash() != setup.job_hash) {
-      absl::StatusOr<std::string> before = env->ReadFile(JoinPath(folder, kJobFile), kMaxJobBytes);
-      return AnotherJob(setup, before.ok() ? *before : setup.job_text);
-    }
-    resume = newest->path;
+    if (absl::Status s = RemoveCheckpoints(env, folder); !s.ok()) return CannotWrite(folder, s);
   }
   if (absl::Status s = AtomicWriteFile(env, JoinPath(folder, kJobFile), setup.job_text); !s.ok()) {
-    return cannot(s);
+    return CannotWrite(folder, s);
   }
-  return resume;
+  return absl::OkStatus();
 }
 
 }  // namespace qlora::engine

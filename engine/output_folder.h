@@ -12,12 +12,17 @@
 
 namespace qlora::engine {
 
-// Creates the folder where it is missing, checks that it can be written, and finds the checkpoint
-// to go on from; empty where the run starts anew. A folder with another job's results is refused
-// (exit 64), naming the fields that differ, unless overwrite_output_dir: then its checkpoints are
-// removed. Checkpoints that do not verify are named on the console; where there are some and none
-// verifies the run does not start from scratch by itself (exit 65).
-absl::StatusOr<std::optional<std::string>> ClaimOutputFolder(const Setup& setup, Console* console);
+// Before anything is loaded: creates the folder where it is missing, tries to write there, removes
+// what interrupted writers left, and finds the checkpoint to go on from; empty where the run starts
+// anew. Unless overwrite_output_dir, a folder with another job's checkpoints (naming the fields
+// that differ), or with a model or adapter and no checkpoint, is refused (exit 64). Checkpoints
+// that do not verify are named on the console; where there are some and none verifies the run does
+// not start from scratch by itself (exit 65). No result that is there is touched.
+absl::StatusOr<std::optional<std::string>> CheckOutputFolder(const Setup& setup, Console* console);
+
+// When the run is about to begin: with overwrite_output_dir removes the checkpoints; writes
+// job.textproto.
+absl::Status TakeOutputFolder(const Setup& setup);
 
 }  // namespace qlora::engine
 

@@ -40,7 +40,8 @@ class Preparation {
       : command_(command), s_(*setup) {
     s_.job = job;
     s_.env = env;
-    trains_ = command == Command::kTrain || command == Command::kPlan;
+    trains_ =
+        command == Command::kTrain || command == Command::kPlan || command == Command::kInspect;
   }
 
   absl::Status Run() {
@@ -197,7 +198,7 @@ class Preparation {
           absl::StrCat("data.max_length is ", data.max_length(), "; the model of ", s_.config_file,
                        " has ", s_.spec.max_positions, " positions (max_position_embeddings)"));
     }
-    if (trains_) {
+    if (trains_ && data.has_train_file()) {
       if (absl::Status s =
               ReadFileInto(data.train_file(), data.max_train_samples(), &s_.train_data);
           !s.ok()) {
@@ -224,7 +225,7 @@ class Preparation {
   void MakeBatchers() {
     const proto::Training& training = s_.job.training();
     const proto::Data& data = s_.job.data();
-    if (trains_) {
+    if (!s_.train_data.samples.empty()) {
       s_.train_batches.emplace(
           &s_.train_data,
           BatcherOptions{.rows_per_micro_batch = training.per_device_train_batch_size(),
@@ -286,15 +287,24 @@ class Preparation {
                       .beta2 = training.adam_beta2(),
                       .epsilon = float(training.adam_epsilon()),
                       .max_grad_norm = float(training.max_grad_norm())};
-    if (s_.train_batches) s_.record.train = s_.train_batches->capacity();
+    if (s_.train_batches) {
+      s_.record.train = s_.train_batches->capacity();
+    } else if (trains_) {
+      // A plan without data: full rows.
+      const int64_t rows = training.per_device_train_batch_size();
+      const int64_t tokens = rows * s_.job.data().max_length();
+      s_.record.train = {tokens, rows, tokens};
+    }
     if (s_.eval_batches) {
       s_.record.eval = s_.eval_batches->capacity();
       s_.record.eval_logits = command_ == Command::kEval && !s_.job.eval().logits_file().empty();
     }
     ChooseGeneration();
     storage.rope_positions = std::max<int64_t>(
-        {s_.record.train.tokens > 0 ? s_.train_data.report.longest : 0, s_.eval_data.report.longest,
-         s_.record.generate ? s_.record.generate->context : 0, 1});
+        {s_.train_batches ? s_.train_data.report.longest
+         : trains_        ? s_.job.data().max_length()
+                          : 0,
+         s_.eval_data.report.longest, s_.record.generate ? s_.record.generate->context : 0, 1});
     return ChooseLimits();
   }
 

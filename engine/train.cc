@@ -10,8 +10,10 @@
 #include "engine/evaluate.h"
 #include "engine/host_memory.h"
 #include "engine/input_error.h"
+#include "engine/io/atomic_file.h"
 #include "engine/optim/schedule.h"
 #include "engine/output_folder.h"
+#include "engine/report/loss_curve.h"
 #include "engine/report/run_log.h"
 #include "engine/report/run_summary.h"
 #include "engine/report/sidecar.h"
@@ -33,7 +35,7 @@ class TrainingRun {
     plan_ = *std::move(plan);
     console_.Line(PlanSummary(setup_, plan_));
 
-    absl::StatusOr<std::optional<std::string>> resume = ClaimOutputFolder(setup_, &console_);
+    absl::StatusOr<std::optional<std::string>> resume = CheckOutputFolder(setup_, &console_);
     if (!resume.ok()) return resume.status();
     if (absl::Status s = Prepare(*resume); !s.ok()) return s;
     const absl::Status trained = TrainSteps();
@@ -54,6 +56,7 @@ class TrainingRun {
         !s.ok()) {
       return s;
     }
+    if (absl::Status s = TakeOutputFolder(setup_); !s.ok()) return s;
     schedule_ = ScheduleOf(training_, setup_.total_steps);
     state_.set_job_hash(setup_.job_hash);
     state_.set_base_hash(setup_.base_hash);
@@ -269,11 +272,15 @@ class TrainingRun {
     if (absl::Status s = WriteSidecar(setup_, plan_, state_, tokens_per_second_); !s.ok()) {
       return AsInputError(s);
     }
+    const std::string curve = JoinPath(folder, "loss_curve.svg");
+    if (absl::Status s = AtomicWriteFile(setup_.env, curve, LossCurveSvg(state_)); !s.ok()) {
+      return AsInputError(s);
+    }
     const bool full = setup_.job.mode() == proto::Mode::FULL;
     console_.Line(absl::StrCat(
         "done: ", JoinPath(folder, full ? "model.safetensors" : kAdapterModelFile),
         "; log: ", JoinPath(folder, "metrics.jsonl"), " and ", JoinPath(folder, "runs"),
-        " (TensorBoard); peak memory ", FormatBytes(PeakHostMemory())));
+        " (TensorBoard), ", curve, "; peak memory ", FormatBytes(PeakHostMemory())));
     return absl::OkStatus();
   }
 

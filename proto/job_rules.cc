@@ -53,11 +53,6 @@ void CheckModelAndMode(const Job& job, JobProblems& problems) {
     problems.Add("lora", "settings in mode FULL", "modes QLORA and LORA",
                  "set mode: LORA, or remove lora");
   }
-  if (job.has_output_dir() && job.has_model() &&
-      Normalized(job.output_dir()) == Normalized(job.model())) {
-    problems.Add("output_dir", Quote(job.output_dir()), "another folder than model",
-                 "the model would be written over");
-  }
   if (job.device() == DeviceKind::CUDA && job.has_cpu_isa() && job.cpu_isa() != CpuIsa::AUTO) {
     problems.Add("cpu_isa", CpuIsa::Value_Name(job.cpu_isa()), "AUTO with device CUDA",
                  "remove cpu_isa, or set device: CPU");
@@ -202,6 +197,13 @@ void CheckRequired(const Job& job, Command command, JobProblems& problems) {
       problems.AddAbsent("model_init.tokenizer", "give a folder with tokenizer.json");
     }
   }
+  const auto refuse_model_as_output = [&] {
+    if (job.has_output_dir() && job.has_model() &&
+        Normalized(job.output_dir()) == Normalized(job.model())) {
+      problems.Add("output_dir", Quote(job.output_dir()), "another folder than model",
+                   "the model would be written over");
+    }
+  };
   const auto refuse_adapter_in_full = [&](bool has_adapter, absl::string_view path) {
     if (has_adapter && job.mode() == Mode::FULL) {
       problems.Add(path, "an adapter in mode FULL", "modes QLORA and LORA",
@@ -211,11 +213,13 @@ void CheckRequired(const Job& job, Command command, JobProblems& problems) {
   switch (command) {
     case Command::kTrain:
       if (!job.has_output_dir()) problems.AddAbsent("output_dir", "give a folder for the results");
+      refuse_model_as_output();
       [[fallthrough]];
     case Command::kInspect:
       if (!job.data().has_train_file()) problems.AddAbsent("data.train_file", "give a JSONL file");
       break;
     case Command::kPlan:
+      refuse_model_as_output();
       break;
     case Command::kEval:
       if (!job.eval().has_file() && !job.data().has_eval_file()) {

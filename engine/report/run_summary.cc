@@ -45,10 +45,13 @@ std::string PlanSummary(const Setup& setup, const Plan& plan) {
   const int64_t accumulation = setup.job.training().gradient_accumulation_steps();
   const double step = double(accumulation) * plan.micro_batch_seconds + plan.update_seconds;
   absl::StrAppendFormat(&text,
-                        "time\n  %12s  predicted for %d steps at most: %.3g s a step of %d full "
+                        "time, at the rates measured here\n  %10.3g s  a step of %d full "
                         "micro-batches of %d tokens\n",
-                        FormatDuration(step * double(setup.total_steps)), setup.total_steps, step,
-                        accumulation, setup.record.train.tokens);
+                        step, accumulation, setup.record.train.tokens);
+  if (setup.total_steps > 0) {
+    absl::StrAppendFormat(&text, "  %12s  %d steps, were they all full\n",
+                          FormatDuration(step * double(setup.total_steps)), setup.total_steps);
+  }
   return text;
 }
 

@@ -7,6 +7,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -29,7 +30,9 @@ struct ByteTokenizerOptions {
   bool names_eos = true;
 };
 
-inline std::unique_ptr<Tokenizer> ByteTokenizer(const ByteTokenizerOptions& options = {}) {
+// The texts of tokenizer.json and tokenizer_config.json.
+inline std::pair<std::string, std::string> ByteTokenizerFiles(
+    const ByteTokenizerOptions& options = {}) {
   using nlohmann::json;
   json vocabulary = json::object();
   int others = 0;
@@ -103,7 +106,12 @@ inline std::unique_ptr<Tokenizer> ByteTokenizer(const ByteTokenizerOptions& opti
   if (options.names_eos) {
     config["eos_token"] = "<|end_of_text|>";
   }
-  auto tokenizer = Tokenizer::FromJson(file.dump(), config.dump());
+  return {file.dump(), config.dump()};
+}
+
+inline std::unique_ptr<Tokenizer> ByteTokenizer(const ByteTokenizerOptions& options = {}) {
+  const auto [file, config] = ByteTokenizerFiles(options);
+  auto tokenizer = Tokenizer::FromJson(file, config);
   if (!tokenizer.ok()) {
     ADD_FAILURE() << tokenizer.status();
     return nullptr;

@@ -1,0 +1,89 @@
+#include "tests/support/command_line.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+
+namespace qlora::tests {
+namespace {
+
+void ExecEngine(const std::vector<std::string>& words, int64_t address_space, int out, int err) {
+  if (address_space > 0) {
+    const rlimit limit{rlim_t(address_space), rlim_t(address_space)};
+    ::setrlimit(RLIMIT_AS, &limit);
+  }
+  ::dup2(out, STDOUT_FILENO);
+  ::dup2(err, STDERR_FILENO);
+  std::vector<char*> argv = {const_cast<char*>(QLORA_BINARY)};
+  for (const std::string& word : words) argv.push_back(const_cast<char*>(word.c_str()));
+  argv.push_back(nullptr);
+  ::execv(QLORA_BINARY, argv.data());
+  ::_exit(127);
+}
+
+}  // namespace
+
+CommandResult RunEngine(const std::vector<std::string>& words, const CommandOptions& options) {
+  int out[2], err[2];
+  if (::pipe2(out, O_CLOEXEC) != 0 || ::pipe2(err, O_CLOEXEC) != 0) std::abort();
+  const pid_t pid = ::fork();
+  if (pid == 0) ExecEngine(words, options.address_space, out[1], err[1]);
+  ::close(out[1]);
+  ::close(err[1]);
+
+  CommandResult result;
+  pollfd ends[2] = {{out[0], POLLIN, 0}, {err[0], POLLIN, 0}};
+  std::string* texts[2] = {&result.out, &result.err};
+  bool cued = options.cue.empty();
+  int open = 2;
+  while (open > 0) {
+    ::poll(ends, 2, -1);
+    for (int i = 0; i < 2; ++i) {
+      if (ends[i].fd < 0 || ends[i].revents == 0) continue;
+      char buffer[4096];
+      const ssize_t n = ::read(ends[i].fd, buffer, sizeof(buffer));
+      if (n > 0) {
+        texts[i]->append(buffer, size_t(n));
+        continue;
+      }
+      ::close(ends[i].fd);
+      ends[i].fd = -1;
+      --open;
+    }
+    if (!cued && result.out.find(options.cue) != std::string::npos) {
+      cued = true;
+      options.on_cue(pid);
+    }
+  }
+  int status = 0;
+  ::waitpid(pid, &status, 0);
+  if (WIFEXITED(status)) result.exit_code = WEXITSTATUS(status);
+  if (WIFSIGNALED(status)) result.signal = WTERMSIG(status);
+  return result;
+}
+
+std::map<std::string, std::string> TreeOf(const std::string& folder) {
+  namespace fs = std::filesystem;
+  std::map<std::string, std::string> tree;
+  if (!fs::exists(folder)) return tree;
+  for (const fs::directory_entry& entry : fs::recursive_directory_iterator(folder)) {
+    const std::string name = fs::relative(entry.path(), folder).string();
+    if (entry.is_directory()) {
+      tree[name + "/"] = "";
+      continue;
+    }
+    std::ifstream file(entry.path(), std::ios::binary);
+    tree[name] = std::string(std::istreambuf_iterator<char>(file), {});
+  }
+  return tree;
+}
+
+}  // namespace qlora::tests

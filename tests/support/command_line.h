@@ -1,0 +1,34 @@
+// The built program as a user runs it: its words, its exit code, what it wrote where.
+#ifndef QLORA_TESTS_SUPPORT_COMMAND_LINE_H_
+#define QLORA_TESTS_SUPPORT_COMMAND_LINE_H_
+
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+namespace qlora::tests {
+
+struct CommandResult {
+  int exit_code = -1;  // −1 where a signal ended it
+  int signal = 0;
+  std::string out, err;
+};
+
+struct CommandOptions {
+  int64_t address_space = 0;  // bytes; 0: no limit
+  // Called once with the process when its output first holds `cue`.
+  std::string cue;
+  std::function<void(int pid)> on_cue;
+};
+
+// Runs qlora_engine and waits for it. Standard output and error are pipes, so there is no live
+// line.
+CommandResult RunEngine(const std::vector<std::string>& words, const CommandOptions& options = {});
+
+// Path below `folder` → contents, of every file in it; folders as "name/" → "".
+std::map<std::string, std::string> TreeOf(const std::string& folder);
+
+}  // namespace qlora::tests
+
+#endif  // QLORA_TESTS_SUPPORT_COMMAND_LINE_H_
