@@ -29,14 +29,14 @@ struct Vec {
   static Table MakeTable(const float* table) {
     return {_mm256_load_ps(table), _mm256_load_ps(table + 8)};
   }
-  static void Decode16(const Table& table, const uint8_t* codes, float* out) {
+  static void Decode16(const Table& table, const uint8_t* codes, F (&out)[2]) {
     const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes));
     const __m128i twice = _mm_unpacklo_epi8(bytes, bytes);
     const __m256i shifts = _mm256_setr_epi32(4, 0, 4, 0, 4, 0, 4, 0);
     for (int half = 0; half < 2; ++half) {
       const __m256i code = _mm256_srlv_epi32(
           _mm256_cvtepu8_epi32(half == 0 ? twice : _mm_unpackhi_epi64(twice, twice)), shifts);
-      _mm256_storeu_ps(out + 8 * half, Lookup(table, (U)code));
+      out[half] = Lookup(table, (U)code);
     }
   }
   static F Lookup(const Table& table, U i) {

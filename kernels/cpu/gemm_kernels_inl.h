@@ -288,7 +288,12 @@ void Decode(const DecodeSource& s, int64_t begin, int64_t count, bool round, flo
       ++i;
     }
     const typename Vec::Table lookup = Vec::MakeTable(table);
-    for (; i + 16 <= stop; i += 16, out += 16) Vec::Decode16(lookup, s.codes + i / 2, out);
+    for (; i + 16 <= stop; i += 16, out += 16) {
+      F w[16 / kLanes];
+      Vec::Decode16(lookup, s.codes + i / 2, w);
+#pragma GCC unroll 4
+      for (int j = 0; j < 16 / kLanes; ++j) StoreAs(out + j * kLanes, w[j]);
+    }
     for (; i + 1 < stop; i += 2, out += 2) {
       out[0] = table[s.codes[i / 2] >> 4];
       out[1] = table[s.codes[i / 2] & 15];
@@ -461,24 +466,37 @@ QLORA_INLINE float SumLanes(F v) {
   return lanes[0];
 }
 
+// Running sums of kRows rows; lanes of even vectors and of odd ones apart.
 template <int kRows>
-QLORA_INLINE void DotsOf(const float* w, const float* x, int64_t pitch, int64_t depth, float* out) {
-  F sum0[kRows] = {}, sum1[kRows] = {};
-  int64_t k = 0;
-  for (; k + 2 * kLanes <= depth; k += 2 * kLanes) {
-    const F w0 = LoadAs<F>(w + k), w1 = LoadAs<F>(w + k + kLanes);
+struct DotSums {
+  F even[kRows] = {}, odd[kRows] = {};
+
+  // Vector number `v` of w, and x where it begins.
+  QLORA_INLINE void Add(int v, F w, const float* x, int64_t pitch) {
+    F(&sums)[kRows] = v % 2 == 0 ? even : odd;
+#pragma GCC unroll 8
+    for (int i = 0; i < kRows; ++i) sums[i] = Vec::Fma(w, LoadAs<F>(x + i * pitch), sums[i]);
+  }
+  // Goes on with w[k], k from `begin` to `depth`, in vectors and then one by one, and ends.
+  QLORA_INLINE void Finish(const float* w, const float* x, int64_t pitch, int64_t begin,
+                           int64_t depth, float* out) {
+    int64_t k = begin;
+    for (; k + 2 * kLanes <= depth; k += 2 * kLanes) {
+      Add(0, LoadAs<F>(w + k), x + k, pitch);
+      Add(1, LoadAs<F>(w + k + kLanes), x + k + kLanes, pitch);
+    }
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) {
-      sum0[i] = Vec::Fma(w0, LoadAs<F>(x + i * pitch + k), sum0[i]);
-      sum1[i] = Vec::Fma(w1, LoadAs<F>(x + i * pitch + k + kLanes), sum1[i]);
+      float sum = SumLanes(even[i] + odd[i]);
+      for (int64_t j = k; j < depth; ++j) sum += w[j] * x[i * pitch + j];
+      out[i] = sum;
     }
   }
-#pragma GCC unroll 8
-  for (int i = 0; i < kRows; ++i) {
-    float sum = SumLanes(sum0[i] + sum1[i]);
-    for (int64_t j = k; j < depth; ++j) sum += w[j] * x[i * pitch + j];
-    out[i] = sum;
-  }
+};
+
+template <int kRows>
+void DotsOf(const float* w, const float* x, int64_t pitch, int64_t depth, float* out) {
+  DotSums<kRows>().Finish(w, x, pitch, 0, depth, out);
 }
 
 // A row's sum has one order, whatever the number of rows beside it.
@@ -487,10 +505,49 @@ void Dots(const float* w, const float* x, int64_t pitch, int rows, int64_t depth
   for (; rows > 0; --rows, x += pitch, ++out) DotsOf<1>(w, x, pitch, depth, out);
 }
 
+// Weights go from code to sum in registers, 32 at a time; what is left over goes through scratch.
+template <int kRows>
+void DecodeDotsOf(const DecodeSource& s, int64_t begin, bool round, const float* x, int64_t pitch,
+                  int64_t depth, float* scratch, float* out) {
+  DotSums<kRows> sums;
+  alignas(64) float table[16];
+  const int64_t whole = depth / 32 * 32;
+  const int shift = __builtin_ctz(s.spec.block_size);
+  for (int64_t k = 0; k < whole;) {
+    const int64_t block = (begin + k) >> shift;
+    const int64_t block_end = ((block + 1) << shift) - begin;
+    const int64_t stop = block_end < whole ? block_end : whole;
+    ScaleTable(s.values, ScaleOfBlock(s, block), round, table);
+    const typename Vec::Table lookup = Vec::MakeTable(table);
+    for (; k < stop; k += 32) {
+      constexpr int kVectors = 16 / kLanes;
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half) {
+        F w[kVectors];
+        Vec::Decode16(lookup, s.codes + (begin + k) / 2 + half * 8, w);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) {
+          sums.Add(half * kVectors + v, w[v], x + k + half * 16 + v * kLanes, pitch);
+        }
+      }
+    }
+  }
+  if (whole < depth) Decode(s, begin + whole, depth - whole, round, scratch + whole);
+  sums.Finish(scratch, x, pitch, whole, depth, out);
+}
+
+// The same bytes as Decode and then Dots.
 void DecodeDots(const DecodeSource& source, int64_t begin, bool round, const float* x,
                 int64_t pitch, int rows, int64_t depth, float* scratch, float* out) {
-  Decode(source, begin, depth, round, scratch);
-  Dots(scratch, x, pitch, rows, depth, out);
+  // Blocks are whole multiples of 32 weights.
+  if (begin % 32 != 0 || rows > 4) {
+    Decode(source, begin, depth, round, scratch);
+    return Dots(scratch, x, pitch, rows, depth, out);
+  }
+  if (rows == 4) return DecodeDotsOf<4>(source, begin, round, x, pitch, depth, scratch, out);
+  if (rows == 3) return DecodeDotsOf<3>(source, begin, round, x, pitch, depth, scratch, out);
+  if (rows == 2) return DecodeDotsOf<2>(source, begin, round, x, pitch, depth, scratch, out);
+  if (rows == 1) DecodeDotsOf<1>(source, begin, round, x, pitch, depth, scratch, out);
 }
 
 // ---- micro-tiles ----

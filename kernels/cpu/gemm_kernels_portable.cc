@@ -26,10 +26,10 @@ struct Vec {
     __builtin_memcpy(t.value, table, sizeof(t.value));
     return t;
   }
-  static void Decode16(const Table& table, const uint8_t* codes, float* out) {
-    for (int i = 0; i < 8; ++i) {
-      out[2 * i] = table[codes[i] >> 4];
-      out[2 * i + 1] = table[codes[i] & 15];
+  static void Decode16(const Table& table, const uint8_t* codes, F (&out)[4]) {
+    for (int i = 0; i < 4; ++i) {
+      const uint8_t *a = codes + 2 * i, *b = a + 1;
+      out[i] = F{table[*a >> 4], table[*a & 15], table[*b >> 4], table[*b & 15]};
     }
   }
   static F Lookup(const Table& table, U i) {

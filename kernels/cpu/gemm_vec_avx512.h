@@ -35,7 +35,7 @@ struct Vec {
   static Table MakeTable(const float* table) { return _mm512_load_ps(table); }
   // Eight bytes to every lane group, byte i / 2 to lane i, then the nibble: the high one comes
   // first. vpermps ignores the index bits above the fourth, so nothing is masked.
-  static void Decode16(Table table, const uint8_t* codes, float* out) {
+  static void Decode16(Table table, const uint8_t* codes, F (&out)[1]) {
     int64_t bytes;
     __builtin_memcpy(&bytes, codes, 8);
     const __m512i spread = _mm512_set_epi32(-249, -249, -250, -250, -251, -251, -252, -252, -253,
@@ -43,7 +43,7 @@ struct Vec {
     const __m512i shifts = _mm512_set4_epi32(0, 4, 0, 4);
     const __m512i code =
         _mm512_srlv_epi32(_mm512_shuffle_epi8(_mm512_set1_epi64(bytes), spread), shifts);
-    _mm512_storeu_ps(out, _mm512_permutexvar_ps(code, table));
+    out[0] = _mm512_permutexvar_ps(code, table);
   }
   static F Lookup(Table table, U i) { return _mm512_permutexvar_ps((__m512i)i, table); }
   static void Multiply(U a, uint32_t b, U* high, U* low) {
