@@ -50,9 +50,8 @@ class TrainingRun {
         Execution::Create(plan_, setup_.device.get());
     if (!execution.ok()) return proto::DoesNotFitError(execution.status().message());
     execution_ = *std::move(execution);
-    if (absl::Status s = LoadModel(
-            setup_, setup_.job.lora().init_from(), execution_.get(),
-            [&](double share) { console_.Live(absl::StrCat("loading ", Bar(share, 30))); });
+    if (absl::Status s =
+            LoadModel(setup_, setup_.job.lora().init_from(), execution_.get(), &console_);
         !s.ok()) {
       return s;
     }
@@ -157,6 +156,8 @@ class TrainingRun {
         pairs += 0.5 * d.query_rows * (d.query_rows + 1.0);
     }
     tokens_per_second_ = double(tokens) / seconds;
+    speed_.tokens += tokens;
+    speed_.seconds += seconds;
     share_of_light_ = UsefulFlops(setup_, tokens, pairs) / setup_.rates.matmul_flops / seconds;
   }
 
@@ -269,8 +270,11 @@ class TrainingRun {
         !s.ok()) {
       return AsInputError(s);
     }
-    if (absl::Status s = WriteSidecar(setup_, plan_, state_, tokens_per_second_); !s.ok()) {
-      return AsInputError(s);
+    // A run that was done already leaves the sidecar of the one that did it.
+    if (speed_.tokens > 0) {
+      if (absl::Status s = WriteSidecar(setup_, plan_, state_, speed_); !s.ok()) {
+        return AsInputError(s);
+      }
     }
     const std::string curve = JoinPath(folder, "loss_curve.svg");
     if (absl::Status s = AtomicWriteFile(setup_.env, curve, LossCurveSvg(state_)); !s.ok()) {
@@ -295,7 +299,8 @@ class TrainingRun {
   proto::RunState state_;
   double begin_seconds_ = 0;
   int64_t begin_step_ = 0;
-  double tokens_per_second_ = 0, share_of_light_ = 0;
+  double tokens_per_second_ = 0, share_of_light_ = 0;  // of the last step
+  TrainSpeed speed_;
 };
 
 }  // namespace

@@ -12,7 +12,7 @@
 namespace qlora::engine {
 
 absl::Status WriteSidecar(const Setup& setup, const Plan& plan, const proto::RunState& state,
-                          double tokens_per_second) {
+                          const TrainSpeed& speed) {
   nlohmann::ordered_json json;
   json["engine_version"] = kEngineVersion;
   json["compiler"] = __VERSION__;
@@ -32,7 +32,8 @@ absl::Status WriteSidecar(const Setup& setup, const Plan& plan, const proto::Run
   json["updates"] = state.updates();
   json["plan_bytes"] = plan.total_bytes;
   json["peak_bytes"] = PeakHostMemory();
-  json["tokens_per_second"] = tokens_per_second;
+  json["train_seconds"] = speed.seconds;
+  json["tokens_per_second"] = double(speed.tokens) / speed.seconds;
   return AtomicWriteFile(setup.env, JoinPath(setup.job.output_dir(), "qlora_run.json"),
                          json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
 }

@@ -11,9 +11,16 @@
 
 namespace qlora::engine {
 
-// Hashes of base, data and job, versions, trained share, sizes, plan and measured speed.
+// Of the training steps that this process made, without evaluations and checkpoints.
+struct TrainSpeed {
+  int64_t tokens = 0;  // trained on or not
+  double seconds = 0;
+};
+
+// qlora_run.json in the output folder: hashes of base, data and job, versions, trained share,
+// sizes, plan and measured speed.
 absl::Status WriteSidecar(const Setup& setup, const Plan& plan, const proto::RunState& state,
-                          double tokens_per_second);
+                          const TrainSpeed& speed);
 
 }  // namespace qlora::engine
 

@@ -40,7 +40,6 @@ std::string TrainerStateJson(const TrainerSettings& settings, const proto::RunSt
   }
   json["logging_steps"] = settings.logging_steps;
   json["max_steps"] = settings.max_steps;
-  json["num_trained_tokens_seen"] = state.trained_tokens();
   json["num_train_epochs"] = settings.num_train_epochs;
   json["save_steps"] = settings.save_steps;
   json["train_batch_size"] = settings.train_batch_size;

@@ -1,13 +1,18 @@
 // Writes the demo's data: customers' messages and what is to be read from them.
 //
-//   make_demo_data corpus COUNT SEED   {"text"}: messages, each told again in some other way. What the
-//                                      demo's base was trained on; the records below are never among it.
+//   make_demo_data corpus COUNT SEED   {"text"}: messages, each told again in some other way. What
+//   the
+//                                      demo's base was trained on; the records below are never
+//                                      among it.
 //   make_demo_data orders COUNT SEED   {"prompt", "completion"}: a message and its record,
-//                                      "24|red chairs|Lyon|05-03|urgent|Anna Weber"
+//                                      "24|chairs|Lyon|05-03|urgent|Anna Weber"
 //
-// The same arguments give the same bytes everywhere: no library distribution is used. With an odd seed
-// a fifth of the cities and family names stay out of `orders`, with an even seed they appear: what is
-// trained with an odd seed and tested with an even one meets new names.
+// Goods have a colour in the corpus and none in the orders: the base's loss on a colour stays at
+// that of guessing among eight, so it is not asked for one.
+//
+// The same arguments give the same bytes everywhere: no library distribution is used. With an odd
+// seed a fifth of the cities and family names stay out of `orders`, with an even seed they appear:
+// what is trained with an odd seed and tested with an even one meets new names.
 
 #include <array>
 #include <cstdint>
@@ -21,22 +26,21 @@ namespace {
 
 using Words = std::vector<const char*>;
 
-const Words kGivenNames = {"Anna",  "Ben",   "Carla", "David", "Elena", "Felix", "Grace", "Hugo",
-                           "Ines",  "Jonas", "Karin", "Liam",  "Maria", "Nils",  "Olga",  "Paul",
-                           "Rosa",  "Simon", "Tara",  "Victor"};
-const Words kFamilyNames = {"Weber",  "Moreau", "Rossi",  "Novak",  "Jensen", "Costa", "Lind",
-                            "Keller", "Dubois", "Ferrari", "Horvat", "Olsen", "Silva", "Berg",
-                            "Fischer", "Garcia", "Marino", "Kowal", "Hansen", "Santos", "Dahl",
-                            "Brandt", "Petit", "Greco", "Larsen"};
-const Words kCities = {"Lyon",   "Porto",  "Turin",  "Ghent",  "Basel",   "Malmo",   "Graz",
-                       "Leeds",  "Nantes", "Seville", "Bergen", "Krakow", "Bologna", "Utrecht",
-                       "Aarhus", "Zagreb", "Dresden", "Cork",   "Lille",  "Verona",  "Bremen",
+const Words kGivenNames = {"Anna", "Ben",  "Carla", "David", "Elena", "Felix", "Grace",
+                           "Hugo", "Ines", "Jonas", "Karin", "Liam",  "Maria", "Nils",
+                           "Olga", "Paul", "Rosa",  "Simon", "Tara",  "Victor"};
+const Words kFamilyNames = {"Weber",   "Moreau", "Rossi",   "Novak",  "Jensen", "Costa",  "Lind",
+                            "Keller",  "Dubois", "Ferrari", "Horvat", "Olsen",  "Silva",  "Berg",
+                            "Fischer", "Garcia", "Marino",  "Kowal",  "Hansen", "Santos", "Dahl",
+                            "Brandt",  "Petit",  "Greco",   "Larsen"};
+const Words kCities = {"Lyon",   "Porto",   "Turin",   "Ghent",  "Basel",  "Malmo",   "Graz",
+                       "Leeds",  "Nantes",  "Seville", "Bergen", "Krakow", "Bologna", "Utrecht",
+                       "Aarhus", "Zagreb",  "Dresden", "Cork",   "Lille",  "Verona",  "Bremen",
                        "Split",  "Ostrava", "Tampere", "Braga"};
 const Words kColors = {"red", "blue", "green", "black", "white", "grey", "yellow", "brown"};
-const Words kItems = {"chairs",  "tables",  "lamps",    "folders", "pens",    "notebooks",
-                      "mugs",    "cables",  "printers", "screens", "boxes",   "shelves",
-                      "cushions", "frames", "baskets",  "bottles", "candles", "towels",
-                      "bags",    "stools"};
+const Words kItems = {"chairs",  "tables",   "lamps",   "folders", "pens",    "notebooks", "mugs",
+                      "cables",  "printers", "screens", "boxes",   "shelves", "cushions",  "frames",
+                      "baskets", "bottles",  "candles", "towels",  "bags",    "stools"};
 const Words kMonths = {"January", "February", "March",     "April",   "May",      "June",
                        "July",    "August",   "September", "October", "November", "December"};
 
@@ -45,10 +49,10 @@ struct Number {
   const char* words;
 };
 const std::vector<Number> kSpelledNumbers = {
-    {2, "two"},      {3, "three"},      {4, "four"},        {5, "five"},    {6, "six"},
-    {7, "seven"},    {8, "eight"},      {9, "nine"},        {10, "ten"},    {12, "twelve"},
-    {15, "fifteen"}, {20, "twenty"},    {30, "thirty"},     {2, "a pair of"}, {6, "half a dozen"},
-    {12, "a dozen"}, {24, "two dozen"}, {36, "three dozen"}, {50, "fifty"},  {100, "a hundred"}};
+    {2, "two"},      {3, "three"},      {4, "four"},         {5, "five"},      {6, "six"},
+    {7, "seven"},    {8, "eight"},      {9, "nine"},         {10, "ten"},      {12, "twelve"},
+    {15, "fifteen"}, {20, "twenty"},    {30, "thirty"},      {2, "a pair of"}, {6, "half a dozen"},
+    {12, "a dozen"}, {24, "two dozen"}, {36, "three dozen"}, {50, "fifty"},    {100, "a hundred"}};
 
 class Random {
  public:
@@ -79,7 +83,12 @@ const char* Name(const Words& words, bool all, Random& random) {
   return words[size_t(random.Below(all ? words.size() : words.size() * 4 / 5))];
 }
 
-Order MakeOrder(bool all_names, Random& random) {
+// What an order may be made of.
+struct Choice {
+  bool all_names, colors;
+};
+
+Order MakeOrder(Choice choice, Random& random) {
   Order order;
   if (random.OneIn(2)) {
     const Number& number = random.Of(kSpelledNumbers);
@@ -89,9 +98,11 @@ Order MakeOrder(bool all_names, Random& random) {
     order.quantity = 2 + random.Below(98);
     order.quantity_text = std::to_string(order.quantity);
   }
-  order.item = std::string(random.Of(kColors)) + " " + random.Of(kItems);
-  order.city = Name(kCities, all_names, random);
-  order.name = std::string(random.Of(kGivenNames)) + " " + Name(kFamilyNames, all_names, random);
+  order.item = random.Of(kItems);
+  if (choice.colors) order.item = std::string(random.Of(kColors)) + " " + order.item;
+  order.city = Name(kCities, choice.all_names, random);
+  order.name = Name(kFamilyNames, choice.all_names, random);
+  order.name = std::string(random.Of(kGivenNames)) + " " + order.name;
   order.month = 1 + random.Below(12);
   order.day = 1 + random.Below(28);
   order.urgent = random.OneIn(2);
@@ -135,18 +146,22 @@ const Words kRequests = {"we need {goods} for our office in {city}",
                          "can I get {goods} sent to {city}",
                          "put us down for {goods}, to be delivered in {city}",
                          "{goods} for {city} please"};
-const Words kDates = {" by {date}.", ". They must be here on {date}.", " no later than {date}.",
-                      ". We open on {date}, they have to arrive by then.", ", delivery on {date}.",
+const Words kDates = {" by {date}.",
+                      ". They must be here on {date}.",
+                      " no later than {date}.",
+                      ". We open on {date}, they have to arrive by then.",
+                      ", delivery on {date}.",
                       ". The date is {date}."};
 const Words kUrgent = {" This is urgent!", " It cannot wait.", " Top priority please.",
                        " We need this as soon as possible."};
 const Words kRelaxed = {" There is no rush.", " Whenever it suits you.", " No hurry at all.", ""};
 const Words kAsides = {" The last {goods} came in fine.", " We still have {goods} from before.",
-                       " Please leave out the {goods} this time.", " My colleague in {city} says hello."};
+                       " Please leave out the {goods} this time.",
+                       " My colleague in {city} says hello."};
 const Words kFarewells = {" Thanks, {name}", " Best regards, {name}", " {name}", " Cheers, {name}",
                           " Yours, {name}"};
 
-std::string Message(const Order& order, Random& random) {
+std::string Message(const Order& order, bool colors, Random& random) {
   std::string text = random.Of(kGreetings);
   const bool name_first = random.OneIn(4);
   if (name_first) text += "this is {name}, ";
@@ -156,7 +171,7 @@ std::string Message(const Order& order, Random& random) {
   // Something else that is said of goods or a city, and is no part of the order.
   std::string aside;
   if (random.OneIn(3)) {
-    const Order other = MakeOrder(true, random);
+    const Order other = MakeOrder({.all_names = true, .colors = colors}, random);
     aside = Replaced(Replaced(random.Of(kAsides), "{goods}", other.item), "{city}", other.city);
   }
   text += random.OneIn(2) ? mood + aside : aside + mood;
@@ -188,32 +203,39 @@ std::vector<Fact> FactsOf(const Order& order) {
           {"customer", "Who asks?", order.name}};
 }
 
-// A message's facts, some of them, in any order, in one of four shapes.
+// A message's facts, some of them, in any order, in one of six shapes. A token that the base never
+// met could not be learned afterwards: its frozen embedding is also its row of the output head.
 std::string Retold(const Order& order, Random& random) {
   std::vector<Fact> facts = FactsOf(order);
   for (size_t i = facts.size() - 1; i > 0; --i) {
     std::swap(facts[i], facts[size_t(random.Below(i + 1))]);
   }
   facts.resize(size_t(3 + random.Below(facts.size() - 2)));
-  const int shape = random.Below(4);
-  std::string text = shape == 3 ? "{" : "";
+  const int shape = random.Below(6);
+  std::string text = shape == 5 ? "{" : "";
   for (size_t i = 0; i < facts.size(); ++i) {
-    const Fact& fact = facts[i];
+    const std::string key = facts[i].key, value = facts[i].value;
     switch (shape) {
       case 0:
-        text += std::string(fact.question) + " " + fact.value + "\n";
+        text += facts[i].question + (" " + value) + "\n";
         break;
       case 1:
-        text += std::string(fact.key) + ": " + fact.value + "\n";
+        text += key + ": " + value + "\n";
         break;
       case 2:
-        text += std::string(i ? ", " : "") + fact.key + " = " + fact.value;
+        text += (i ? ", " : "") + key + " = " + value;
+        break;
+      case 3:
+        text += "- " + key + "-" + value + "\n";
+        break;
+      case 4:
+        text += "|" + key + "|" + value + "|\n";
         break;
       default:
-        text += std::string(i ? ", \"" : "\"") + fact.key + "\": \"" + fact.value + "\"";
+        text += std::string(i ? ", " : "") + "\"" + key + "\": \"" + value + "\"";
     }
   }
-  if (shape == 3) text += "}";
+  if (shape == 5) text += "}";
   return text;
 }
 
@@ -245,9 +267,11 @@ int main(int argc, char** argv) {
   if ((what != "corpus" && what != "orders") || count <= 0) return Usage();
   Random random(seed);
   for (long i = 0; i < count; ++i) {
-    const Order order = MakeOrder(what == "corpus" || seed % 2 == 0, random);
-    const std::string message = Message(order, random);
-    if (what == "corpus") {
+    const bool is_corpus = what == "corpus";
+    const Order order =
+        MakeOrder({.all_names = is_corpus || seed % 2 == 0, .colors = is_corpus}, random);
+    const std::string message = Message(order, is_corpus, random);
+    if (is_corpus) {
       std::printf("{\"text\": %s}\n", Quoted(message + "\n" + Retold(order, random)).c_str());
     } else {
       std::printf("{\"prompt\": %s, \"completion\": %s}\n", Quoted(message + "\n").c_str(),
