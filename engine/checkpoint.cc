@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/input_error.h"
 #include "engine/io/atomic_file.h"
+#include "engine/io/json_file.h"
 #include "engine/io/safetensors_writer.h"
 #include "engine/model/element_convert.h"
 #include "engine/model/load_weights.h"
@@ -167,6 +168,25 @@ absl::Status CopyFile(Env* env, const std::string& from, const char* name, const
   return (*file)->Close();
 }
 
+// The model's config.json, which says the type that the weights now have.
+absl::Status WriteConfig(Env* env, const std::string& from, const FileMaker& make,
+                         Execution* execution) {
+  absl::StatusOr<nlohmann::json> config = ReadJsonFile(env, from);
+  if (!config.ok()) return AsInputError(config.status());
+  const Storage& storage = execution->plan().run.storage;
+  const bool narrow = storage.ComputeView(storage.weights.front().parameter).dtype == DType::kBf16;
+  const char* const type = narrow ? "bfloat16" : "float32";
+  // Transformers 5 writes dtype and reads both.
+  if (config->contains("dtype")) (*config)["dtype"] = type;
+  if (config->contains("torch_dtype") || !config->contains("dtype")) {
+    (*config)["torch_dtype"] = type;
+  }
+  absl::StatusOr<std::unique_ptr<WritableFile>> file = make("config.json");
+  if (!file.ok()) return file.status();
+  if (absl::Status s = (*file)->Append(config->dump(2) + "\n"); !s.ok()) return s;
+  return (*file)->Close();
+}
+
 // What is for the user: the adapter or the model, tokenizer, trainer_state.json.
 absl::Status WriteResult(Env* env, const FileMaker& make, Execution* execution,
                          const OutputFiles& files, const proto::RunState& state) {
@@ -179,7 +199,7 @@ absl::Status WriteResult(Env* env, const FileMaker& make, Execution* execution,
     if (!s.ok()) return s;
   }
   if (full) {
-    if (s = CopyFile(env, files.config_file, "config.json", make); !s.ok()) return s;
+    if (s = WriteConfig(env, files.config_file, make, execution); !s.ok()) return s;
   }
   absl::StatusOr<std::unique_ptr<WritableFile>> file = make(kTrainerStateFile);
   if (!file.ok()) return file.status();
@@ -286,6 +306,11 @@ absl::Status LoadAdapter(Env* env, const std::string& folder, Execution* executi
   if (!loaded.ok()) return AsInputError(loaded.status());
   std::vector<float> flat(storage.space.size());
   for (size_t i = 0; i < expected.size(); ++i) {
+    if (loaded->adapter.config.r != storage.options.lora.modules[i].rank) {
+      return proto::BadDataError(absl::StrCat(folder, ": the adapter has rank ",
+                                              loaded->adapter.config.r, "; this job has ",
+                                              storage.options.lora.modules[i].rank));
+    }
     const AdapterModule& module = loaded->adapter.modules[i];
     const AdapterSlot& slot = storage.adapters[i];
     for (const auto& [bytes, parameter] :

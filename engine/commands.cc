@@ -32,11 +32,7 @@ absl::StatusOr<std::unique_ptr<Execution>> Load(const Setup& setup, const Plan& 
   absl::StatusOr<std::unique_ptr<Execution>> execution =
       Execution::Create(plan, setup.device.get());
   if (!execution.ok()) return proto::DoesNotFitError(execution.status().message());
-  const absl::Status loaded = LoadModel(setup, adapter, execution->get(), [&](double share) {
-    console->Live(absl::StrCat("loading ", Bar(share, 30)));
-  });
-  console->EndLive();
-  if (!loaded.ok()) return loaded;
+  if (absl::Status s = LoadModel(setup, adapter, execution->get(), console); !s.ok()) return s;
   return execution;
 }
 
@@ -67,6 +63,10 @@ class LogitsFile {
   std::vector<std::vector<float>> documents_;
 };
 
+absl::Status CannotWriteLogits(const absl::Status& status) {
+  return proto::IoError(absl::StrCat("eval.logits_file cannot be written: ", status.message()));
+}
+
 }  // namespace
 
 absl::Status ShowPlan(const Setup& setup, Console* console) {
@@ -96,6 +96,13 @@ absl::Status Inspect(const Setup& setup, Console* console) {
 }
 
 absl::Status Evaluate(const Setup& setup, Console* console) {
+  const std::string& path = setup.job.eval().logits_file();
+  if (setup.record.eval_logits) {
+    // Now, not after the work.
+    if (absl::Status s = NewAtomicFile(setup.env, path).status(); !s.ok()) {
+      return CannotWriteLogits(s);
+    }
+  }
   absl::StatusOr<Plan> plan = PlanOf(setup);
   if (!plan.ok()) return plan.status();
   absl::StatusOr<std::unique_ptr<Execution>> execution =
@@ -120,8 +127,7 @@ absl::Status Evaluate(const Setup& setup, Console* console) {
   console->Line(absl::StrCat(FormatCount(result->samples), " samples, ",
                              FormatCount(result->tokens), " tokens: ", DescribeEval(*result)));
   if (!setup.record.eval_logits) return absl::OkStatus();
-  const std::string& path = setup.job.eval().logits_file();
-  if (absl::Status s = logits.Write(setup.env, path); !s.ok()) return AsInputError(s);
+  if (absl::Status s = logits.Write(setup.env, path); !s.ok()) return CannotWriteLogits(s);
   console->Line(absl::StrCat("logits: ", path));
   return absl::OkStatus();
 }
@@ -147,7 +153,8 @@ absl::Status GenerateText(const Setup& setup, Console* console) {
 
 absl::Status Verify(Env* env, const std::string& folder, Console* console) {
   const auto check = [&](const std::string& path) {
-    absl::StatusOr<proto::FolderManifest> manifest = VerifyFolder(env, path);
+    absl::StatusOr<proto::FolderManifest> manifest =
+        VerifyFolder(env, path, VerifyDepth::kChecksumsAndHashes);
     if (!manifest.ok()) {
       console->Line(absl::StrCat("damaged  ", path, ": ", manifest.status().message()));
       return manifest.status();

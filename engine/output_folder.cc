@@ -56,13 +56,16 @@ absl::Status CannotWrite(const std::string& folder, const absl::Status& status) 
       absl::StrCat("output_dir ", folder, " cannot be written: ", status.message()));
 }
 
-// Creates the folder and, for a moment, a file in it.
-absl::Status TryToWrite(Env* env, const std::string& folder) {
+// Creates the folder and, for a moment, a file in it. One that then also stands in the model's
+// folder tells that the two are one, whatever links and dots their paths are made of.
+absl::Status TryToWrite(Env* env, const std::string& folder, const std::string& model_folder,
+                        bool* is_model_folder) {
   if (absl::Status s = env->CreateFolders(folder); !s.ok()) return s;
   const std::string probe = JoinPath(folder, absl::StrCat(".write-test-", env->RandomId()));
   absl::StatusOr<std::unique_ptr<WritableFile>> file = env->NewWritableFile(probe);
   if (!file.ok()) return file.status();
   if (absl::Status s = (*file)->Close(); !s.ok()) return s;
+  *is_model_folder = !model_folder.empty() && env->Exists(JoinPath(model_folder, BaseName(probe)));
   return env->RemoveFile(probe);
 }
 
@@ -71,7 +74,15 @@ absl::Status TryToWrite(Env* env, const std::string& folder) {
 absl::StatusOr<std::optional<std::string>> CheckOutputFolder(const Setup& setup, Console* console) {
   Env* env = setup.env;
   const std::string& folder = setup.job.output_dir();
-  if (absl::Status s = TryToWrite(env, folder); !s.ok()) return CannotWrite(folder, s);
+  bool is_model_folder = false;
+  if (absl::Status s = TryToWrite(env, folder, setup.model_folder, &is_model_folder); !s.ok()) {
+    return CannotWrite(folder, s);
+  }
+  if (is_model_folder) {
+    return proto::BadJobError(absl::StrCat("output_dir ", folder, " is the model's folder ",
+                                           setup.model_folder,
+                                           ". Give this job an output_dir of its own"));
+  }
   // First, because it also puts back a checkpoint that was moved aside when its writer died.
   if (absl::Status s = CleanTemporaries(env, folder); !s.ok()) return CannotWrite(folder, s);
   std::optional<std::string> resume;

@@ -1,7 +1,6 @@
 #include "engine/setup.h"
 
 #include <algorithm>
-#include <cstdio>
 #include <thread>
 #include <utility>
 
@@ -48,8 +47,9 @@ class Preparation {
     using Part = absl::Status (Preparation::*)();
     for (const Part part :
          {&Preparation::OpenModel, &Preparation::OpenTokenizer, &Preparation::ChooseTargets,
-          &Preparation::OpenDevice, &Preparation::ReadData, &Preparation::ReadPrompts,
-          &Preparation::ChooseOptions, &Preparation::Identify}) {
+          &Preparation::CheckJobAgainstModel, &Preparation::OpenDevice, &Preparation::ReadData,
+          &Preparation::ReadPrompts, &Preparation::MeasureDevice, &Preparation::ChooseOptions,
+          &Preparation::Identify}) {
       if (absl::Status status = (this->*part)(); !status.ok()) return status;
     }
     return absl::OkStatus();
@@ -123,16 +123,65 @@ class Preparation {
       return absl::OkStatus();
     }
     absl::StatusOr<LoraTargets> targets = ResolveLoraTargets(lora, rows);
-    if (!targets.ok()) return proto::BadJobError(targets.status().message());
+    if (!targets.ok()) {
+      problems_.emplace_back(targets.status().message());
+      return absl::OkStatus();
+    }
     s_.targets = *std::move(targets);
     s_.lora_size = MeasureLora(s_.targets, rows);
+    return CheckInitFrom(lora);
+  }
+
+  // The adapter to go on from must be exactly the one that this job describes: of another rank or
+  // scale its weights would mean something else.
+  absl::Status CheckInitFrom(const proto::Lora& lora) {
+    if (!trains_ || lora.init_from().empty()) return absl::OkStatus();
+    std::vector<ExpectedModule> expected;
+    for (const AdaptedModule& m : s_.targets.modules) {
+      expected.push_back({.path = m.module, .in = m.in, .out = m.out});
+    }
+    const absl::StatusOr<LoadedAdapter> adapter = ReadAdapter(s_.env, lora.init_from(), expected);
+    if (!adapter.ok()) {
+      return proto::Annotate(AsInputError(adapter.status()), "lora.init_from");
+    }
+    const AdapterConfig& config = adapter->adapter.config;
+    const auto must_equal = [&](const char* field, const std::string& job,
+                                const std::string& there) {
+      if (job == there) return;
+      problems_.push_back(absl::StrCat("lora.", field, ": found ", job, "; the adapter of ",
+                                       "lora.init_from (", lora.init_from(), ") has ", there,
+                                       ": set lora.", field, ": ", there));
+    };
+    must_equal("r", absl::StrCat(lora.r()), absl::StrCat(config.r));
+    must_equal("lora_alpha", absl::StrCat(lora.lora_alpha()), absl::StrCat(config.lora_alpha));
+    must_equal("use_rslora", lora.use_rslora() ? "true" : "false",
+               config.use_rslora ? "true" : "false");
     return absl::OkStatus();
+  }
+
+  // What only the model can tell to be wrong with the job, all in one go.
+  absl::Status CheckJobAgainstModel() {
+    const proto::Data& data = s_.job.data();
+    if (command_ != Command::kGenerate && data.max_length() > s_.spec.max_positions) {
+      problems_.push_back(absl::StrCat("data.max_length: found ", data.max_length(),
+                                       "; allowed: at most ", s_.spec.max_positions,
+                                       ", max_position_embeddings of ", s_.config_file));
+    }
+    if (data.format() == proto::DataFormat::MESSAGES && s_.tokenizer != nullptr) {
+      const absl::Status format = ChatFormatOf(data, *s_.tokenizer).status();
+      if (!format.ok()) problems_.emplace_back(format.message());
+    }
+    if (problems_.empty()) return absl::OkStatus();
+    return proto::BadJobError(absl::StrJoin(problems_, "\n"));
   }
 
   // The lora message that a saved adapter answers to: exactly the modules that it holds.
   absl::Status AdaptTo(const std::string& folder, proto::Lora* lora) {
     absl::StatusOr<LoadedAdapter> adapter = ReadAdapter(s_.env, folder, {});
-    if (!adapter.ok()) return AsInputError(adapter.status());
+    if (!adapter.ok()) {
+      return proto::Annotate(AsInputError(adapter.status()),
+                             command_ == Command::kEval ? "eval.adapter" : "generate.adapter");
+    }
     lora->Clear();
     lora->set_r(int32_t(adapter->adapter.config.r));
     lora->set_lora_alpha(adapter->adapter.config.lora_alpha);
@@ -159,6 +208,10 @@ class Preparation {
       return proto::NoDeviceError(absl::StrCat("cpu_isa: ", device.status().message()));
     }
     s_.device = *std::move(device);
+    return absl::OkStatus();
+  }
+
+  absl::Status MeasureDevice() {
     absl::StatusOr<MachineRates> rates = MeasureRates(*s_.device, ComputeType());
     if (!rates.ok()) return proto::DoesNotFitError(rates.status().message());
     s_.rates = *rates;
@@ -174,17 +227,23 @@ class Preparation {
                                     : std::max(1, int(std::thread::hardware_concurrency()));
   }
 
-  absl::Status ReadFileInto(const std::string& path, int64_t max_samples, Dataset* to) {
+  absl::Status ReadFileInto(absl::string_view field, const std::string& path, int64_t max_samples,
+                            Dataset* to) {
     absl::StatusOr<Dataset> data = LoadDataset(s_.env, path, s_.job.data(), s_.tokenizer.get(),
                                                TokenizerThreads(), max_samples);
-    if (!data.ok()) return AsInputError(data.status());
+    if (!data.ok()) {
+      if (absl::IsNotFound(data.status())) {
+        return proto::Annotate(AsInputError(data.status()), field);
+      }
+      return AsInputError(data.status());
+    }
     for (const Sample& sample : data->samples) {
       const auto out = std::find_if(sample.ids.begin(), sample.ids.end(),
                                     [&](int32_t id) { return id < 0 || id >= s_.spec.vocab; });
       if (out != sample.ids.end()) {
-        return proto::BadDataError(absl::StrCat(path, ":", sample.line, ": token id ", *out,
-                                                " is outside the model's vocabulary of ",
-                                                s_.spec.vocab));
+        return proto::BadDataError(
+            absl::StrCat(path, ":", sample.line, ": token id ", *out,
+                         " is outside the model's vocabulary; allowed: 0 to ", s_.spec.vocab - 1));
       }
     }
     *to = *std::move(data);
@@ -193,27 +252,28 @@ class Preparation {
 
   absl::Status ReadData() {
     const proto::Data& data = s_.job.data();
-    if (data.max_length() > s_.spec.max_positions) {
-      return proto::BadJobError(
-          absl::StrCat("data.max_length is ", data.max_length(), "; the model of ", s_.config_file,
-                       " has ", s_.spec.max_positions, " positions (max_position_embeddings)"));
-    }
     if (trains_ && data.has_train_file()) {
-      if (absl::Status s =
-              ReadFileInto(data.train_file(), data.max_train_samples(), &s_.train_data);
+      if (absl::Status s = ReadFileInto("data.train_file", data.train_file(),
+                                        data.max_train_samples(), &s_.train_data);
           !s.ok()) {
         return s;
       }
       if (data.eval_fraction() > 0) {
         s_.eval_data = SplitForEvaluation(&s_.train_data, data.eval_fraction(), s_.job.seed());
+        if (s_.eval_data.samples.empty()) {
+          return proto::BadDataError(absl::StrCat(
+              data.train_file(), " has ", s_.train_data.samples.size(),
+              " sample: data.eval_fraction needs two to hold one out; give more, or remove it"));
+        }
       }
     }
-    const std::string eval_file = command_ == Command::kEval && s_.job.eval().has_file()
-                                      ? s_.job.eval().file()
+    const bool own_file = command_ == Command::kEval && s_.job.eval().has_file();
+    const std::string eval_file = own_file                                ? s_.job.eval().file()
                                   : trains_ || command_ == Command::kEval ? data.eval_file()
                                                                           : "";
     if (!eval_file.empty()) {
-      if (absl::Status s = ReadFileInto(eval_file, data.max_eval_samples(), &s_.eval_data);
+      if (absl::Status s = ReadFileInto(own_file ? "eval.file" : "data.eval_file", eval_file,
+                                        data.max_eval_samples(), &s_.eval_data);
           !s.ok()) {
         return s;
       }
@@ -295,9 +355,16 @@ class Preparation {
       const int64_t tokens = rows * s_.job.data().max_length();
       s_.record.train = {tokens, rows, tokens};
     }
+    const bool logits = command_ == Command::kEval && !s_.job.eval().logits_file().empty();
+    if (logits && s_.eval_data.report.format != proto::DataFormat::PRETOKENIZED) {
+      return proto::BadJobError(absl::StrCat(
+          "eval.logits_file: found a file in format ",
+          proto::DataFormat::Value_Name(s_.eval_data.report.format),
+          "; allowed: format PRETOKENIZED; logits are compared id by id: give input_ids"));
+    }
     if (s_.eval_batches) {
       s_.record.eval = s_.eval_batches->capacity();
-      s_.record.eval_logits = command_ == Command::kEval && !s_.job.eval().logits_file().empty();
+      s_.record.eval_logits = logits;
     }
     ChooseGeneration();
     storage.rope_positions = std::max<int64_t>(
@@ -356,6 +423,7 @@ class Preparation {
   const Command command_;
   Setup& s_;
   bool trains_ = false;
+  std::vector<std::string> problems_;  // of the job, seen once the model is open
 };
 
 }  // namespace
@@ -381,8 +449,10 @@ std::vector<int32_t> StopIds(const Setup& setup) {
 
 namespace {
 
-absl::Status LoadBase(const Setup& setup, Execution* execution,
-                      const std::function<void(double)>& progress) {
+absl::Status LoadBase(const Setup& setup, Execution* execution, Console* console) {
+  const auto progress = [&](double share) {
+    console->Live(absl::StrCat("loading ", Bar(share, 30)));
+  };
   const std::string& folder = setup.job.quantization().quantize_cache();
   if (setup.job.mode() != proto::Mode::QLORA || folder.empty()) {
     return LoadWeights(*setup.model, execution, progress);
@@ -390,16 +460,18 @@ absl::Status LoadBase(const Setup& setup, Execution* execution,
   std::vector<std::string> notes;
   const absl::Status status = LoadWeightsCached({setup.env, folder, setup.base_hash}, *setup.model,
                                                 execution, progress, &notes);
-  for (const std::string& note : notes) std::fprintf(stderr, "\n%s\n", note.c_str());
+  for (const std::string& note : notes) console->Line(note);
   return status;
 }
 
 }  // namespace
 
 absl::Status LoadModel(const Setup& setup, const std::string& adapter, Execution* execution,
-                       const std::function<void(double)>& progress) {
+                       Console* console) {
   if (!setup.model) return InitializeWeights(setup.job.seed(), execution);
-  if (absl::Status s = LoadBase(setup, execution, progress); !s.ok()) return s;
+  const absl::Status loaded = LoadBase(setup, execution, console);
+  console->EndLive();
+  if (!loaded.ok()) return loaded;
   if (setup.targets.modules.empty()) return absl::OkStatus();
   if (!adapter.empty()) return LoadAdapter(setup.env, adapter, execution);
   const Storage& storage = execution->plan().run.storage;

@@ -4,7 +4,6 @@
 #ifndef QLORA_ENGINE_SETUP_H_
 #define QLORA_ENGINE_SETUP_H_
 
-#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -16,6 +15,7 @@
 #include "engine/io/checkpoint_files.h"
 #include "engine/lora/initialize.h"
 #include "engine/plan.h"
+#include "engine/report/console.h"
 #include "engine/text/tokenizer.h"
 #include "kernels/device.h"
 #include "proto/job.pb.h"
@@ -58,9 +58,9 @@ absl::StatusOr<std::unique_ptr<Setup>> PrepareSetup(const proto::Job& job, proto
 std::vector<int32_t> StopIds(const Setup& setup);
 
 // Fills the run's weights: from the checkpoint, or at random; adapters at their start, from
-// init_from, or from `adapter`.
+// init_from, or from `adapter`. Progress, and what the quantize cache did, go to the console.
 absl::Status LoadModel(const Setup& setup, const std::string& adapter, Execution* execution,
-                       const std::function<void(double)>& progress);
+                       Console* console);
 
 }  // namespace qlora::engine
 

@@ -38,11 +38,13 @@ absl::Status CheckJob(const Job& job, Command command) {
 }
 
 absl::StatusOr<Job> LoadJob(absl::string_view text_proto, const std::string& source_name,
-                            const std::vector<std::string>& set_overrides, Command command) {
+                            const std::vector<std::string>& set_overrides, Command command,
+                            const JobRule& rule) {
   JobProblems problems;
   const Job job = Parse(text_proto, source_name, set_overrides, problems);
   const bool understood = problems.empty();
   Check(job, command, problems);
+  if (rule) rule(job, problems);
   // What looks absent may stand on a line that was not understood.
   if (!understood) problems.DropAbsent();
   if (!problems.empty()) return problems.ToStatus(source_name);

@@ -2,6 +2,7 @@
 #ifndef QLORA_PROTO_JOB_CHECK_H_
 #define QLORA_PROTO_JOB_CHECK_H_
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -9,6 +10,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "proto/job.pb.h"
+#include "proto/job_problem.h"
 
 namespace qlora::proto {
 
@@ -27,9 +29,14 @@ absl::StatusOr<Job> ParseJob(absl::string_view text_proto, const std::string& so
 // what to do.
 absl::Status CheckJob(const Job& job, Command command);
 
-// ParseJob, CheckJob and WithDefaults in one, with the problems of both in one error.
+// What a layer above can judge of a job without opening a file: a regular expression, say.
+using JobRule = std::function<void(const Job& job, JobProblems& problems)>;
+
+// ParseJob, CheckJob and WithDefaults in one, with the problems of all, and of `rule`, in one
+// error.
 absl::StatusOr<Job> LoadJob(absl::string_view text_proto, const std::string& source_name,
-                            const std::vector<std::string>& set_overrides, Command command);
+                            const std::vector<std::string>& set_overrides, Command command,
+                            const JobRule& rule = nullptr);
 
 }  // namespace qlora::proto
 

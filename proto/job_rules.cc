@@ -182,6 +182,29 @@ void CheckContradictions(const Job& job, JobProblems& problems) {
   CheckMessages(job.generate(), problems);
 }
 
+namespace {
+
+void CheckLogitsFile(const Job& job, JobProblems& problems) {
+  if (!job.eval().has_logits_file()) return;
+  if (job.data().format() != DataFormat::PRETOKENIZED && job.data().format() != DataFormat::AUTO) {
+    problems.Add("eval.logits_file",
+                 absl::StrCat("a file in format ", DataFormat::Value_Name(job.data().format())),
+                 "format PRETOKENIZED",
+                 "logits are compared id by id: give input_ids, or remove it");
+  }
+  const std::string path = Normalized(job.eval().logits_file());
+  for (const std::string& input : {job.model(), job.eval().adapter(), job.eval().file(),
+                                   job.data().train_file(), job.data().eval_file()}) {
+    const std::string taken = Normalized(input);
+    if (input.empty() || path.compare(0, taken.size(), taken) != 0) continue;
+    problems.Add("eval.logits_file", Quote(job.eval().logits_file()), "a file outside the input",
+                 absl::StrCat("it would replace a file of ", Quote(input)));
+    return;
+  }
+}
+
+}  // namespace
+
 void CheckRequired(const Job& job, Command command, JobProblems& problems) {
   const bool trains = command == Command::kTrain || command == Command::kPlan;
   if (!job.has_model() && !(trains && job.has_model_init())) {
@@ -225,13 +248,7 @@ void CheckRequired(const Job& job, Command command, JobProblems& problems) {
       if (!job.eval().has_file() && !job.data().has_eval_file()) {
         problems.AddAbsent("eval.file", "give a JSONL file, here or as data.eval_file");
       }
-      if (job.eval().has_logits_file() && job.data().format() != DataFormat::PRETOKENIZED &&
-          job.data().format() != DataFormat::AUTO) {
-        problems.Add("eval.logits_file",
-                     absl::StrCat("a file in format ", DataFormat::Value_Name(job.data().format())),
-                     "format PRETOKENIZED",
-                     "logits are compared id by id: give input_ids, or remove it");
-      }
+      CheckLogitsFile(job, problems);
       refuse_adapter_in_full(job.eval().has_adapter(), "eval.adapter");
       break;
     case Command::kGenerate:

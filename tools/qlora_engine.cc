@@ -16,6 +16,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/commands.h"
 #include "engine/input_error.h"
+#include "engine/lora/targets.h"
 #include "engine/setup.h"
 #include "engine/train.h"
 #include "engine/version.h"
@@ -98,8 +99,8 @@ absl::Status RunJob(const Arguments& arguments, proto::Command command, engine::
   engine::Env* env = engine::Env::Default();
   absl::StatusOr<std::string> text = env->ReadFile(arguments.target, kMaxJobBytes);
   if (!text.ok()) return proto::BadJobError(text.status().message());
-  absl::StatusOr<proto::Job> job =
-      proto::LoadJob(*text, arguments.target, arguments.overrides, command);
+  absl::StatusOr<proto::Job> job = proto::LoadJob(*text, arguments.target, arguments.overrides,
+                                                  command, engine::CheckTargetPattern);
   if (!job.ok()) return job.status();
   absl::StatusOr<std::unique_ptr<engine::Setup>> setup = engine::PrepareSetup(*job, command, env);
   if (!setup.ok()) return setup.status();
@@ -141,8 +142,7 @@ int Main(const std::vector<std::string>& words) {
   const absl::Status status =
       verify ? engine::Verify(engine::Env::Default(), arguments->target, &console)
              : RunJob(*arguments, *command, &console);
-  console.EndLive();
-  if (!status.ok()) std::fprintf(stderr, "error: %s\n", std::string(status.message()).c_str());
+  if (!status.ok()) console.Error(status.message());
   return proto::ExitCodeOf(status);
 }
 

@@ -23,13 +23,20 @@ absl::Status Mistyped(absl::string_view key, const json& found, absl::string_vie
 
 bool Has(const json& object, const std::string& key) { return object.contains(key); }
 
-absl::StatusOr<std::string> Text(const json& object, const std::string& key) {
+// `field` is the job's field that names the key, if one does.
+absl::StatusOr<std::string> Text(const json& object, const std::string& key,
+                                 absl::string_view field = "") {
   const auto found = object.find(key);
   if (found == object.end()) {
     std::vector<std::string> keys;
     for (const auto& item : object.items()) keys.push_back(item.key());
     if (keys.size() > 10) keys.resize(10);
-    return BadDataError(absl::StrCat("no \"", key, "\"; found keys: ", absl::StrJoin(keys, ", ")));
+    std::string message = absl::StrCat("no \"", key, "\"; found ");
+    absl::StrAppend(&message, keys.empty() ? "no key" : "keys: ", absl::StrJoin(keys, ", "));
+    if (!field.empty() && !keys.empty()) {
+      absl::StrAppend(&message, "; set ", field, " to the key that holds it, or data.format");
+    }
+    return BadDataError(message);
   }
   if (!found->is_string()) return Mistyped(key, *found, "a string");
   return found->get<std::string>();
@@ -147,9 +154,9 @@ absl::StatusOr<Record> ReadPromptCompletion(const json& object, const proto::Dat
       object[completion_key].is_array()) {
     return ReadChatPromptCompletion(object[prompt_key], object[completion_key], data);
   }
-  auto prompt = Text(object, prompt_key);
+  auto prompt = Text(object, prompt_key, "data.prompt_field");
   if (!prompt.ok()) return prompt.status();
-  auto completion = Text(object, completion_key);
+  auto completion = Text(object, completion_key, "data.completion_field");
   if (!completion.ok()) return completion.status();
   Record record;
   record.kind = Record::Kind::kPromptCompletion;
@@ -277,7 +284,7 @@ absl::StatusOr<Record> ReadRecord(const json& object, DataFormat::Value format,
     case DataFormat::PRETOKENIZED:
       return ReadPretokenized(object);
     default: {
-      auto text = Text(object, data.text_field());
+      auto text = Text(object, data.text_field(), "data.text_field");
       if (!text.ok()) return text.status();
       Record record;
       record.text = *std::move(text);

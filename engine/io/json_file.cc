@@ -38,6 +38,10 @@ class Checker : public nlohmann::json_sax<Json> {
     std::string what = e.what();
     const size_t tag = what.find("] ");
     if (tag != std::string::npos) what = what.substr(tag + 2);
+    // In a text of one line, such as a record, the byte says it.
+    if (what.rfind("parse error at line 1,", 0) == 0 && what.find(": ") != std::string::npos) {
+      what = what.substr(what.find(": ") + 2);
+    }
     error_ = absl::StrCat("byte ", position, ": ", what);
     return false;
   }

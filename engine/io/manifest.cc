@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "engine/io/crc32c.h"
+#include "engine/io/sha256.h"
 
 namespace qlora::engine {
 namespace {
@@ -58,7 +59,7 @@ absl::Status CheckManifest(const proto::FolderManifest& manifest, absl::string_v
 
 // OK, an I/O error, or DATA_LOSS with the first bytes that differ.
 absl::Status VerifyFile(Env* env, const std::string& path, const proto::FolderManifest::File& want,
-                        uint64_t chunk_bytes) {
+                        uint64_t chunk_bytes, VerifyDepth depth) {
   auto file = env->NewReadableFile(path);
   if (absl::IsNotFound(file.status())) {
     return absl::DataLossError(absl::StrCat(path, " is missing"));
@@ -70,6 +71,8 @@ absl::Status VerifyFile(Env* env, const std::string& path, const proto::FolderMa
   }
   std::string buffer(static_cast<size_t>(std::min(chunk_bytes, want.size())), '\0');
   uint32_t whole = 0;
+  const bool hashes = depth == VerifyDepth::kChecksumsAndHashes && !want.sha256().empty();
+  Sha256 sha256;
   for (int i = 0; i < want.chunk_crc32c_size(); ++i) {
     const uint64_t begin = static_cast<uint64_t>(i) * chunk_bytes;
     const uint64_t end = std::min(begin + chunk_bytes, want.size());
@@ -82,10 +85,15 @@ absl::Status VerifyFile(Env* env, const std::string& path, const proto::FolderMa
                                               ": its CRC-32C is not the manifest's"));
     }
     whole = ExtendCrc32c(whole, chunk);
+    if (hashes) sha256.Update(chunk);
   }
   if (whole != want.crc32c()) {
     return absl::DataLossError(
         absl::StrCat(path, ": the CRC-32C of the whole file is not the manifest's"));
+  }
+  if (hashes && sha256.Finish() != want.sha256()) {
+    return absl::DataLossError(absl::StrCat(
+        path, ": its SHA-256 is not the manifest's, though its CRC-32C is: changed on purpose"));
   }
   return absl::OkStatus();
 }
@@ -132,13 +140,14 @@ absl::StatusOr<proto::FolderManifest> ReadManifest(Env* env, const std::string& 
   return DecodeManifest(*bytes, path);
 }
 
-absl::StatusOr<proto::FolderManifest> VerifyFolder(Env* env, const std::string& folder) {
+absl::StatusOr<proto::FolderManifest> VerifyFolder(Env* env, const std::string& folder,
+                                                   VerifyDepth depth) {
   auto manifest = ReadManifest(env, folder);
   if (!manifest.ok()) return manifest.status();
   std::vector<std::string> damaged;
   for (const proto::FolderManifest::File& file : manifest->files()) {
     absl::Status status =
-        VerifyFile(env, JoinPath(folder, file.name()), file, manifest->chunk_bytes());
+        VerifyFile(env, JoinPath(folder, file.name()), file, manifest->chunk_bytes(), depth);
     if (IsIoError(status)) return status;
     if (!status.ok()) damaged.emplace_back(status.message());
   }

@@ -31,8 +31,12 @@ absl::StatusOr<proto::FolderManifest> DecodeManifest(absl::string_view bytes,
 absl::StatusOr<proto::FolderManifest> ReadManifest(Env* env, const std::string& folder);
 
 // Reads every file that the manifest lists. DATA_LOSS names each damaged file and the first bytes
-// of it that differ. Files beside those listed are no fault.
-absl::StatusOr<proto::FolderManifest> VerifyFolder(Env* env, const std::string& folder);
+// of it that differ. Files beside those listed are no fault. kChecksumsAndHashes also holds each
+// file against its SHA-256, where the manifest has one: a checksum notices rot, but whoever changes
+// a file on purpose can make it fit.
+enum class VerifyDepth { kChecksums, kChecksumsAndHashes };
+absl::StatusOr<proto::FolderManifest> VerifyFolder(Env* env, const std::string& folder,
+                                                   VerifyDepth depth = VerifyDepth::kChecksums);
 
 }  // namespace qlora::engine
 

@@ -284,6 +284,14 @@ int64_t LoraTargets::ParameterCount() const {
   return count;
 }
 
+void CheckTargetPattern(const proto::Job& job, proto::JobProblems& problems) {
+  if (!job.lora().has_target_modules_regex()) return;
+  const absl::StatusOr<FullMatch> pattern = FullMatch::Compile(job.lora().target_modules_regex());
+  if (!pattern.ok()) {
+    problems.AddAt("lora.target_modules_regex", pattern.status().message());
+  }
+}
+
 absl::StatusOr<LoraTargets> ResolveLoraTargets(const proto::Lora& lora,
                                                absl::Span<const WeightRow> rows) {
   return Resolver(lora, rows).Resolve();

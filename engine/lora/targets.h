@@ -10,6 +10,7 @@
 #include "absl/types/span.h"
 #include "engine/model/model_spec.h"
 #include "proto/job.pb.h"
+#include "proto/job_problem.h"
 
 namespace qlora::engine {
 
@@ -40,6 +41,9 @@ struct LoraTargets {
 
   int64_t ParameterCount() const;
 };
+
+// A rule for proto::LoadJob: lora.target_modules_regex must compile.
+void CheckTargetPattern(const proto::Job& job, proto::JobProblems& problems);
 
 // Resolves lora.target_modules (a name matches a module that is equal to it or ends in "." + name;
 // "all-linear" stands for every linear of the layers) or lora.target_modules_regex (PCRE2, must

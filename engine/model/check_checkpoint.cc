@@ -22,23 +22,6 @@ constexpr size_t kShown = 20;
 constexpr size_t kShownExtras = 5;
 constexpr int64_t kChunk = 1 << 16;
 
-bool IsMatrix(WeightRole role) {
-  switch (role) {
-    case WeightRole::kEmbedding:
-    case WeightRole::kQ:
-    case WeightRole::kK:
-    case WeightRole::kV:
-    case WeightRole::kO:
-    case WeightRole::kGate:
-    case WeightRole::kUp:
-    case WeightRole::kDown:
-    case WeightRole::kHead:
-      return true;
-    default:
-      return false;
-  }
-}
-
 WeightRow RowOf(const ModelSpec& spec, WeightRole role) {
   const std::vector<WeightRow> rows = WeightRows(spec);
   return *std::find_if(rows.begin(), rows.end(),
@@ -79,6 +62,7 @@ class Checker {
     DecideTying();
     for (const WeightRow& row : WeightRows(spec_)) CheckRow(row);
     WarnOfExtras();
+    SettleStoredType();
     return Finish();
   }
 
@@ -110,8 +94,9 @@ class Checker {
   // What is wrong with an unquantized tensor; empty if nothing.
   std::string FaultOf(const WeightRow& row) const {
     const absl::StatusOr<ShardedModel::Tensor> tensor = model_.Get(row.name);
-    const std::vector<int64_t> shape = IsMatrix(row.role) ? std::vector<int64_t>{row.rows, row.cols}
-                                                          : std::vector<int64_t>{row.cols};
+    const std::vector<int64_t> shape = KindOf(row.role) == WeightKind::kMatrix
+                                           ? std::vector<int64_t>{row.rows, row.cols}
+                                           : std::vector<int64_t>{row.cols};
     if (!tensor.ok()) {
       return absl::StrCat(
           "tensor ", row.name, " ", ShapeText(shape), " is missing",
@@ -135,7 +120,8 @@ class Checker {
     known_.insert(row.name);
     if (!IsPrequantized(model_, row)) {
       std::string fault = FaultOf(row);
-      if (!fault.empty()) Fault(std::move(fault));
+      if (!fault.empty()) return Fault(std::move(fault));
+      types_.insert(*FloatType(model_.Get(row.name)->info->dtype));
       return;
     }
     for (std::string& name : PrequantizedNames(row)) known_.insert(std::move(name));
@@ -152,6 +138,19 @@ class Checker {
     if (weight->spec == quant_) return;
     auto& [count, first] = other_specs_[QuantizationFields(weight->spec)];
     if (count++ == 0) first = row.name;
+  }
+
+  // What the files hold counts, not what config.json says of them: fp32 weights under "float16"
+  // would lose values. Of several types the one that holds all.
+  void SettleStoredType() {
+    if (types_.empty()) return;
+    const DType found = types_.size() == 1 ? *types_.begin() : DType::kF32;
+    if (found != spec_.stored_dtype) {
+      warnings_.push_back(absl::StrCat(model_.folder(), ": weights are stored in ",
+                                       kernels::NameOf(found), ", config.json says ",
+                                       kernels::NameOf(spec_.stored_dtype), ": taken as stored"));
+    }
+    spec_.stored_dtype = found;
   }
 
   void WarnOfExtras() {
@@ -208,6 +207,7 @@ class Checker {
   std::vector<std::string> faults_;
   std::set<std::string> known_;
   std::vector<std::string> code_book_warnings_;
+  std::set<DType> types_;  // of the unquantized tensors
   int64_t prequantized_ = 0;
   std::string first_prequantized_;
   std::map<std::string, std::pair<int64_t, std::string>> other_specs_;  // fields → count, first

@@ -79,14 +79,16 @@ void ReadCommon(ConfigReader* reader, const Defaults& defaults, ModelSpec* spec)
                    absl::StrCat("a divisor of num_attention_heads, ", spec->query_heads));
   }
   const int64_t by_division = spec->hidden / spec->query_heads;
-  if (!reader->Has("head_dim") && defaults.head_size == 0 &&
-      spec->hidden % spec->query_heads != 0) {
+  const bool divides = !reader->Has("head_dim") && defaults.head_size == 0;
+  if (divides && reader->Has("hidden_size") && spec->hidden % spec->query_heads != 0) {
     reader->Refuse("hidden_size", absl::StrCat("a multiple of num_attention_heads, ",
                                                spec->query_heads, ", where head_dim is absent"));
   }
   spec->head_size = reader->Int("head_dim", 1, kMostHeadSize,
                                 defaults.head_size > 0 ? defaults.head_size : by_division);
-  if (spec->head_size % 2 != 0 || spec->head_size == 0) {
+  // An absent hidden_size is a fault already.
+  const bool known = !divides || reader->Has("hidden_size");
+  if (known && (spec->head_size % 2 != 0 || spec->head_size == 0)) {
     reader->Refuse("head_dim", absl::StrCat("an even number: rotary embedding turns pairs (here it "
                                             "is ",
                                             spec->head_size, ")"));

@@ -25,9 +25,12 @@ using kernels::Tensor;
 // Elements converted at a time on the host.
 constexpr int64_t kChunk = 1 << 16;
 
-absl::Status NotFinite(absl::string_view name, int64_t element) {
-  return proto::BadDataError(absl::StrCat("tensor ", name, " holds NaN or infinity at element ",
-                                          element, " (or a value too large for the run's type)"));
+absl::Status NotFinite(const ShardedModel::Tensor& tensor, int64_t element) {
+  return proto::BadDataError(
+      absl::StrCat(tensor.file->path(), ": tensor ", tensor.info->name,
+                   " holds NaN or infinity at element ", element,
+                   " (or a value too large for the run's type). The file is damaged or the model "
+                   "diverged: fetch it again, or use another one"));
 }
 
 class Loader {
@@ -82,7 +85,7 @@ class Loader {
       const int64_t count = std::min(kChunk, row.Count() - begin);
       const int64_t bad = ConvertElements(type, tensor.data() + begin * kernels::SizeOf(type),
                                           count, to.dtype, chunk.data());
-      if (bad >= 0) return NotFinite(row.name, begin + bad);
+      if (bad >= 0) return NotFinite(tensor, begin + bad);
       Tensor part = to;
       part.data = static_cast<uint8_t*>(to.data) + begin * kernels::SizeOf(to.dtype);
       if (absl::Status s = execution_.Write(part, chunk.data(), count * kernels::SizeOf(to.dtype));
@@ -128,7 +131,7 @@ class Loader {
       const int64_t bad =
           ConvertElements(type, tensor.data() + begin * kernels::SizeOf(type),
                           std::min(kChunk, slot.row.Count() - begin), DType::kF32, chunk.data());
-      if (bad >= 0) return NotFinite(slot.row.name, begin + bad);
+      if (bad >= 0) return NotFinite(tensor, begin + bad);
     }
     return absl::InternalError(absl::StrCat("tensor ", slot.row.name, ": the device found ",
                                             nonfinite,
@@ -155,26 +158,6 @@ class Loader {
 
 absl::Status WriteFloats(Execution* execution, Tensor view, absl::Span<const float> values) {
   return execution->Write(view, values.data(), int64_t(values.size()) * 4);
-}
-
-bool IsNorm(WeightRole role) {
-  return role == WeightRole::kInputNorm || role == WeightRole::kPostAttentionNorm ||
-         role == WeightRole::kFinalNorm || role == WeightRole::kQNorm || role == WeightRole::kKNorm;
-}
-
-bool IsBias(WeightRole role) {
-  switch (role) {
-    case WeightRole::kQBias:
-    case WeightRole::kKBias:
-    case WeightRole::kVBias:
-    case WeightRole::kOBias:
-    case WeightRole::kGateBias:
-    case WeightRole::kUpBias:
-    case WeightRole::kDownBias:
-      return true;
-    default:
-      return false;
-  }
 }
 
 // N(0, deviation) by Box and Muller's method over counted bits; one Philox call gives four numbers.
@@ -264,9 +247,10 @@ absl::Status InitializeWeights(uint64_t seed, Execution* execution) {
   for (const WeightSlot& slot : storage.weights) {
     absl::Span<float> values(flat.data() + storage.space.parameters()[slot.parameter].offset,
                              slot.row.Count());
-    if (IsNorm(slot.row.role)) {
+    const WeightKind kind = KindOf(slot.row.role);
+    if (kind == WeightKind::kNorm) {
       std::fill(values.begin(), values.end(), 1.0f - storage.spec.norm_offset);
-    } else if (!IsBias(slot.row.role)) {
+    } else if (kind == WeightKind::kMatrix) {
       FillNormal(seed, TensorKey(slot.row.name), storage.spec.initializer_range, values);
     }
   }

@@ -65,6 +65,36 @@ void AddLayer(const ModelSpec& spec, int64_t layer, std::vector<WeightRow>* rows
 
 }  // namespace
 
+WeightKind KindOf(WeightRole role) {
+  switch (role) {
+    case WeightRole::kEmbedding:
+    case WeightRole::kQ:
+    case WeightRole::kK:
+    case WeightRole::kV:
+    case WeightRole::kO:
+    case WeightRole::kGate:
+    case WeightRole::kUp:
+    case WeightRole::kDown:
+    case WeightRole::kHead:
+      return WeightKind::kMatrix;
+    case WeightRole::kInputNorm:
+    case WeightRole::kQNorm:
+    case WeightRole::kKNorm:
+    case WeightRole::kPostAttentionNorm:
+    case WeightRole::kFinalNorm:
+      return WeightKind::kNorm;
+    case WeightRole::kQBias:
+    case WeightRole::kKBias:
+    case WeightRole::kVBias:
+    case WeightRole::kOBias:
+    case WeightRole::kGateBias:
+    case WeightRole::kUpBias:
+    case WeightRole::kDownBias:
+      return WeightKind::kBias;
+  }
+  return WeightKind::kMatrix;
+}
+
 std::vector<WeightRow> WeightRows(const ModelSpec& spec) {
   std::vector<WeightRow> rows;
   RowList outside(&rows, -1);

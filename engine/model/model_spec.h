@@ -96,6 +96,9 @@ enum class WeightRole : uint8_t {
   kHead,
 };
 
+enum class WeightKind : uint8_t { kMatrix, kNorm, kBias };
+WeightKind KindOf(WeightRole role);
+
 // One tensor of the checkpoint. A vector is a matrix of one row.
 struct WeightRow {
   std::string name;    // "model.layers.0.self_attn.q_proj.weight"

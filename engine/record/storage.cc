@@ -10,23 +10,6 @@ using kernels::DType;
 using kernels::LinearBase;
 using kernels::Tensor;
 
-bool IsNormOrBias(WeightRole role) {
-  switch (role) {
-    case WeightRole::kEmbedding:
-    case WeightRole::kHead:
-    case WeightRole::kQ:
-    case WeightRole::kK:
-    case WeightRole::kV:
-    case WeightRole::kO:
-    case WeightRole::kGate:
-    case WeightRole::kUp:
-    case WeightRole::kDown:
-      return false;
-    default:
-      return true;
-  }
-}
-
 class Builder {
  public:
   Builder(Storage* storage, Program* program) : s_(*storage), program_(*program) {}
@@ -56,7 +39,7 @@ class Builder {
     slot.base.in_features = row.cols;
     if (s_.options.mode == proto::Mode::FULL && s_.options.training) {
       // As Transformers' Trainer: no decay on norms and biases.
-      const float decay = IsNormOrBias(row.role) ? 0.0f : s_.options.weight_decay;
+      const float decay = KindOf(row.role) == WeightKind::kMatrix ? s_.options.weight_decay : 0.0f;
       slot.parameter = s_.space.Add(row.name, row.rows, row.cols, decay);
     } else if (s_.options.mode == proto::Mode::QLORA && row.quantizable) {
       AddQuantized(row, &slot);
@@ -72,7 +55,7 @@ class Builder {
   // In bf16 runs a matrix stored in fp32 is kept in bf16, the type its products use; vectors stay
   // as stored.
   DType FrozenType(WeightRole role) const {
-    const bool narrow = s_.options.compute == DType::kBf16 && !IsNormOrBias(role) &&
+    const bool narrow = s_.options.compute == DType::kBf16 && KindOf(role) == WeightKind::kMatrix &&
                         s_.spec.stored_dtype == DType::kF32;
     return narrow ? DType::kBf16 : s_.spec.stored_dtype;
   }

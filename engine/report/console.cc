@@ -26,6 +26,21 @@ void Print(FILE* stream, absl::string_view text) {
   fflush(stream);
 }
 
+// Messages quote names from files: their control characters must give the terminal no orders, nor
+// a NUL end the message.
+std::string Harmless(absl::string_view text) {
+  std::string out;
+  for (const char c : text) {
+    const auto byte = static_cast<unsigned char>(c);
+    if ((byte >= 32 && byte != 127) || c == '\n') {
+      out.push_back(c);
+    } else {
+      absl::StrAppendFormat(&out, "\\x%02x", byte);
+    }
+  }
+  return out;
+}
+
 }  // namespace
 
 Console::Console() : live_(isatty(STDOUT_FILENO) == 1) {}
@@ -43,13 +58,19 @@ void Console::Line(absl::string_view text) {
 
 void Console::Warning(absl::string_view text) {
   EndLive();
-  Print(stderr, absl::StrCat("warning: ", text, "\n"));
+  Print(stderr, absl::StrCat("warning: ", Harmless(text), "\n"));
+}
+
+void Console::Error(absl::string_view text) {
+  EndLive();
+  Print(stderr, absl::StrCat("error: ", Harmless(text), "\n"));
 }
 
 void Console::Live(absl::string_view text) {
-  if (!live_) return;
+  if (!live_ || (showing_ && text == shown_)) return;
   Print(stdout, absl::StrCat("\r\x1b[K", text.substr(0, std::max(1, TerminalColumns() - 1))));
   showing_ = true;
+  shown_ = std::string(text);
 }
 
 std::string Bar(double share, int width) {

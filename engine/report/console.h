@@ -23,6 +23,8 @@ class Console {
   void Line(absl::string_view text);
   // To standard error, with "warning: ".
   void Warning(absl::string_view text);
+  // To standard error, with "error: ".
+  void Error(absl::string_view text);
   // Replaces the live line; nothing where there is none.
   void Live(absl::string_view text);
   void EndLive();
@@ -31,6 +33,7 @@ class Console {
  private:
   bool live_;
   bool showing_ = false;
+  std::string shown_;  // the live line
 };
 
 // "[#####.....]" for a share in [0, 1].

@@ -117,7 +117,11 @@ class Reader : public nlohmann::json_sax<json> {
     return true;
   }
   bool parse_error(size_t position, const std::string&, const json::exception& error) override {
-    return Fail(absl::StrCat("byte ", position), error.what());
+    // Without the library's "[json.exception.parse_error.101] ".
+    absl::string_view what = error.what();
+    const size_t tag = what.find("] ");
+    if (tag != absl::string_view::npos) what.remove_prefix(tag + 2);
+    return Fail(absl::StrCat("byte ", position), absl::StrCat("not valid JSON: ", what));
   }
 
  private:

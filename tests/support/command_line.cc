@@ -16,7 +16,7 @@ namespace qlora::tests {
 namespace {
 
 void ExecEngine(const std::vector<std::string>& words, int64_t address_space, int out, int err) {
-  if (address_space > 0) {
+  if (address_space > 0 && !kSanitized) {
     const rlimit limit{rlim_t(address_space), rlim_t(address_space)};
     ::setrlimit(RLIMIT_AS, &limit);
   }
@@ -64,7 +64,11 @@ CommandResult RunEngine(const std::vector<std::string>& words, const CommandOpti
     }
   }
   int status = 0;
-  ::waitpid(pid, &status, 0);
+  rusage usage{};
+  ::wait4(pid, &status, 0, &usage);
+  for (const timeval& time : {usage.ru_utime, usage.ru_stime}) {
+    result.cpu_seconds += double(time.tv_sec) + 1e-6 * double(time.tv_usec);
+  }
   if (WIFEXITED(status)) result.exit_code = WEXITSTATUS(status);
   if (WIFSIGNALED(status)) result.signal = WTERMSIG(status);
   return result;
@@ -75,7 +79,15 @@ std::map<std::string, std::string> TreeOf(const std::string& folder) {
   std::map<std::string, std::string> tree;
   if (!fs::exists(folder)) return tree;
   for (const fs::directory_entry& entry : fs::recursive_directory_iterator(folder)) {
-    const std::string name = fs::relative(entry.path(), folder).string();
+    const std::string name = entry.path().lexically_relative(folder).string();
+    if (entry.is_symlink()) {
+      tree[name] = "-> " + fs::read_symlink(entry.path()).string();
+      continue;
+    }
+    if (!entry.is_directory() && !entry.is_regular_file()) {
+      tree[name] = "special";
+      continue;
+    }
     if (entry.is_directory()) {
       tree[name + "/"] = "";
       continue;

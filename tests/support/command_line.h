@@ -12,11 +12,23 @@ namespace qlora::tests {
 struct CommandResult {
   int exit_code = -1;  // −1 where a signal ended it
   int signal = 0;
+  double cpu_seconds = 0;  // of the process and its threads
   std::string out, err;
 };
 
+// A sanitizer's shadow memory needs more address space than any limit leaves, and its checks more
+// time.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+inline constexpr bool kSanitized = true;
+#elif defined(__has_feature)
+inline constexpr bool kSanitized =
+    __has_feature(address_sanitizer) || __has_feature(thread_sanitizer);
+#else
+inline constexpr bool kSanitized = false;
+#endif
+
 struct CommandOptions {
-  int64_t address_space = 0;  // bytes; 0: no limit
+  int64_t address_space = 0;  // bytes; 0: no limit. Not kept to by sanitized builds
   // Called once with the process when its output first holds `cue`.
   std::string cue;
   std::function<void(int pid)> on_cue;
@@ -26,7 +38,8 @@ struct CommandOptions {
 // line.
 CommandResult RunEngine(const std::vector<std::string>& words, const CommandOptions& options = {});
 
-// Path below `folder` → contents, of every file in it; folders as "name/" → "".
+// Path below `folder` → contents, of every file in it; folders as "name/" → "", links as "-> to",
+// what else there may be (a FIFO) as "special".
 std::map<std::string, std::string> TreeOf(const std::string& folder);
 
 }  // namespace qlora::tests

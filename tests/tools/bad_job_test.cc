@@ -45,6 +45,64 @@ TEST_F(BadJob, NoJobFile) {
   EXPECT_THAT(result.err, HasSubstr("absent.textproto"));
 }
 
+TEST_F(BadJob, TooFewOrTooManyWords) {
+  for (const std::vector<std::string>& words :
+       std::vector<std::vector<std::string>>{{},
+                                             {"train"},
+                                             {"train", "a", "b"},
+                                             {"train", "a", "--set"},
+                                             {"train", "a", "--force"}}) {
+    const CommandResult result = RunEngine(words);
+    EXPECT_EQ(result.exit_code, 64);
+    EXPECT_THAT(result.err, HasSubstr("usage: qlora_engine COMMAND"));
+    EXPECT_EQ(result.out, "");
+  }
+}
+
+TEST_F(BadJob, EveryKindOfFaultInOneRun) {
+  job_ += "nonsense: 3\nmemory_limit: '8'\n";
+  ExpectRefused(
+      64,
+      {"problems:", "unknown field \"nonsense\"", "memory_limit: \"8\" is not a size of memory",
+       "--set device=GPU: unknown value GPU", "lora.r: found 0; allowed: 1..1024",
+       "training.learning_rate: found nan", "data.max_length: found 0", "target_modules_regex"},
+      {"--set", "device=GPU", "--set", "lora.r=0", "--set", "training.learning_rate=nan", "--set",
+       "data.max_length=0", "--set", "lora.target_modules_regex=["});
+}
+
+TEST_F(BadJob, WhatEvalAndGenerateNeed) {
+  ExpectCommandRefused("eval", 64, {"eval.file: not given"});
+  ExpectCommandRefused("generate", 64, {"generate.prompt: not given", "messages"});
+  const std::string file = "eval.file=" + Path("data.jsonl");
+  ExpectCommandRefused("eval", 65, {"eval.adapter: ", "nowhere/adapter_config.json"},
+                       {"--set", file, "--set", "eval.adapter=" + Path("nowhere")});
+  ExpectCommandRefused(
+      "generate", 65, {"generate.adapter: ", "nowhere/adapter_config.json"},
+      {"--set", "generate.prompt=a", "--set", "generate.adapter=" + Path("nowhere")});
+  ExpectCommandRefused("eval", 71, {"memory_limit", "largest items"},
+                       {"--set", file, "--set", "memory_limit=1MiB"});
+}
+
+TEST_F(BadJob, LogitsOfTextOrOverTheInput) {
+  data_ = "";
+  const std::string file = "eval.file=" + Path("data.jsonl");
+  ExpectCommandRefused("eval", 64, {"eval.logits_file", "PROMPT_COMPLETION", "PRETOKENIZED"},
+                       {"--set", file, "--set", "eval.logits_file=" + Path("logits")});
+  for (const char* input : {"base/model.safetensors", "data.jsonl", "./base//x"}) {
+    ExpectCommandRefused("eval", 64, {"eval.logits_file", "outside the input", "would replace"},
+                         {"--set", file, "--set", "eval.logits_file=" + Path(input)});
+  }
+}
+
+TEST_F(BadJob, LogitsThatCannotBeWritten) {
+  data_ = "format: PRETOKENIZED";
+  Write("data.jsonl", "{\"input_ids\": [1, 2, 3]}\n");
+  Write("file", "");
+  ExpectCommandRefused("eval", 74, {"eval.logits_file cannot be written", "Not a directory"},
+                       {"--set", "eval.file=" + Path("data.jsonl"), "--set",
+                        "eval.logits_file=" + Path("file/logits")});
+}
+
 TEST_F(BadJob, UnknownCommand) {
   const CommandResult result = RunEngine({"trian", Path("job.textproto")});
   EXPECT_EQ(result.exit_code, 64);
@@ -61,15 +119,25 @@ TEST_F(BadJob, TargetInSomeLayersOnly) {
 }
 
 TEST_F(BadJob, PatternThatDoesNotCompile) {
-  ExpectRefused(64, {"target_modules_regex", "("}, {"--set", "lora.target_modules_regex=("});
+  ExpectRefused(64,
+                {"2 problems", "target_modules_regex", "missing closing parenthesis",
+                 "training.learning_rate: found -1"},
+                {"--set", "lora.target_modules_regex=(", "--set", "training.learning_rate=-1"});
 }
 
 TEST_F(BadJob, MoreTokensThanTheModelHasPositions) {
-  ExpectRefused(64, {"data.max_length", "65", "64"}, {"--set", "data.max_length=65"});
+  ExpectRefused(64, {"data.max_length: found 65; allowed: at most 64", "base/config.json"},
+                {"--set", "data.max_length=65"});
 }
 
 TEST_F(BadJob, DeviceThatIsNotThere) {
-  ExpectRefused(69, {"device: CUDA"}, {"--set", "device=CUDA"});
+  ExpectRefused(69, {"device: CUDA", "CPU or AUTO"}, {"--set", "device=CUDA"});
+}
+
+TEST_F(BadJob, InstructionsThatTheCpuLacks) {
+  if (__builtin_cpu_supports("avx512bf16")) GTEST_SKIP() << "this CPU has them all";
+  ExpectRefused(69, {"cpu_isa", "avx512_bf16", "the best it has"},
+                {"--set", "cpu_isa=AVX512_BF16"});
 }
 
 TEST_F(BadJob, MemoryLimitTooSmall) {

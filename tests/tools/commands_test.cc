@@ -115,9 +115,24 @@ TEST_F(Commands, InitFromGoesOnFromAnAdapter) {
       Run("train", {"--set", "output_dir=" + Path("out3"), "--set", "lora.init_from=" + Path("out"),
                     "--set", "lora.target_modules=q_proj"});
   EXPECT_EQ(other.exit_code, 65) << other.err;
+  EXPECT_THAT(other.err, HasSubstr("lora.init_from: "));
   EXPECT_THAT(other.err,
               HasSubstr("unexpected: base_model.model.model.layers.0.mlp.down_proj.lora_A.weight"));
-  EXPECT_FALSE(std::filesystem::exists(Path("out3/adapter_model.safetensors")));
+  EXPECT_FALSE(std::filesystem::exists(Path("out3")));
+}
+
+// Of another rank its bytes would be read as something they are not, of another scale it would be
+// another function.
+TEST_F(Commands, InitFromAnAdapterOfAnotherRankOrScale) {
+  Ok("train");
+  std::filesystem::rename(Path("out"), Path("first"));
+  ExpectRefused(64,
+                {"lora.r: found 8", Path("first"), "set lora.r: 4", "lora.lora_alpha: found 7",
+                 "set lora.lora_alpha: 16", "lora.use_rslora: found true"},
+                {"--set", "lora.init_from=" + Path("first"), "--set", "lora.r=8", "--set",
+                 "lora.lora_alpha=7", "--set", "lora.use_rslora=true"});
+  ExpectRefused(65, {"lora.init_from: ", "nowhere/adapter_config.json"},
+                {"--set", "lora.init_from=" + Path("nowhere")});
 }
 
 TEST_F(Commands, EvalWritesLogits) {
@@ -167,6 +182,11 @@ TEST_F(Commands, QuantizeCacheGivesTheSameBytes) {
                  "quantization.quantize_cache=" + Path("cache")});
     EXPECT_TRUE(Read(absl::StrCat(out, "/adapter_model.safetensors")) == adapter) << out;
   }
+  // What the cache did is told where all else is told.
+  const CommandResult third = Ok("train", {"--set", "output_dir=" + Path("third"), "--set",
+                                           "quantization.quantize_cache=" + Path("cache")});
+  EXPECT_THAT(third.out, HasSubstr("was loaded from " + Path("cache")));
+  EXPECT_EQ(third.err, "");
   EXPECT_FALSE(TreeOf(Path("cache")).empty());
 }
 

@@ -3,8 +3,11 @@
 #include <signal.h>
 
 #include <filesystem>
+#include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
+#include "engine/io/crc32c.h"
+#include "engine/io/manifest.h"
 #include "tests/tools/workplace.h"
 
 namespace qlora::tests {
@@ -12,6 +15,7 @@ namespace {
 
 namespace fs = std::filesystem;
 using testing::HasSubstr;
+using testing::Not;
 
 class OutputFolder : public Workplace {
  protected:
@@ -72,12 +76,32 @@ TEST_F(OutputFolder, OfAModelWithoutCheckpoints) {
   ExpectRefused(64, {"model.safetensors", "no checkpoint", "overwrite_output_dir"});
 }
 
-TEST_F(OutputFolder, TrainingAgainChangesNoWeight) {
+// What is done is said to be done: nothing but the record of the memory taken is written anew, and
+// an empty event file.
+TEST_F(OutputFolder, TrainingAgainChangesNothing) {
   Train();
-  const std::string adapter = Adapter(), metrics = Read("out/metrics.jsonl");
-  Train();
-  EXPECT_TRUE(Adapter() == adapter);
-  EXPECT_EQ(Read("out/metrics.jsonl"), metrics);
+  auto first = Output();
+  const CommandResult again = Run("train");
+  EXPECT_EQ(again.exit_code, 0) << again.err;
+  EXPECT_THAT(again.out, HasSubstr("going on from " + Path("out/checkpoint-3")));
+  EXPECT_THAT(again.out, Not(HasSubstr("step 3/3")));
+  auto second = Output();
+  first.erase("qlora_run.json");
+  for (const auto& [name, contents] : first) {
+    EXPECT_TRUE(second.contains(name) && second.at(name) == contents) << name;
+  }
+  const auto sidecar = nlohmann::json::parse(Read("out/qlora_run.json"));
+  EXPECT_EQ(sidecar["job"]["sha256"].get<std::string>().size(), 64u);
+}
+
+// A link or dots in the path don't hide that results would be written over the model.
+TEST_F(OutputFolder, ThatIsTheModelUnderAnotherName) {
+  job_ = "mode: FULL overwrite_output_dir: true training { max_steps: 1 }\n";
+  fs::create_symlink(Path("base"), Path("link"));
+  fs::create_directory(Path("x"));
+  for (const char* name : {"link", "x/../base", "base"}) {
+    ExpectCommandRefused("train", 64, {"output_dir"}, {"--set", "output_dir=" + Path(name)});
+  }
 }
 
 TEST_F(OutputFolder, DamagedCheckpointIsNamedAndTheOneBeforeUsed) {
@@ -116,8 +140,37 @@ TEST_F(OutputFolder, VerifyTellsWholeFromDamaged) {
   EXPECT_THAT(result.out, HasSubstr("whole    " + Path("out/checkpoint-3")));
 }
 
+// A checksum notices rot; only the hash notices one who changes a file and its checksum.
+TEST_F(OutputFolder, VerifyHoldsFilesAgainstTheirHashes) {
+  Train();
+  const std::string folder = Path("out/checkpoint-2");
+  auto manifest = engine::ReadManifest(engine::Env::Default(), folder);
+  ASSERT_TRUE(manifest.ok()) << manifest.status();
+  for (auto& file : *manifest->mutable_files()) {
+    if (file.name() != "adapter_config.json") continue;
+    std::string text = Read("out/checkpoint-2/adapter_config.json");
+    text.replace(text.find("\"r\": 4"), 6, "\"r\": 5");
+    Write("out/checkpoint-2/adapter_config.json", text);
+    file.set_crc32c(engine::Crc32c(text));
+    file.set_chunk_crc32c(0, engine::Crc32c(text));
+  }
+  Write("out/checkpoint-2/manifest.pb", engine::EncodeManifest(*manifest));
+  const CommandResult result = RunEngine({"verify", Path("out")});
+  EXPECT_EQ(result.exit_code, 65);
+  EXPECT_THAT(result.out, HasSubstr(folder + "/adapter_config.json: its SHA-256 is not"));
+  EXPECT_THAT(result.out, HasSubstr("whole    " + Path("out/checkpoint-3")));
+}
+
+TEST_F(OutputFolder, VerifyOfWhatIsNone) {
+  EXPECT_EQ(RunEngine({"verify", Path("nowhere")}).exit_code, 65);
+  const CommandResult result = RunEngine({"verify", Path("base")});
+  EXPECT_EQ(result.exit_code, 65);
+  EXPECT_THAT(result.err, HasSubstr("base holds no checkpoint"));
+}
+
 struct Ending {
   const char* name;
+  const char* mode;
   int signal;
   int exit_code;  // −1: killed
 };
@@ -126,28 +179,40 @@ class Interrupted : public OutputFolder, public testing::WithParamInterface<Endi
 
 // Stopped at some step, the run goes on to the bytes of one that was never stopped.
 TEST_P(Interrupted, GoesOnToTheSameBytes) {
-  job_ =
-      "training { max_steps: 30 gradient_accumulation_steps: 2 save_steps: 4 logging_steps: 1 }\n"
-      "num_threads: 1\n";
+  job_ = absl::StrCat("mode: ", GetParam().mode,
+                      " training { max_steps: 16 gradient_accumulation_steps: 2 save_steps: 3 "
+                      "logging_steps: 1 }\nnum_threads: 1\n");
+  const char* const weights = std::string(GetParam().mode) == "FULL"
+                                  ? "out/model.safetensors"
+                                  : "out/adapter_model.safetensors";
   Train();
-  const std::string adapter = Adapter(), metrics = Read("out/metrics.jsonl");
+  const std::string whole = Read(weights), metrics = Read("out/metrics.jsonl");
+  ASSERT_FALSE(whole.empty());
   fs::remove_all(Path("out"));
   const CommandResult stopped =
       RunEngine({"train", Path("job.textproto")},
-                {.cue = "step 9/30", .on_cue = [](int pid) { ::kill(pid, GetParam().signal); }});
+                {.cue = "step 5/16", .on_cue = [](int pid) { ::kill(pid, GetParam().signal); }});
   EXPECT_EQ(stopped.exit_code, GetParam().exit_code) << stopped.out << stopped.err;
-  ASSERT_FALSE(fs::exists(Path("out/adapter_model.safetensors")));
+  EXPECT_EQ(stopped.signal, GetParam().signal == SIGKILL ? SIGKILL : 0);
+  if (stopped.exit_code > 0) {
+    EXPECT_THAT(stopped.err, HasSubstr("the same command goes on from there"));
+  }
+  ASSERT_FALSE(fs::exists(Path(weights)));
   const CommandResult rest = Run("train");
   ASSERT_EQ(rest.exit_code, 0) << rest.err;
   EXPECT_THAT(rest.out, HasSubstr("going on from"));
-  EXPECT_TRUE(Adapter() == adapter);
+  EXPECT_TRUE(Read(weights) == whole);
   EXPECT_EQ(Read("out/metrics.jsonl"), metrics);
 }
 
 INSTANTIATE_TEST_SUITE_P(Signals, Interrupted,
-                         testing::Values(Ending{"interrupt", SIGINT, 130},
-                                         Ending{"terminate", SIGTERM, 143},
-                                         Ending{"kill", SIGKILL, -1}),
+                         testing::Values(Ending{"interrupt_qlora", "QLORA", SIGINT, 130},
+                                         Ending{"terminate_qlora", "QLORA", SIGTERM, 143},
+                                         Ending{"kill_qlora", "QLORA", SIGKILL, -1},
+                                         Ending{"terminate_lora", "LORA", SIGTERM, 143},
+                                         Ending{"kill_lora", "LORA", SIGKILL, -1},
+                                         Ending{"interrupt_full", "FULL", SIGINT, 130},
+                                         Ending{"kill_full", "FULL", SIGKILL, -1}),
                          [](const auto& info) { return std::string(info.param.name); });
 
 }  // namespace

@@ -27,12 +27,23 @@ class Workplace : public testing::Test {
 
   // Runs `command` on job.textproto, which is `job` behind model, output_dir and train_file.
   CommandResult Run(const std::string& command, const std::vector<std::string>& more = {}) const;
+  // job.textproto, as Run writes it.
+  void WriteJob() const;
   std::map<std::string, std::string> Output() const { return TreeOf(Path("out")); }
 
-  // Runs `train` (also in 2 GiB of address space, where a size believed from a file would fail),
-  // and expects it to be refused with this code and every one of the words, with nothing written.
+  // Runs `train`, twice, and expects it to be refused with this code and every one of the words,
+  // all files of the workplace as they were:
+  //  - with what is there in "out": an output folder that is not there yet stays empty;
+  //  - with another run's results in "out" (unless there are some), in 2 GiB of address space,
+  //  where
+  //    a size believed from a file would fail.
   void ExpectRefused(int code, const std::vector<std::string>& words,
                      const std::vector<std::string>& more = {}) const;
+  // The same for any command, once, in `address_space`.
+  void ExpectCommandRefused(const std::string& command, int code,
+                            const std::vector<std::string>& words,
+                            const std::vector<std::string>& more = {},
+                            int64_t address_space = int64_t{2} << 30) const;
 
   std::string job_ =
       "mode: QLORA\n"

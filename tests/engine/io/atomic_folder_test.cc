@@ -8,6 +8,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/io/atomic_file.h"
+#include "engine/io/crc32c.h"
+#include "engine/io/manifest.h"
 #include "engine/io/sha256.h"
 #include "tests/support/faulty_env.h"
 
@@ -131,6 +133,27 @@ TEST_F(AtomicFolderTest, DamageIsNamedByItsPlace) {
   ASSERT_TRUE(env_.RemoveFile(path).ok());
   EXPECT_THAT(VerifyFolder(&env_, "out/checkpoint-1").status().message(),
               HasSubstr("weights is missing"));
+}
+
+// Whoever changes a file on purpose can make the checksums fit.
+TEST_F(AtomicFolderTest, HashesNoticeWhatChecksumsCannot) {
+  ASSERT_TRUE(Save(&env_, 1, "payload").ok());
+  const std::string folder = "out/checkpoint-1";
+  auto manifest = ReadManifest(&env_, folder);
+  ASSERT_TRUE(manifest.ok());
+  proto::FolderManifest::File* file = manifest->mutable_files(1);
+  file->set_crc32c(Crc32c("PAYLOAD"));
+  file->set_chunk_crc32c(0, Crc32c("PAYLOAD"));
+  Overwrite(&env_, folder + "/weights", "PAYLOAD");
+  Overwrite(&env_, folder + "/manifest.pb", EncodeManifest(*manifest));
+  EXPECT_TRUE(VerifyFolder(&env_, folder).ok());
+  const auto status = VerifyFolder(&env_, folder, VerifyDepth::kChecksumsAndHashes).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
+  EXPECT_THAT(status.message(), HasSubstr("weights: its SHA-256 is not the manifest's"));
+  // A manifest without hashes is as good as its checksums.
+  file->clear_sha256();
+  Overwrite(&env_, folder + "/manifest.pb", EncodeManifest(*manifest));
+  EXPECT_TRUE(VerifyFolder(&env_, folder, VerifyDepth::kChecksumsAndHashes).ok());
 }
 
 TEST_F(AtomicFolderTest, EveryFlippedBitAndEveryCutOfTheManifestIsFound) {

@@ -33,6 +33,16 @@ TEST(EventFileTest, EqualsTensorBoardsOwnWriter) {
   EXPECT_EQ(Contents(&env, events->path()), *golden);
 }
 
+// The field is one of a oneof: TensorBoard takes a value without it for a tag without a point.
+TEST(EventFileTest, AZeroIsWritten) {
+  FaultyEnv env;
+  auto events = EventFile::Create(&env, ".", 0);
+  ASSERT_TRUE(events.ok()) << events.status();
+  ASSERT_TRUE(events->WriteScalars(1, {{"rate", 0.0f}}).ok());
+  const std::string value("\x0a\x04rate\x15\0\0\0\0", 11);
+  EXPECT_THAT(Contents(&env, events->path()), testing::HasSubstr(value));
+}
+
 TEST(EventFileTest, NeverWritesOverAnotherRun) {
   FaultyEnv env;
   auto first = EventFile::Create(&env, ".", 0);

@@ -41,6 +41,24 @@ TEST_F(CheckCheckpointTest, GoldenModelsPassWithoutWarning) {
   }
 }
 
+// A config that says another type than the files hold must cost no values.
+TEST_F(CheckCheckpointTest, TheStoredTypeIsTheFilesOne) {
+  EditableModel model("llama");  // fp32
+  const size_t at = model.config.find("float32");
+  ASSERT_NE(at, std::string::npos);
+  model.config.replace(at, 7, "float16");
+  ASSERT_TRUE(Check(model).ok());
+  EXPECT_EQ(spec_.stored_dtype, kernels::DType::kF32);
+  EXPECT_THAT(warnings_, ElementsAre(HasSubstr("stored in f32, config.json says f16")));
+}
+
+TEST_F(CheckCheckpointTest, OfSeveralStoredTypesTheOneThatHoldsAll) {
+  EditableModel model("qwen3");  // bf16
+  model.AddZeros("model.norm.weight", Dtype::kF16, {32});
+  ASSERT_TRUE(Check(model).ok());
+  EXPECT_EQ(spec_.stored_dtype, kernels::DType::kF32);
+}
+
 TEST_F(CheckCheckpointTest, MissingTensor) {
   EditableModel model("llama");
   model.tensors.erase(kQ);

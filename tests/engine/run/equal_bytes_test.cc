@@ -4,6 +4,7 @@
 #include "engine/checkpoint.h"
 #include "gtest/gtest.h"
 #include "tests/engine/io/temp_folder.h"
+#include "tests/engine/model/golden_files.h"
 #include "tests/engine/run/model_run.h"
 #include "tests/support/deferred_device.h"
 
@@ -124,9 +125,11 @@ TEST_P(EqualBytes, AfterARestart) {
   {
     ModelRun run(Options(), CpuDevice(1));
     Train(&run, 1);
-    const absl::Status saved =
-        SaveCheckpoint(Env::Default(), folder.path(), &run.execution(),
-                       {.adapter = {.r = 4, .lora_alpha = 8, .target_modules = {"q_proj"}}}, state);
+    const absl::Status saved = SaveCheckpoint(
+        Env::Default(), folder.path(), &run.execution(),
+        {.adapter = {.r = 4, .lora_alpha = 8, .target_modules = {"q_proj"}},
+         .config_file = GoldenModelPath(std::string(GetParam().model) + "/config.json")},
+        state);
     ASSERT_TRUE(saved.ok()) << saved;
   }
   ModelRun::Options options = Options();
