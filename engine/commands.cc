@@ -99,6 +99,9 @@ absl::Status Evaluate(const Setup& setup, Console* console) {
   const std::string& path = setup.job.eval().logits_file();
   if (setup.record.eval_logits) {
     // Now, not after the work.
+    if (setup.env->IsFolder(path)) {
+      return CannotWriteLogits(absl::AlreadyExistsError(path + " is a folder"));
+    }
     if (absl::Status s = NewAtomicFile(setup.env, path).status(); !s.ok()) {
       return CannotWriteLogits(s);
     }

@@ -85,10 +85,10 @@ class GenerationRun {
   absl::StatusOr<Active> Prefill(int64_t index, int64_t slot) {
     const std::vector<int32_t>& prompt = prompts_[index];
     if (prompt.empty()) return proto::BadDataError(absl::StrCat("prompt ", index, " has no token"));
-    if (int64_t(prompt.size()) + options_.max_new_tokens > context_) {
+    if (int64_t(prompt.size()) > context_) {
       return proto::BadDataError(absl::StrCat("prompt ", index, " has ", prompt.size(),
-                                              " tokens; with ", options_.max_new_tokens,
-                                              " new ones at most ", context_, " fit"));
+                                              " tokens; the model and this run have room for ",
+                                              context_));
     }
     Active active{.index = index, .slot = slot, .next = prompt.back()};
     const int64_t part = pieces_.prefill_inputs.capacity.tokens;
@@ -151,7 +151,7 @@ class GenerationRun {
       results_[a.index].push_back(a.next);
       const bool stops = std::find(options_.stop_ids.begin(), options_.stop_ids.end(), a.next) !=
                          options_.stop_ids.end();
-      if (!stops) going_on.push_back(a);
+      if (!stops && a.length < context_) going_on.push_back(a);
     }
     *group = std::move(going_on);
     return absl::OkStatus();

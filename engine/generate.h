@@ -20,9 +20,9 @@ struct GenerationOptions {
   std::vector<int32_t> stop_ids;  // end a sequence; included in what is returned
 };
 
-// The tokens that follow each prompt. Each prompt has at least one token and fits, with what is
-// generated, into the run's GenerationShape::context. A sequence's tokens depend on its own prompt,
-// its index and the seed alone.
+// The tokens that follow each prompt. Each prompt has at least one token and fits into the
+// run's GenerationShape::context; a sequence also ends when that is full. A sequence's tokens
+// depend on its own prompt, its index and the seed alone.
 absl::StatusOr<std::vector<std::vector<int32_t>>> Generate(
     Execution* execution, absl::Span<const std::vector<int32_t>> prompts,
     const GenerationOptions& options);

@@ -56,11 +56,10 @@ absl::Status CannotWrite(const std::string& folder, const absl::Status& status) 
       absl::StrCat("output_dir ", folder, " cannot be written: ", status.message()));
 }
 
-// Creates the folder and, for a moment, a file in it. One that then also stands in the model's
-// folder tells that the two are one, whatever links and dots their paths are made of.
+// Creates a file in the folder, for a moment. One that then also stands in the model's folder tells
+// that the two are one, whatever links and dots their paths are made of.
 absl::Status TryToWrite(Env* env, const std::string& folder, const std::string& model_folder,
                         bool* is_model_folder) {
-  if (absl::Status s = env->CreateFolders(folder); !s.ok()) return s;
   const std::string probe = JoinPath(folder, absl::StrCat(".write-test-", env->RandomId()));
   absl::StatusOr<std::unique_ptr<WritableFile>> file = env->NewWritableFile(probe);
   if (!file.ok()) return file.status();
@@ -69,11 +68,30 @@ absl::Status TryToWrite(Env* env, const std::string& folder, const std::string& 
   return env->RemoveFile(probe);
 }
 
+// Creates the folder and those above it, and removes them again.
+absl::Status TryToCreate(Env* env, const std::string& folder) {
+  std::vector<std::string> absent;
+  for (std::string path = folder; !env->IsFolder(path); path = ParentPath(path)) {
+    absent.push_back(path);
+    if (ParentPath(path) == path) break;
+  }
+  absl::Status status = env->CreateFolders(folder);
+  for (const std::string& path : absent) {
+    if (env->IsFolder(path)) status.Update(env->RemoveEmptyFolder(path));
+  }
+  return status;
+}
+
 }  // namespace
 
 absl::StatusOr<std::optional<std::string>> CheckOutputFolder(const Setup& setup, Console* console) {
   Env* env = setup.env;
   const std::string& folder = setup.job.output_dir();
+  std::optional<std::string> resume;
+  if (!env->IsFolder(folder)) {
+    if (absl::Status s = TryToCreate(env, folder); !s.ok()) return CannotWrite(folder, s);
+    return resume;
+  }
   bool is_model_folder = false;
   if (absl::Status s = TryToWrite(env, folder, setup.model_folder, &is_model_folder); !s.ok()) {
     return CannotWrite(folder, s);
@@ -85,7 +103,6 @@ absl::StatusOr<std::optional<std::string>> CheckOutputFolder(const Setup& setup,
   }
   // First, because it also puts back a checkpoint that was moved aside when its writer died.
   if (absl::Status s = CleanTemporaries(env, folder); !s.ok()) return CannotWrite(folder, s);
-  std::optional<std::string> resume;
   if (setup.job.overwrite_output_dir()) return resume;
   absl::StatusOr<NewestCheckpoint> newest = FindNewestValid(env, folder);
   if (!newest.ok()) return AsInputError(newest.status());
@@ -110,6 +127,7 @@ absl::StatusOr<std::optional<std::string>> CheckOutputFolder(const Setup& setup,
 absl::Status TakeOutputFolder(const Setup& setup) {
   Env* env = setup.env;
   const std::string& folder = setup.job.output_dir();
+  if (absl::Status s = env->CreateFolders(folder); !s.ok()) return CannotWrite(folder, s);
   if (setup.job.overwrite_output_dir()) {
     if (absl::Status s = RemoveCheckpoints(env, folder); !s.ok()) return CannotWrite(folder, s);
   }

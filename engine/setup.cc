@@ -113,6 +113,10 @@ class Preparation {
     return none;
   }
 
+  const char* AdapterField() const {
+    return command_ == Command::kEval ? "eval.adapter" : "generate.adapter";
+  }
+
   absl::Status ChooseTargets() {
     const std::vector<WeightRow> rows = WeightRows(s_.spec);
     proto::Lora lora = s_.job.lora();
@@ -123,6 +127,7 @@ class Preparation {
       return absl::OkStatus();
     }
     absl::StatusOr<LoraTargets> targets = ResolveLoraTargets(lora, rows);
+    if (!targets.ok() && !trains_) return AdapterOfAnotherModel(lora, rows);
     if (!targets.ok()) {
       problems_.emplace_back(targets.status().message());
       return absl::OkStatus();
@@ -130,6 +135,24 @@ class Preparation {
     s_.targets = *std::move(targets);
     s_.lora_size = MeasureLora(s_.targets, rows);
     return CheckInitFrom(lora);
+  }
+
+  absl::Status AdapterOfAnotherModel(const proto::Lora& lora, const std::vector<WeightRow>& rows) {
+    constexpr size_t kMaxShown = 5;
+    std::vector<std::string> strangers;
+    for (const std::string& module : lora.target_modules()) {
+      const bool known = std::any_of(rows.begin(), rows.end(), [&](const WeightRow& row) {
+        return row.name == module + ".weight";
+      });
+      if (!known) strangers.push_back(module);
+    }
+    const size_t count = strangers.size();
+    strangers.resize(std::min(count, kMaxShown));
+    return proto::BadDataError(absl::StrCat(
+        AdapterField(), ": ", AdapterFolder(), " adapts ", count, " modules that ", s_.config_file,
+        " does not describe: ", absl::StrJoin(strangers, ", "), count > kMaxShown ? ", ..." : "",
+        ". Give the model that the adapter was trained on (base_model_name_or_path in its "
+        "adapter_config.json)"));
   }
 
   // The adapter to go on from must be exactly the one that this job describes: of another rank or
@@ -179,8 +202,7 @@ class Preparation {
   absl::Status AdaptTo(const std::string& folder, proto::Lora* lora) {
     absl::StatusOr<LoadedAdapter> adapter = ReadAdapter(s_.env, folder, {});
     if (!adapter.ok()) {
-      return proto::Annotate(AsInputError(adapter.status()),
-                             command_ == Command::kEval ? "eval.adapter" : "generate.adapter");
+      return proto::Annotate(AsInputError(adapter.status()), AdapterField());
     }
     lora->Clear();
     lora->set_r(int32_t(adapter->adapter.config.r));
@@ -204,6 +226,9 @@ class Preparation {
     }
     absl::StatusOr<std::unique_ptr<kernels::Device>> device =
         kernels::cpu::CreateCpuDevice(options);
+    if (absl::IsResourceExhausted(device.status())) {
+      return proto::DoesNotFitError(device.status().message());
+    }
     if (!device.ok()) {
       return proto::NoDeviceError(absl::StrCat("cpu_isa: ", device.status().message()));
     }
@@ -213,7 +238,10 @@ class Preparation {
 
   absl::Status MeasureDevice() {
     absl::StatusOr<MachineRates> rates = MeasureRates(*s_.device, ComputeType());
-    if (!rates.ok()) return proto::DoesNotFitError(rates.status().message());
+    if (!rates.ok()) {
+      return proto::DoesNotFitError(
+          absl::StrCat("measuring the speed of this machine: ", rates.status().message()));
+    }
     s_.rates = *rates;
     return absl::OkStatus();
   }
@@ -375,12 +403,18 @@ class Preparation {
     return ChooseLimits();
   }
 
+  // Tokens of a prompt and its answer; an answer ends where the model's positions do.
+  template <class Options>
+  int64_t Context(int64_t prompt, const Options& options) const {
+    return std::min<int64_t>(prompt + options.max_new_tokens(), s_.spec.max_positions);
+  }
+
   void ChooseGeneration() {
     if (command_ == Command::kGenerate) {
-      const int64_t context = int64_t(s_.prompts[0].size()) + s_.job.generate().max_new_tokens();
+      const int64_t context = Context(int64_t(s_.prompts[0].size()), s_.job.generate());
       s_.record.generate = {1, context, std::min(kPrefillTokens, context)};
     } else if (s_.eval_batches && s_.job.eval().exact_match()) {
-      const int64_t context = s_.eval_data.report.longest + s_.job.eval().max_new_tokens();
+      const int64_t context = Context(s_.eval_data.report.longest, s_.job.eval());
       const int64_t count = int64_t(s_.eval_data.samples.size());
       s_.record.generate = {std::min(kEvalSequences, count), context,
                             std::min(kPrefillTokens, context)};

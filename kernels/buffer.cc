@@ -30,7 +30,7 @@ absl::StatusOr<Buffer> Buffer::CreateHost(int64_t bytes) {
   void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (data == MAP_FAILED) {
     return absl::ResourceExhaustedError(
-        absl::StrCat("the system refused ", bytes, " bytes of host memory"));
+        absl::StrCat("the system refused ", bytes, " bytes of host memory (see ulimit -v)"));
   }
   // Large pages cut the misses of the matmuls' long strides; the system is free to ignore the wish.
   if (bytes >= (4 << 20)) madvise(data, bytes, MADV_HUGEPAGE);

@@ -184,6 +184,24 @@ void CheckContradictions(const Job& job, JobProblems& problems) {
 
 namespace {
 
+// Starting anew removes the checkpoints of output_dir: none of them can be an input too.
+void CheckNoInputIsOverwritten(const Job& job, JobProblems& problems) {
+  if (!job.overwrite_output_dir()) return;
+  const std::string removed = Normalized(job.output_dir()) + "checkpoint-";
+  const std::pair<const char*, std::string> inputs[] = {
+      {"model", job.model()},
+      {"model_init.config", job.model_init().config()},
+      {"model_init.tokenizer", job.model_init().tokenizer()},
+      {"lora.init_from", job.lora().init_from()},
+      {"data.train_file", job.data().train_file()},
+      {"data.eval_file", job.data().eval_file()}};
+  for (const auto& [field, path] : inputs) {
+    if (Normalized(path).compare(0, removed.size(), removed) != 0) continue;
+    problems.Add(field, Quote(path), "an input outside the checkpoints of output_dir",
+                 "overwrite_output_dir would remove it: give another output_dir");
+  }
+}
+
 void CheckLogitsFile(const Job& job, JobProblems& problems) {
   if (!job.eval().has_logits_file()) return;
   if (job.data().format() != DataFormat::PRETOKENIZED && job.data().format() != DataFormat::AUTO) {
@@ -237,6 +255,7 @@ void CheckRequired(const Job& job, Command command, JobProblems& problems) {
     case Command::kTrain:
       if (!job.has_output_dir()) problems.AddAbsent("output_dir", "give a folder for the results");
       refuse_model_as_output();
+      CheckNoInputIsOverwritten(job, problems);
       [[fallthrough]];
     case Command::kInspect:
       if (!job.data().has_train_file()) problems.AddAbsent("data.train_file", "give a JSONL file");

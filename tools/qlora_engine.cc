@@ -8,6 +8,7 @@
 
 #include <csignal>
 #include <cstdio>
+#include <new>
 #include <optional>
 #include <string>
 #include <vector>
@@ -43,17 +44,31 @@ constexpr int64_t kMaxJobBytes = 1 << 20;
 
 volatile std::sig_atomic_t stop_signal = 0;
 
-// The first signal asks for a checkpoint and an end, the second ends at once.
+// Training: the first signal asks for a checkpoint and an end, the second ends at once.
 void OnSignal(int number) {
   if (stop_signal != 0) _exit(128 + number);
   stop_signal = number;
 }
 
-void InstallSignalHandlers() {
-  struct sigaction action {};
-  action.sa_handler = OnSignal;
-  sigaction(SIGINT, &action, nullptr);
-  sigaction(SIGTERM, &action, nullptr);
+// What is small and not planned is taken with `new`. On any thread: nothing can be unwound here,
+// and nothing has to be, since no file that counts is ever half written.
+void OnNoMemory() {
+  constexpr char kMessage[] =
+      "error: the system refused memory beside what was planned (see ulimit -v, and other "
+      "programs). Results and checkpoints are as they were\n";
+  [[maybe_unused]] const ssize_t n = write(STDERR_FILENO, kMessage, sizeof(kMessage) - 1);
+  _exit(proto::kExitDoesNotFit);
+}
+
+// Other commands than training have nothing to save: a signal ends them.
+void InstallHandlers(bool trains) {
+  std::set_new_handler(OnNoMemory);
+  if (trains) {
+    struct sigaction action {};
+    action.sa_handler = OnSignal;
+    sigaction(SIGINT, &action, nullptr);
+    sigaction(SIGTERM, &action, nullptr);
+  }
   // A write beyond a file size limit shall be an error, not the end.
   signal(SIGXFSZ, SIG_IGN);
   signal(SIGPIPE, SIG_IGN);
@@ -137,7 +152,7 @@ int Main(const std::vector<std::string>& words) {
     std::fputs(kUsage, stderr);
     return proto::kExitBadJob;
   }
-  InstallSignalHandlers();
+  InstallHandlers(command == proto::Command::kTrain);
   engine::Console console;
   const absl::Status status =
       verify ? engine::Verify(engine::Env::Default(), arguments->target, &console)

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -19,7 +20,11 @@ void ForEachInParallel(int64_t n, int threads, int64_t chunk,
   };
   std::vector<std::thread> others;
   const int64_t useful = std::min<int64_t>(threads, chunks);
-  for (int64_t t = 1; t < useful; ++t) others.emplace_back(take_chunks);
+  try {
+    for (int64_t t = 1; t < useful; ++t) others.emplace_back(take_chunks);
+  } catch (const std::system_error&) {
+    // The system refuses more threads: those that there are do the work.
+  }
   take_chunks();
   for (std::thread& thread : others) thread.join();
 }

@@ -17,8 +17,9 @@ using proto::DataFormat;
 constexpr int64_t kIgnoredLabel = -100;
 
 absl::Status Mistyped(absl::string_view key, const json& found, absl::string_view allowed) {
-  return BadDataError(
-      absl::StrCat("\"", key, "\": found ", found.type_name(), "; allowed: ", allowed));
+  return BadDataError(absl::StrCat("\"", key, "\": found ", found.type_name(),
+                                   found.is_number() ? " " + found.dump() : "",
+                                   "; allowed: ", allowed));
 }
 
 bool Has(const json& object, const std::string& key) { return object.contains(key); }

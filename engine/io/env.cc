@@ -127,7 +127,11 @@ absl::Status Env::CreateFolders(const std::string& path) {
   }
   absl::Status status = CreateFolder(path);
   // Another process may have been faster.
-  if (absl::IsAlreadyExists(status) && IsFolder(path)) return absl::OkStatus();
+  if (absl::IsAlreadyExists(status)) {
+    if (IsFolder(path)) return absl::OkStatus();
+    return absl::Status(status.code(),
+                        absl::StrCat("cannot create folder ", path, ": it is no folder"));
+  }
   if (!status.ok()) return status;
   return SyncFolder(parent);
 }

@@ -1,5 +1,6 @@
 #include "kernels/cpu/thread_pool.h"
 
+#include <system_error>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -20,7 +21,13 @@ absl::StatusOr<std::unique_ptr<ThreadPool>> ThreadPool::Create(int threads) {
   if (!scratch.ok()) return scratch.status();
   pool->scratch_ = *std::move(scratch);
   for (int worker = 1; worker < threads; ++worker) {
-    pool->threads_.emplace_back([p = pool.get(), worker] { p->Work(worker); });
+    try {
+      pool->threads_.emplace_back([p = pool.get(), worker] { p->Work(worker); });
+    } catch (const std::system_error& error) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("the system refused thread ", worker + 1, " of ", threads, ": ",
+                       error.code().message(), "; set num_threads lower"));
+    }
   }
   return pool;
 }

@@ -24,7 +24,8 @@ class ThreadPool {
   // it.
   static constexpr int64_t kScratchBytes = 2 << 20;
 
-  // `threads` ≥ 1 workers, the calling thread being one of them.
+  // `threads` ≥ 1 workers, the calling thread being one of them. RESOURCE_EXHAUSTED where the
+  // system refuses a thread or its memory.
   static absl::StatusOr<std::unique_ptr<ThreadPool>> Create(int threads);
   ~ThreadPool();
 

@@ -194,7 +194,7 @@ TEST(EncodeRecordTest, BadRecordsSayWhatAndWhere) {
   const proto::Data data = DefaultData();
   const std::pair<const char*, const char*> cases[] = {
       {R"({"foo":1})", "found keys foo; allowed: text | prompt and completion"},
-      {R"({"text":3})", "\"text\": found number; allowed: a string"},
+      {R"({"text":3})", "\"text\": found number 3; allowed: a string"},
       {R"({"prompt":"a","completion":null})", "\"completion\": found null"},
       {R"({"prompt":["a"],"completion":"b"})", "\"prompt\": found array"},
       {R"({"instruction":1,"output":"b"})", "\"instruction\": found number"},

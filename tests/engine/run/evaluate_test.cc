@@ -77,6 +77,24 @@ TEST_P(Generation, EndsAtAStopToken) {
   EXPECT_EQ(stopped->front(), std::vector<int32_t>(tokens.begin(), first + 1));
 }
 
+TEST_P(Generation, EndsWhereTheContextIsFull) {
+  const Dataset documents = GoldenDocuments(GetParam());
+  const std::vector<std::vector<int32_t>> prompts = {documents.samples[1].ids};
+  const int64_t prompt = int64_t(prompts[0].size());
+  RecordOptions record;
+  record.storage.mode = proto::Mode::LORA;
+  record.storage.training = false;
+  record.storage.rope_positions = prompt + 3;
+  record.generate = {.sequences = 1, .context = prompt + 3, .prefill = 16};
+  ModelRun run({.model = GetParam(), .record = record}, CpuDevice());
+  const auto generated = Generate(&run.execution(), prompts, {.max_new_tokens = 8});
+  ASSERT_TRUE(generated.ok()) << generated.status();
+  // The last token needs no room: nothing is predicted from it.
+  EXPECT_EQ(generated->front().size(), 4u);
+  const std::vector<std::vector<int32_t>> long_prompts = {std::vector<int32_t>(prompt + 4, 5)};
+  EXPECT_FALSE(Generate(&run.execution(), long_prompts, {.max_new_tokens = 1}).ok());
+}
+
 INSTANTIATE_TEST_SUITE_P(Families, Generation,
                          testing::Values("llama3_tied", "llama_bias", "mistral", "qwen2_window",
                                          "qwen3"),
