@@ -9,9 +9,8 @@ pattern=${2:-*}
 targets=("${@:3}")
 ./tools/install_packages.sh libgtest-dev libgmock-dev
 build=build-${sanitizers//,/-}
-# Instrumented code at -O1 makes GCC 12 see overruns in its own std::string that are not there.
-cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS="-O1 -DNDEBUG -Wno-array-bounds -Wno-stringop-overflow" \
-  -DBUILD_TESTING=ON -DQLORA_SANITIZE="$sanitizers" >/dev/null
+cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS="-O1 -DNDEBUG" -DBUILD_TESTING=ON \
+  -DQLORA_SANITIZE="$sanitizers" >/dev/null
 cmake --build "$build" ${targets:+--target "${targets[@]}"}
 names=$(printf '|%s' "${targets[@]%_tests}")
 GTEST_FILTER=$pattern ctest --test-dir "$build" --output-on-failure -j "$(nproc)" -R "^(${names#|})"

@@ -21,7 +21,8 @@ namespace qlora::engine {
 // can be read, before anything is allocated; all findings at once. Linears of layers may lie there
 // in 4 bits, in mode QLORA and as `quant` has it. BadDataError, or BadJobError where only mode or
 // quantization stand in the way. Clears spec->tied_embeddings where a tied model's file holds a
-// head that differs from its embedding, and sets spec->stored_dtype to what the files hold. Warnings (tensors that are not used, say) go to `warnings`.
+// head that differs from its embedding, and sets spec->stored_dtype to what the files hold.
+// Warnings (tensors that are not used, say) go to `warnings`.
 absl::Status CheckCheckpoint(const ShardedModel& model, proto::Mode::Value mode,
                              const quant::QuantSpec& quant, ModelSpec* spec,
                              std::vector<std::string>* warnings);
