@@ -17,7 +17,7 @@ echo
 echo "mode    loss before  loss after  peak memory   seconds  result"
 for mode in QLORA LORA FULL; do
   before=$(sed -nE 's/^\{"step":0,.*"eval_loss":([0-9.]{6}).*/\1/p' "$out/$mode/metrics.jsonl")
-  after=$(sed -nE 's/^\{"step":150,.*"eval_loss":([0-9.]{6}).*/\1/p' "$out/$mode/metrics.jsonl")
+  after=$(sed -nE 's/^\{"step":100,.*"eval_loss":([0-9.]{6}).*/\1/p' "$out/$mode/metrics.jsonl")
   peak=$(sed -nE 's/^done: .*peak memory (.*)$/\1/p' "$out/$mode.log")
   seconds=$(sed -nE 's/.*"train_seconds": ([0-9]+).*/\1/p' "$out/$mode/qlora_run.json")
   size=$(cd "$out/$mode" && du -hL --apparent-size adapter_model.safetensors model.safetensors 2>/dev/null | cut -f1)

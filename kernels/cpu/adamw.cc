@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/rows.h"
@@ -10,15 +11,21 @@
 namespace qlora::kernels::cpu {
 namespace {
 
+// The table is bytes, aligned to nothing.
+ParameterSegment SegmentNumber(const ConstTensor& segments, int64_t i) {
+  ParameterSegment segment;
+  std::memcpy(&segment, segments.Row<uint8_t>(i), sizeof(segment));
+  return segment;
+}
+
 // The segment of a block of the flat space: the last one that begins at or before it.
-const ParameterSegment& SegmentOf(const ConstTensor& segments, int64_t block) {
+ParameterSegment SegmentOf(const ConstTensor& segments, int64_t block) {
   int64_t low = 0, high = segments.rows;
   while (high - low > 1) {
     const int64_t middle = low + (high - low) / 2;
-    const auto& segment = *reinterpret_cast<const ParameterSegment*>(segments.Row<uint8_t>(middle));
-    (segment.first_block <= block ? low : high) = middle;
+    (SegmentNumber(segments, middle).first_block <= block ? low : high) = middle;
   }
-  return *reinterpret_cast<const ParameterSegment*>(segments.Row<uint8_t>(low));
+  return SegmentNumber(segments, low);
 }
 
 }  // namespace
@@ -33,7 +40,7 @@ void Run(const AdamW& op, const Context& context) {
   const DynamicCode* v_code = codes ? &UnsignedDynamicCode() : nullptr;
   ForTiles(context.pool, blocks, kTileElements / kParameterBlock, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
-      const ParameterSegment& segment = SegmentOf(op.segments, op.first_block + b);
+      const ParameterSegment segment = SegmentOf(op.segments, op.first_block + b);
       const float* scalars = op.scalars.Row<float>(segment.adapter);
       // The few scalars of a block in fp64, so that they cost no accuracy.
       const double rate = double(scalars[UpdateScalars::kLearningRate]) * segment.rate_factor;

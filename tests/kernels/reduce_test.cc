@@ -1,6 +1,7 @@
 // What reductions promise beyond a value: the same bits on every instruction set, and a hash that
 // tells contents apart.
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <set>
@@ -45,7 +46,7 @@ TEST(ContentHash, HasTheSameBitsOnEveryIsa) { ExpectSameBitsOnEveryIsa<ContentHa
 
 uint64_t HashOf(Device& device, const std::vector<uint8_t>& bytes) {
   OpCase<ContentHash> c = MakeContentHash({.n = int64_t(bytes.size()), .dtype = DType::kU8});
-  std::memcpy(const_cast<void*>(c.op.x.data), bytes.data(), bytes.size());
+  std::copy(bytes.begin(), bytes.end(), static_cast<uint8_t*>(const_cast<void*>(c.op.x.data)));
   const std::vector<uint8_t> result = Result(device, c);
   uint64_t hash;
   std::memcpy(&hash, result.data() + c.memory->OffsetOf(c.op.hash.data), sizeof hash);
