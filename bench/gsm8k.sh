@@ -20,6 +20,8 @@ for mode in QLORA LORA FULL; do
   after=$(sed -nE 's/^\{"step":100,.*"eval_loss":([0-9.]{6}).*/\1/p' "$out/$mode/metrics.jsonl")
   peak=$(sed -nE 's/^done: .*peak memory (.*)$/\1/p' "$out/$mode.log")
   seconds=$(sed -nE 's/.*"train_seconds": ([0-9]+).*/\1/p' "$out/$mode/qlora_run.json")
-  size=$(cd "$out/$mode" && du -hL --apparent-size adapter_model.safetensors model.safetensors 2>/dev/null | cut -f1)
+  result=$out/$mode/adapter_model.safetensors
+  [ $mode = FULL ] && result=$out/$mode/model.safetensors
+  size=$(du -h --apparent-size "$result" | cut -f1)
   printf '%-6s  %11s  %10s  %11s  %8s  %s\n' "$mode" "$before" "$after" "$peak" "$seconds" "$size"
 done

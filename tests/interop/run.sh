@@ -11,7 +11,7 @@ if [ -z "$python" ]; then
   "$here/../../tools/install_packages.sh" python3-venv
   venv=${QLORA_VENV:-$here/../../build/interop_venv}
   [ -x "$venv/bin/python" ] || python3 -m venv "$venv"
-  "$venv/bin/pip" install --quiet --extra-index-url https://download.pytorch.org/whl/cpu -r "$here/requirements.txt"
+  "$venv/bin/pip" install --quiet -r "$here/requirements.txt"
   python=$venv/bin/python
 fi
 failed=0
