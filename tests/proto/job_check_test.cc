@@ -156,6 +156,22 @@ TEST(JobCheckTest, OutputMayNotBeTheModel) {
   EXPECT_TRUE(CheckJob(job, Command::kPlan).ok());
 }
 
+// Starting anew removes output_dir's checkpoints.
+TEST(JobCheckTest, InputsMayNotLieAmongTheCheckpointsThatAreRemoved) {
+  Job job;
+  job.set_model("m");
+  job.set_output_dir("out/");
+  job.mutable_data()->set_train_file("t.jsonl");
+  job.mutable_lora()->set_init_from("./out/checkpoint-7");
+  EXPECT_TRUE(CheckJob(job, Command::kTrain).ok());
+  job.set_overwrite_output_dir(true);
+  EXPECT_THAT(
+      std::string(CheckJob(job, Command::kTrain).message()),
+      AllOf(HasSubstr("lora.init_from"), HasSubstr("overwrite_output_dir would remove it")));
+  job.mutable_lora()->set_init_from("other/checkpoint-7");
+  EXPECT_TRUE(CheckJob(job, Command::kTrain).ok());
+}
+
 TEST(JobCheckTest, ThreeErrorsOfThreeKindsInOneRun) {
   EXPECT_THAT(ErrorWith("sead: 3\ntraining { warmup_steps: 3 warmup_ratio: nan }"),
               AllOf(HasSubstr("j: 3 problems:"), HasSubstr("did you mean seed?"),

@@ -98,12 +98,7 @@ void Workplace::ExpectCommandRefused(const std::string& command, int code,
                                      const std::vector<std::string>& more,
                                      int64_t address_space) const {
   WriteJob();
-  const auto tree = [&] {
-    auto files = TreeOf(folder_.path());
-    files.erase("out/");  // the folder alone is no result
-    return files;
-  };
-  const auto before = tree();
+  const auto before = TreeOf(folder_.path());
   std::vector<std::string> all = {command, Path("job.textproto")};
   all.insert(all.end(), more.begin(), more.end());
   const CommandResult result = RunEngine(all, {.address_space = address_space});
@@ -111,7 +106,7 @@ void Workplace::ExpectCommandRefused(const std::string& command, int code,
   EXPECT_EQ(result.signal, 0);
   for (const std::string& word : words) EXPECT_THAT(result.err, testing::HasSubstr(word));
   EXPECT_THAT(result.err, testing::HasSubstr("error: "));
-  const auto after = tree();
+  const auto after = TreeOf(folder_.path());
   for (const auto& [name, contents] : before) {
     EXPECT_TRUE(after.contains(name) && after.at(name) == contents) << name << " has changed";
   }
