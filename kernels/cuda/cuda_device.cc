@@ -1,0 +1,115 @@
+#include "kernels/cuda/cuda_device.h"
+
+#include <utility>
+#include <variant>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/cuda/ops.h"
+
+namespace qlora::kernels::cuda {
+namespace {
+
+absl::Status StartAll(const std::vector<Op>& ops, gpu::Stream stream, const gpu::Properties& card) {
+  gpu::Launcher launcher(stream);
+  const Context context{launcher, card};
+  for (const Op& op : ops) {
+    std::visit([&](const auto& o) { cuda::Run(o, context); }, op);
+  }
+  return launcher.status();
+}
+
+class StartedPiece : public Piece {
+ public:
+  StartedPiece(std::vector<Op> ops, gpu::Stream stream, const gpu::Properties& card)
+      : ops_(std::move(ops)), stream_(stream), card_(card) {}
+  absl::Status Run() override { return StartAll(ops_, stream_, card_); }
+
+ private:
+  const std::vector<Op> ops_;
+  const gpu::Stream stream_;
+  const gpu::Properties& card_;
+};
+
+class CapturedPiece : public Piece {
+ public:
+  CapturedPiece(gpu::Graph graph, gpu::Stream stream) : graph_(graph), stream_(stream) {}
+  ~CapturedPiece() override { gpu::DestroyGraph(graph_); }
+  absl::Status Run() override { return gpu::LaunchGraph(graph_, stream_); }
+
+ private:
+  const gpu::Graph graph_;
+  const gpu::Stream stream_;
+};
+
+class CudaDevice : public Device {
+ public:
+  CudaDevice(const CudaOptions& options, gpu::Properties card, gpu::Stream stream)
+      : options_(options), card_(std::move(card)), stream_(stream) {
+    info_.name = absl::StrCat("cuda:", options.ordinal, " (", card_.name, ")");
+    info_.memory_bytes = card_.memory_bytes;
+  }
+  ~CudaDevice() override { gpu::DestroyStream(stream_); }
+
+  const DeviceInfo& info() const override { return info_; }
+  int64_t WorkspaceBytes(const Op& op) const override {
+    return std::visit([this](const auto& o) { return cuda::WorkspaceBytes(o, card_); }, op);
+  }
+  int64_t PrivateBytes() const override { return 0; }
+
+  absl::StatusOr<Buffer> Allocate(int64_t bytes) override {
+    if (bytes < 0) return absl::InvalidArgumentError(absl::StrCat("buffer of ", bytes, " bytes"));
+    if (bytes == 0) return Buffer();
+    absl::StatusOr<void*> data = gpu::AllocateDevice(bytes);
+    if (!data.ok()) return data.status();
+    Buffer buffer(*data, bytes, [](void* p, int64_t) { gpu::FreeDevice(p); });
+    if (absl::Status s = gpu::FillZeroAsync(*data, bytes, stream_); !s.ok()) return s;
+    if (absl::Status s = Synchronize(); !s.ok()) return s;
+    return buffer;
+  }
+
+  absl::StatusOr<std::unique_ptr<Piece>> Prepare(std::vector<Op> ops) override {
+    if (!options_.capture) {
+      return std::make_unique<StartedPiece>(std::move(ops), stream_, card_);
+    }
+    if (absl::Status s = gpu::BeginCapture(stream_); !s.ok()) return s;
+    const absl::Status started = StartAll(ops, stream_, card_);
+    absl::StatusOr<gpu::Graph> graph = gpu::EndCapture(stream_);
+    if (graph.ok() && !started.ok()) gpu::DestroyGraph(*graph);
+    if (!started.ok()) return started;
+    if (!graph.ok()) return graph.status();
+    return std::make_unique<CapturedPiece>(*graph, stream_);
+  }
+
+  absl::Status CopyIn(void* device, const void* host, int64_t bytes) override {
+    if (absl::Status s = gpu::CopyAsync(device, host, bytes, stream_); !s.ok()) return s;
+    return Synchronize();
+  }
+  absl::Status CopyOut(void* host, const void* device, int64_t bytes) override {
+    return CopyIn(host, device, bytes);
+  }
+  absl::Status Synchronize() override { return gpu::Synchronize(stream_); }
+
+ private:
+  const CudaOptions options_;
+  const gpu::Properties card_;
+  const gpu::Stream stream_;
+  DeviceInfo info_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Device>> CreateCudaDevice(const CudaOptions& options) {
+  absl::StatusOr<gpu::Properties> card = gpu::OpenDevice(options.ordinal);
+  if (!card.ok()) return card.status();
+  if (card->major < kOldestMajor) {
+    return absl::NotFoundError(
+        absl::StrCat("GPU ", options.ordinal, " (", card->name, ") has compute capability ",
+                     card->major, ".", card->minor, "; the oldest that this program runs on is ",
+                     kOldestMajor, ".0 (bf16 tensor cores)"));
+  }
+  absl::StatusOr<gpu::Stream> stream = gpu::CreateStream();
+  if (!stream.ok()) return stream.status();
+  return std::make_unique<CudaDevice>(options, *std::move(card), *stream);
+}
+
+}  // namespace qlora::kernels::cuda

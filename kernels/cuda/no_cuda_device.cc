@@ -1,0 +1,12 @@
+// Stands in for the CUDA backend in a build without a CUDA compiler.
+
+#include "kernels/cuda/cuda_device.h"
+
+namespace qlora::kernels::cuda {
+
+absl::StatusOr<std::unique_ptr<Device>> CreateCudaDevice(const CudaOptions&) {
+  return absl::NotFoundError(
+      "this program was built without its CUDA backend (no nvcc was found when it was configured)");
+}
+
+}  // namespace qlora::kernels::cuda
