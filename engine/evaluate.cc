@@ -37,7 +37,7 @@ absl::StatusOr<EvalResult> EvaluateLoss(Execution* execution, const Batcher& bat
     const std::vector<MicroBatch> step = batcher.Step(i);
     const MicroBatch& batch = step.front();
     const std::vector<uint8_t> inputs = EncodeBatch(pieces.inputs, batch.inputs(), {});
-    if (absl::Status s = execution->Write(pieces.inputs.live_tokens, inputs.data(), inputs.size());
+    if (absl::Status s = execution->Stage(pieces.inputs.live_tokens, inputs.data(), inputs.size());
         !s.ok()) {
       return s;
     }

@@ -50,20 +50,20 @@ absl::Status Execution::Allocate() {
   return absl::OkStatus();
 }
 
+absl::Status Execution::Stage(kernels::ConstTensor view, const void* from, int64_t bytes) {
+  return device_->Stage(AddressOf(view), from, bytes);
+}
+
 absl::Status Execution::Write(kernels::ConstTensor view, const void* from, int64_t bytes) {
   if (absl::Status status = device_->Synchronize(); !status.ok()) return status;
-  uint8_t* to =
-      static_cast<uint8_t*>(base_[Program::IdOf(view.data)]) + Program::OffsetOf(view.data);
-  return device_->CopyIn(to, from, bytes);
+  return device_->CopyIn(AddressOf(view), from, bytes);
 }
 
 void* Execution::LoadingScratch() const { return arenas_[int(BufferClass::kTransient)].data(); }
 
 absl::Status Execution::Read(kernels::ConstTensor view, void* to, int64_t bytes) {
   if (absl::Status status = device_->Synchronize(); !status.ok()) return status;
-  const uint8_t* from =
-      static_cast<uint8_t*>(base_[Program::IdOf(view.data)]) + Program::OffsetOf(view.data);
-  return device_->CopyOut(to, from, bytes);
+  return device_->CopyOut(to, AddressOf(view), bytes);
 }
 
 }  // namespace qlora::engine

@@ -26,6 +26,10 @@ class Execution {
   // Starts a piece; results are there after device().Synchronize().
   absl::Status Run(int64_t piece) { return pieces_[piece]->Run(); }
 
+  // Puts `bytes` at a persistent view behind the pieces started so far, without waiting for them;
+  // `from` is free again when it returns. For the inputs of a step.
+  absl::Status Stage(kernels::ConstTensor view, const void* from, int64_t bytes);
+
   // Copies between host memory and a persistent view of the program; both wait for what was started
   // before. The view must have no gaps between rows, and `bytes` at most its extent.
   absl::Status Write(kernels::ConstTensor view, const void* from, int64_t bytes);
@@ -49,6 +53,9 @@ class Execution {
  private:
   Execution(const Plan& plan, kernels::Device* device) : plan_(plan), device_(device) {}
   absl::Status Allocate();
+  uint8_t* AddressOf(kernels::ConstTensor view) const {
+    return static_cast<uint8_t*>(base_[Program::IdOf(view.data)]) + Program::OffsetOf(view.data);
+  }
 
   const Plan& plan_;
   kernels::Device* const device_;

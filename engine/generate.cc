@@ -113,7 +113,7 @@ class GenerationRun {
 
   absl::Status Feed(const BatchViews& views, int64_t piece, const MicroBatchInputs& batch) {
     const std::vector<uint8_t> inputs = EncodeBatch(views, batch, {});
-    if (absl::Status s = execution_.Write(views.live_tokens, inputs.data(), inputs.size());
+    if (absl::Status s = execution_.Stage(views.live_tokens, inputs.data(), inputs.size());
         !s.ok()) {
       return s;
     }

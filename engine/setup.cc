@@ -18,6 +18,7 @@
 #include "engine/model/quantize_cache.h"
 #include "engine/text/chat_format.h"
 #include "kernels/cpu/cpu_device.h"
+#include "kernels/cuda/cuda_device.h"
 #include "proto/memory_size.h"
 
 namespace qlora::engine {
@@ -215,11 +216,28 @@ class Preparation {
     return absl::OkStatus();
   }
 
+  // AUTO takes the first GPU there is. One that is there but can't be used is worth a warning: a
+  // run on the CPU in its stead would be a surprise.
   absl::Status OpenDevice() {
-    if (s_.job.device() == proto::DeviceKind::CUDA) {
-      return proto::NoDeviceError(
-          "device: CUDA was asked for; this build has the CPU backend only (device: CPU or AUTO)");
+    if (s_.job.device() == proto::DeviceKind::CPU) return OpenCpu();
+    absl::StatusOr<std::unique_ptr<kernels::Device>> device = kernels::cuda::CreateCudaDevice({});
+    if (device.ok()) {
+      s_.device = *std::move(device);
+      return absl::OkStatus();
     }
+    if (s_.job.device() == proto::DeviceKind::CUDA) {
+      return proto::NoDeviceError(absl::StrCat("device: CUDA was asked for, but ",
+                                               device.status().message(),
+                                               " (device: CPU or AUTO runs without a GPU)"));
+    }
+    if (!absl::IsNotFound(device.status())) {
+      s_.warnings.push_back(absl::StrCat("the GPU can't be used, the job runs on the CPU: ",
+                                         device.status().message()));
+    }
+    return OpenCpu();
+  }
+
+  absl::Status OpenCpu() {
     kernels::cpu::CpuOptions options{.threads = s_.job.num_threads()};
     if (s_.job.cpu_isa() != proto::CpuIsa::AUTO) {
       options.isa = kernels::cpu::Isa(int(s_.job.cpu_isa()) - int(proto::CpuIsa::PORTABLE));
@@ -423,8 +441,9 @@ class Preparation {
 
   absl::Status ChooseLimits() {
     s_.limits.recompute = s_.job.training().recompute();
-    s_.limits.memory_bytes = AvailableHostMemory();
-    s_.limits.memory_source = "this machine's free memory";
+    const bool is_host = s_.device->info().is_host;
+    s_.limits.memory_bytes = is_host ? AvailableHostMemory() : s_.device->info().memory_bytes;
+    s_.limits.memory_source = is_host ? "this machine's free memory" : "the GPU's free memory";
     if (s_.job.has_memory_limit()) {
       absl::StatusOr<int64_t> limit = proto::ParseMemorySize(s_.job.memory_limit());
       if (!limit.ok()) return proto::BadJobError(limit.status().message());
@@ -433,14 +452,18 @@ class Preparation {
         s_.limits.memory_source = "memory_limit";
       }
     }
-    s_.limits.other = {{"this process: program, tokenizer, data", ResidentHostMemory()}};
+    if (is_host) {
+      s_.limits.other = {{"this process: program, tokenizer, data", ResidentHostMemory()}};
+    }
     if (s_.model) {
       s_.limits.loading_bytes = LoadingBytes(*s_.model, s_.spec, s_.record.storage, *s_.device,
                                              !s_.job.quantization().quantize_cache().empty());
     }
-    // What preparing took at its peak and has given back, the run may take again.
-    s_.limits.loading_bytes =
-        std::max(s_.limits.loading_bytes, PeakHostMemory() - ResidentHostMemory());
+    if (is_host) {
+      // What preparing took at its peak and has given back, the run may take again.
+      s_.limits.loading_bytes =
+          std::max(s_.limits.loading_bytes, PeakHostMemory() - ResidentHostMemory());
+    }
     return absl::OkStatus();
   }
 

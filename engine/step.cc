@@ -14,7 +14,7 @@ absl::StatusOr<StepResult> TrainStep::Run(int64_t step, int64_t updates, double 
     const std::vector<uint8_t> inputs =
         EncodeBatch(pieces_.inputs, *batch,
                     {.seed = options_.seed, .step = int32_t(step), .micro_batch = int32_t(j)});
-    if (absl::Status s = execution_.Write(pieces_.inputs.live_tokens, inputs.data(), inputs.size());
+    if (absl::Status s = execution_.Stage(pieces_.inputs.live_tokens, inputs.data(), inputs.size());
         !s.ok()) {
       return s;
     }
@@ -32,7 +32,7 @@ absl::StatusOr<StepResult> TrainStep::Run(int64_t step, int64_t updates, double 
                     .bias_correction1 = float(1.0 - std::pow(options_.beta1, double(updates + 1))),
                     .bias_correction2 = float(1.0 - std::pow(options_.beta2, double(updates + 1))),
                     .inverse_tokens = float(1.0 / double(trained_tokens))});
-  if (absl::Status s = execution_.Write(pieces_.update.scalars, update.data(), update.size());
+  if (absl::Status s = execution_.Stage(pieces_.update.scalars, update.data(), update.size());
       !s.ok()) {
     return s;
   }

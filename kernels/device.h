@@ -46,6 +46,10 @@ class Device {
   // Zeroed memory. ResourceExhausted where there is none.
   virtual absl::StatusOr<Buffer> Allocate(int64_t bytes) = 0;
   virtual absl::StatusOr<std::unique_ptr<Piece>> Prepare(std::vector<Op> ops) = 0;
+  // Takes `bytes` of host memory before it returns and puts them at `device` behind everything that
+  // was started before; does not wait. For what changes from step to step: some megabytes at most.
+  virtual absl::Status Stage(void* device, const void* host, int64_t bytes) = 0;
+  // These two want everything that touches the device's bytes to be over.
   virtual absl::Status CopyIn(void* device, const void* host, int64_t bytes) = 0;
   virtual absl::Status CopyOut(void* host, const void* device, int64_t bytes) = 0;
   virtual absl::Status Synchronize() = 0;

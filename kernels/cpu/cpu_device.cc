@@ -46,6 +46,9 @@ class CpuDevice : public Device {
   absl::StatusOr<std::unique_ptr<Piece>> Prepare(std::vector<Op> ops) override {
     return std::make_unique<CpuPiece>(std::move(ops), Context{*pool_, isa_});
   }
+  absl::Status Stage(void* device, const void* host, int64_t bytes) override {
+    return CopyIn(device, host, bytes);
+  }
   absl::Status CopyIn(void* device, const void* host, int64_t bytes) override {
     if (bytes > 0) std::memcpy(device, host, bytes);
     return absl::OkStatus();

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/staging.h"
 
 namespace qlora::kernels::cuda {
 namespace {
@@ -43,10 +44,11 @@ class CapturedPiece : public Piece {
 
 class CudaDevice : public Device {
  public:
-  CudaDevice(const CudaOptions& options, gpu::Properties card, gpu::Stream stream)
+  CudaDevice(const CudaOptions& options, gpu::Properties card, int64_t free_bytes,
+             gpu::Stream stream)
       : options_(options), card_(std::move(card)), stream_(stream) {
     info_.name = absl::StrCat("cuda:", options.ordinal, " (", card_.name, ")");
-    info_.memory_bytes = card_.memory_bytes;
+    info_.memory_bytes = free_bytes;
   }
   ~CudaDevice() override { gpu::DestroyStream(stream_); }
 
@@ -80,12 +82,16 @@ class CudaDevice : public Device {
     return std::make_unique<CapturedPiece>(*graph, stream_);
   }
 
+  absl::Status Stage(void* device, const void* host, int64_t bytes) override {
+    return staging_.Send(device, host, bytes, stream_);
+  }
   absl::Status CopyIn(void* device, const void* host, int64_t bytes) override {
-    if (absl::Status s = gpu::CopyAsync(device, host, bytes, stream_); !s.ok()) return s;
+    if (absl::Status s = Stage(device, host, bytes); !s.ok()) return s;
     return Synchronize();
   }
   absl::Status CopyOut(void* host, const void* device, int64_t bytes) override {
-    return CopyIn(host, device, bytes);
+    if (absl::Status s = gpu::CopyAsync(host, device, bytes, stream_); !s.ok()) return s;
+    return Synchronize();
   }
   absl::Status Synchronize() override { return gpu::Synchronize(stream_); }
 
@@ -93,6 +99,7 @@ class CudaDevice : public Device {
   const CudaOptions options_;
   const gpu::Properties card_;
   const gpu::Stream stream_;
+  StagingRing staging_;
   DeviceInfo info_;
 };
 
@@ -109,7 +116,10 @@ absl::StatusOr<std::unique_ptr<Device>> CreateCudaDevice(const CudaOptions& opti
   }
   absl::StatusOr<gpu::Stream> stream = gpu::CreateStream();
   if (!stream.ok()) return stream.status();
-  return std::make_unique<CudaDevice>(options, *std::move(card), *stream);
+  // The context exists by now: what it takes is no longer free.
+  absl::StatusOr<gpu::MemoryState> memory = gpu::DeviceMemory();
+  if (!memory.ok()) return memory.status();
+  return std::make_unique<CudaDevice>(options, *std::move(card), memory->free, *stream);
 }
 
 }  // namespace qlora::kernels::cuda

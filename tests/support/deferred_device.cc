@@ -242,6 +242,13 @@ absl::Status DeferredDevice::CheckNoRace(const void* device, int64_t bytes, bool
   return absl::OkStatus();
 }
 
+absl::Status DeferredDevice::Stage(void* device, const void* host, int64_t bytes) {
+  if (!CheckNoRace(device, bytes, true, "Stage").ok()) {
+    if (absl::Status s = RunQueue(); !s.ok()) return s;
+  }
+  return CopyIn(device, host, bytes);
+}
+
 absl::Status DeferredDevice::CopyIn(void* device, const void* host, int64_t bytes) {
   if (bytes == 0) return absl::OkStatus();
   if (absl::Status s = CheckNoRace(device, bytes, true, "CopyIn"); !s.ok()) return s;

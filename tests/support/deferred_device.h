@@ -48,6 +48,8 @@ class DeferredDevice : public Device {
   absl::StatusOr<Buffer> Allocate(int64_t bytes) override;
   // InvalidArgument where an operand lies in no allocation.
   absl::StatusOr<std::unique_ptr<Piece>> Prepare(std::vector<Op> ops) override;
+  // Runs the queue first where a queued op uses the bytes.
+  absl::Status Stage(void* device, const void* host, int64_t bytes) override;
   // FailedPrecondition where a queued op makes the copy a race.
   absl::Status CopyIn(void* device, const void* host, int64_t bytes) override;
   absl::Status CopyOut(void* host, const void* device, int64_t bytes) override;

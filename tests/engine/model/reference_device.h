@@ -36,6 +36,9 @@ class ReferenceDevice : public kernels::Device {
   absl::StatusOr<std::unique_ptr<kernels::Piece>> Prepare(std::vector<kernels::Op> ops) override {
     return std::make_unique<ReferencePiece>(this, std::move(ops));
   }
+  absl::Status Stage(void* device, const void* host, int64_t bytes) override {
+    return CopyIn(device, host, bytes);
+  }
   absl::Status CopyIn(void* device, const void* host, int64_t bytes) override {
     if (!Owns(device, bytes)) return absl::InternalError("CopyIn outside the device's memory");
     if (bytes > 0) std::memcpy(device, host, bytes);

@@ -28,6 +28,9 @@ class CountingDevice : public kernels::Device {
   absl::StatusOr<std::unique_ptr<kernels::Piece>> Prepare(std::vector<kernels::Op> ops) override {
     return inner_->Prepare(std::move(ops));
   }
+  absl::Status Stage(void* device, const void* host, int64_t bytes) override {
+    return inner_->Stage(device, host, bytes);
+  }
   absl::Status CopyIn(void* device, const void* host, int64_t bytes) override {
     return inner_->CopyIn(device, host, bytes);
   }

@@ -54,7 +54,6 @@ void Fiber::Make(void (*main)()) {
   // 16.
   void** top = reinterpret_cast<void**>(stack_ + kGuardBytes + kStackBytes);
   *--top = nullptr;
-  *--top = nullptr;
   *--top = reinterpret_cast<void*>(main);
   for (int i = 0; i < 6; ++i) *--top = nullptr;
   stack_pointer_ = top;
