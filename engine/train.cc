@@ -18,6 +18,7 @@
 #include "engine/report/run_summary.h"
 #include "engine/report/sidecar.h"
 #include "engine/step.h"
+#include "engine/useful_flops.h"
 
 namespace qlora::engine {
 namespace {
@@ -158,7 +159,9 @@ class TrainingRun {
     tokens_per_second_ = double(tokens) / seconds;
     speed_.tokens += tokens;
     speed_.seconds += seconds;
-    share_of_light_ = UsefulFlops(setup_, tokens, pairs) / setup_.rates.matmul_flops / seconds;
+    const double flops = UsefulFlops(setup_.spec, setup_.job.mode() == proto::Mode::FULL,
+                                     setup_.targets.ParameterCount(), tokens, pairs);
+    share_of_light_ = flops / setup_.rates.matmul_flops / seconds;
   }
 
   void ShowProgress(const StepResult& result, double rate) {

@@ -7,11 +7,6 @@
 namespace qlora::engine {
 namespace {
 
-bool IsMatmulWeight(const WeightRow& row, const ModelSpec& spec) {
-  if (row.rows == 1) return false;
-  return row.role != WeightRole::kEmbedding || spec.tied_embeddings;
-}
-
 std::string DataLine(const char* name, const Dataset& data) {
   return absl::StrCat(name, ": ", DescribeDataset(data.report));
 }
@@ -53,23 +48,6 @@ std::string PlanSummary(const Setup& setup, const Plan& plan) {
                           FormatDuration(step * double(setup.total_steps)), setup.total_steps);
   }
   return text;
-}
-
-double UsefulFlops(const Setup& setup, int64_t tokens, double attention_pairs) {
-  const ModelSpec& spec = setup.spec;
-  const bool trained = setup.job.mode() == proto::Mode::FULL;
-  double weights = 0;
-  for (const WeightRow& row : WeightRows(spec)) {
-    if (IsMatmulWeight(row, spec)) weights += double(row.Count());
-  }
-  double adapters = 0;
-  for (const AdaptedModule& module : setup.targets.modules)
-    adapters += double(module.ParameterCount());
-  // Each visible pair of a query and a key costs 4 FLOP per channel forward (two products) and 8
-  // backward.
-  const double attention =
-      12.0 * attention_pairs * double(spec.layers * spec.query_heads * spec.head_size);
-  return double(tokens) * ((trained ? 6.0 : 4.0) * weights + 6.0 * adapters) + attention;
 }
 
 }  // namespace qlora::engine

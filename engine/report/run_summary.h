@@ -15,10 +15,6 @@ std::string StartSummary(const Setup& setup);
 // The plan's table and the time that it predicts for the whole run.
 std::string PlanSummary(const Setup& setup, const Plan& plan);
 
-// FLOP of one step if nothing is recomputed: 4 per frozen and 6 per trained matmul weight and
-// token, and those of attention. With the machine's matmul rate this is the run's speed of light.
-double UsefulFlops(const Setup& setup, int64_t tokens, double attention_pairs);
-
 }  // namespace qlora::engine
 
 #endif  // QLORA_ENGINE_REPORT_RUN_SUMMARY_H_

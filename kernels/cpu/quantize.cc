@@ -4,7 +4,7 @@
 #include <cstring>
 #include <limits>
 
-#include "kernels/cpu/dynamic_code.h"
+#include "kernels/dynamic_code.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/product.h"
 

@@ -9,7 +9,7 @@
 
 #include <cstdint>
 
-#include "kernels/cpu/dynamic_code.h"
+#include "kernels/dynamic_code.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/ops/attention.h"
 #include "kernels/ops/embedding.h"

@@ -3,7 +3,7 @@
 #ifndef QLORA_KERNELS_CPU_SIMD_UPDATE_H_
 #define QLORA_KERNELS_CPU_SIMD_UPDATE_H_
 
-#include "kernels/cpu/dynamic_code.h"
+#include "kernels/dynamic_code.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/cpu/vec.h"
 

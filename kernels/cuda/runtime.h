@@ -39,6 +39,7 @@ class Launcher {
   explicit Launcher(Stream stream) : stream_(stream) {}
   Stream stream() const { return stream_; }
   const absl::Status& status() const { return status_; }
+  // Keeps `status` where it is an error and the first one.
   void Fail(absl::Status status) {
     if (status_.ok()) status_ = std::move(status);
   }

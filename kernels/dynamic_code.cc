@@ -1,4 +1,4 @@
-#include "kernels/cpu/dynamic_code.h"
+#include "kernels/dynamic_code.h"
 
 #include <algorithm>
 #include <bit>
@@ -8,7 +8,7 @@
 
 #include "quant/dynamic_map.h"
 
-namespace qlora::kernels::cpu {
+namespace qlora::kernels {
 namespace {
 
 // Floats in rising order, as integers.
@@ -52,4 +52,4 @@ const DynamicCode& UnsignedDynamicCode() {
   return *kCode;
 }
 
-}  // namespace qlora::kernels::cpu
+}  // namespace qlora::kernels

@@ -4,12 +4,12 @@
 // more than one border between codes, since the map's steps are never finer than 2^-7 of its
 // values.
 
-#ifndef QLORA_KERNELS_CPU_DYNAMIC_CODE_H_
-#define QLORA_KERNELS_CPU_DYNAMIC_CODE_H_
+#ifndef QLORA_KERNELS_DYNAMIC_CODE_H_
+#define QLORA_KERNELS_DYNAMIC_CODE_H_
 
 #include <cstdint>
 
-namespace qlora::kernels::cpu {
+namespace qlora::kernels {
 
 struct DynamicCode {
   float map[256];
@@ -22,6 +22,6 @@ struct DynamicCode {
 const DynamicCode& SignedDynamicCode();
 const DynamicCode& UnsignedDynamicCode();
 
-}  // namespace qlora::kernels::cpu
+}  // namespace qlora::kernels
 
-#endif  // QLORA_KERNELS_CPU_DYNAMIC_CODE_H_
+#endif  // QLORA_KERNELS_DYNAMIC_CODE_H_

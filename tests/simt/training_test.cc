@@ -1,0 +1,191 @@
+// Whole runs on the CUDA backend under the SIMT executor, against the CPU backend: forward,
+// backward and update of small models in every mode, evaluation, generation, and what must not
+// change a byte.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "engine/evaluate.h"
+#include "engine/generate.h"
+#include "gtest/gtest.h"
+#include "kernels/cuda/cuda_device.h"
+#include "tests/engine/run/model_run.h"
+#include "tests/support/simt/runtime.h"
+
+namespace qlora::engine {
+namespace {
+
+constexpr int64_t kRows = 1, kMicroBatches = 2;
+
+std::unique_ptr<kernels::Device> CudaDevice(bool capture = true) {
+  auto device = kernels::cuda::CreateCudaDevice({.capture = capture});
+  if (!device.ok()) std::abort();
+  return *std::move(device);
+}
+
+struct Case {
+  const char* name;
+  const char* model;
+  proto::Mode::Value mode = proto::Mode::QLORA;
+  kernels::DType compute = kernels::DType::kBf16;
+  bool eight_bit_states = false;
+  float dropout = 0;
+};
+
+class CudaTraining : public testing::TestWithParam<Case> {
+ protected:
+  CudaTraining() : data_(GoldenDocuments("qlora_llama")) {}
+
+  ModelRun::Options Options(proto::Recompute::Value recompute = proto::Recompute::NONE) {
+    const Case& c = GetParam();
+    RecordOptions record = TrainingOptions(c.model, data_, kRows, kMicroBatches);
+    record.storage.mode = c.mode;
+    if (c.mode == proto::Mode::FULL) record.storage.lora = {};
+    record.storage.compute = c.compute;
+    record.storage.eight_bit_states = c.eight_bit_states;
+    record.storage.lora_dropout = c.dropout;
+    return {.model = c.model, .record = record, .recompute = recompute};
+  }
+
+  std::vector<double> Losses(ModelRun* run, int64_t steps) {
+    std::vector<double> losses;
+    for (const StepResult& step : RunSteps(run, data_, kRows, kMicroBatches, steps)) {
+      EXPECT_FALSE(step.skipped);
+      losses.push_back(step.loss_sum / double(step.trained_tokens));
+    }
+    return losses;
+  }
+
+  Dataset data_;
+};
+
+// ‖a − b‖ / ‖b‖.
+double RelativeDistance(const std::vector<float>& a, const std::vector<float>& b) {
+  double difference = 0, norm = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    difference += (double(a[i]) - b[i]) * (double(a[i]) - b[i]);
+    norm += double(b[i]) * b[i];
+  }
+  return std::sqrt(difference / norm);
+}
+
+// The backends round at the same places and add in other orders. An fp32 sum over n terms differs
+// by about √n·u(fp32); where the result lies close to the middle of two bf16 numbers, that moves it
+// by one ulp, 2⁻⁸. Each such flip passes through `ops` roundings of forward and backward, random in
+// sign: the distance stays below √ops times one ulp even if every element flips once.
+double DistanceBound(kernels::DType compute, int64_t layers) {
+  constexpr double kRoundingsPerLayer = 40;  // forward and backward, two recorded per linear
+  const double roundings = kRoundingsPerLayer * double(layers + 1);
+  return compute == kernels::DType::kF32 ? roundings * std::sqrt(64.0) * 0x1p-24
+                                         : std::sqrt(roundings) * 0x1p-8;
+}
+
+TEST_P(CudaTraining, TheFirstStepIsTheCpusWithinTheBound) {
+  ModelRun cpu(Options(), CpuDevice(2)), cuda(Options(), CudaDevice());
+  const double expected = Losses(&cpu, 1)[0], found = Losses(&cuda, 1)[0];
+  const double bound = DistanceBound(GetParam().compute, cpu.storage().spec.layers);
+  EXPECT_NEAR(found, expected, bound * expected);
+  const auto gradient = [](ModelRun* run) { return run->Values<float>(run->storage().gradient); };
+  const double distance = RelativeDistance(gradient(&cuda), gradient(&cpu));
+  RecordProperty("gradient_distance_over_bound", std::to_string(distance / bound));
+  EXPECT_LE(distance, bound);
+}
+
+TEST_P(CudaTraining, TenStepsStayWithinHalfAPercent) {
+  ModelRun cpu(Options(), CpuDevice(2)), cuda(Options(), CudaDevice());
+  const std::vector<double> expected = Losses(&cpu, 10), found = Losses(&cuda, 10);
+  EXPECT_LT(expected.back(), expected.front()) << "nothing is learned";
+  for (int i = 0; i < 10; ++i) EXPECT_NEAR(found[i], expected[i], 0.005 * expected[i]) << i;
+}
+
+TEST_P(CudaTraining, CapturedRecomputedOrNotGivesTheSameBytes) {
+  ModelRun captured(Options(), CudaDevice());
+  ModelRun started(Options(), CudaDevice(/*capture=*/false));
+  ModelRun recomputed(Options(proto::Recompute::FULL), CudaDevice());
+  EXPECT_GT(recomputed.plan().recompute_cost.ops, 0);
+  const std::string before = captured.StateBytes();
+  const std::vector<double> losses = Losses(&captured, 2);
+  EXPECT_NE(captured.StateBytes(), before) << "nothing was trained";
+  EXPECT_EQ(Losses(&started, 2), losses);
+  EXPECT_EQ(Losses(&recomputed, 2), losses);
+  EXPECT_TRUE(started.StateBytes() == captured.StateBytes());
+  EXPECT_TRUE(recomputed.StateBytes() == captured.StateBytes());
+}
+
+TEST_P(CudaTraining, AStepAllocatesNothing) {
+  ModelRun run(Options(), CudaDevice());
+  Losses(&run, 1);
+  const int64_t bytes = simt::Counters().device_bytes;
+  simt::ResetCounters();
+  Losses(&run, 1);
+  EXPECT_EQ(simt::Counters().device_bytes, bytes);
+  EXPECT_GE(simt::Counters().graph_launches, kMicroBatches + 2);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Runs, CudaTraining,
+    testing::Values(Case{"qlora", "llama3_tied"},
+                    Case{.name = "qlora_fp32", .model = "qwen3", .compute = kernels::DType::kF32},
+                    Case{.name = "qlora_8bit_states_dropout",
+                         .model = "mistral",
+                         .eight_bit_states = true,
+                         .dropout = 0.25f},
+                    Case{.name = "lora_biases", .model = "qwen2_window", .mode = proto::Mode::LORA},
+                    Case{.name = "full_tied", .model = "llama3_tied", .mode = proto::Mode::FULL}),
+    [](const auto& info) { return std::string(info.param.name); });
+
+class CudaInference : public testing::TestWithParam<const char*> {};
+
+TEST_P(CudaInference, EvaluatesAndGeneratesAsTheCpuDoes) {
+  constexpr int64_t kNewTokens = 8;
+  const Dataset documents = GoldenDocuments(GetParam());
+  std::vector<std::vector<int32_t>> prompts;
+  for (const Sample& sample : documents.samples) prompts.push_back(sample.ids);
+  const int64_t context = documents.report.longest + kNewTokens;
+  RecordOptions record;
+  record.storage.mode = proto::Mode::LORA;
+  record.storage.compute = kernels::DType::kF32;
+  record.storage.training = false;
+  record.storage.rope_positions = context;
+  record.generate = {.sequences = 2, .context = context, .prefill = 4};
+  const Batcher batcher(&documents, {.shuffle = false});
+  record.eval = batcher.capacity();
+  ModelRun cpu({.model = GetParam(), .record = record}, CpuDevice());
+  ModelRun cuda({.model = GetParam(), .record = record}, CudaDevice());
+  const auto expected_loss = EvaluateLoss(&cpu.execution(), batcher, nullptr);
+  const auto loss = EvaluateLoss(&cuda.execution(), batcher, nullptr);
+  ASSERT_TRUE(loss.ok()) << loss.status();
+  EXPECT_NEAR(loss->Loss(), expected_loss->Loss(), 1e-5 * expected_loss->Loss());
+  const auto expected = Generate(&cpu.execution(), prompts, {.max_new_tokens = kNewTokens});
+  const auto generated = Generate(&cuda.execution(), prompts, {.max_new_tokens = kNewTokens});
+  ASSERT_TRUE(generated.ok()) << generated.status();
+  EXPECT_EQ(*generated, *expected);
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, CudaInference, testing::Values("llama3_tied", "qwen3"),
+                         [](const auto& info) { return std::string(info.param); });
+
+TEST(CudaDeviceTest, RefusesACardThatIsTooOldOrNotThere) {
+  simt::SetCard({.major = 7, .minor = 5});
+  const auto old_card = kernels::cuda::CreateCudaDevice({});
+  EXPECT_TRUE(absl::IsNotFound(old_card.status()));
+  EXPECT_NE(old_card.status().message().find("7.5"), absl::string_view::npos);
+  simt::SetCard({});
+  EXPECT_TRUE(absl::IsNotFound(kernels::cuda::CreateCudaDevice({.ordinal = 3}).status()));
+}
+
+TEST(CudaDeviceTest, SaysWhenMemoryRunsOut) {
+  simt::SetCard({.memory_bytes = 1 << 20});
+  auto device = CudaDevice();
+  EXPECT_LE(device->info().memory_bytes, 1 << 20);
+  EXPECT_TRUE(absl::IsResourceExhausted(device->Allocate(2 << 20).status()));
+  simt::SetCard({});
+}
+
+}  // namespace
+}  // namespace qlora::engine
