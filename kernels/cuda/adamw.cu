@@ -1,6 +1,7 @@
 #include "kernels/cuda/dynamic_code.h"
 #include "kernels/cuda/elements.h"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/warp.h"
 #include "kernels/ops/adamw.h"
 
 namespace qlora::kernels::cuda {
@@ -64,20 +65,6 @@ QLORA_DEVICE BlockScalars ScalarsOf(const Arguments& a, int64_t block) {
   return {a.gradient_scale[adapter * a.scale_pitch], float(1.0 - rate * weight_decay),
           float(rate / scalars[UpdateScalars::kBiasCorrection1]),
           float(sqrt(double(scalars[UpdateScalars::kBiasCorrection2])))};
-}
-
-// The largest of all threads' values, the same in each. Uses `partial` [kThreads / 32]; ends with
-// the barrier that its next use needs.
-QLORA_DEVICE float BlockMax(float value, gpu::Shared<float> partial) {
-  for (int mask = 16; mask > 0; mask /= 2) value = fmaxf(value, gpu::ShuffleXor(value, mask));
-  if (gpu::Lane() == 0) partial[gpu::Warp()] = value;
-  gpu::SyncThreads();
-  for (int warp = 0; warp < kThreads / 32; ++warp) {
-    const float other = partial[warp];
-    value = fmaxf(value, other);
-  }
-  gpu::SyncThreads();
-  return value;
 }
 
 struct CodeTables {
