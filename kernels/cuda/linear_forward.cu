@@ -1,0 +1,49 @@
+#include "kernels/cuda/product.h"
+
+namespace qlora::kernels::cuda {
+
+int64_t WorkspaceBytes(const LinearForward&, const gpu::Properties&) { return 0; }
+
+void Run(const LinearForward& op, const Context& context) {
+  const bool bf16 = op.x.dtype == DType::kBf16;
+  const Operand x = DenseOperand(op.x, false);
+  Product product;
+  if (op.base.kind != LinearBase::Kind::kNone) {
+    ProductTerm* term = AddTerm(&product, context);
+    term->a = x;
+    term->b = BaseOperand(op.base, false, &product);
+    term->depth = op.base.in_features;
+  }
+  for (size_t i = 0; i < op.adapters.size(); ++i) {
+    const AdapterSegment& segment = op.adapters[i];
+    if (segment.a.rows == 0) continue;
+    Product low;
+    low.rows = op.x.rows;
+    low.columns = segment.a.rows;
+    low.live = PointerOf(op.live_rows);
+    low.range = PointerOf(segment.rows);
+    low.c = op.low[i];
+    ProductTerm* down = AddTerm(&low, context);
+    down->a = x;
+    down->b = DenseOperand(segment.a, false);
+    down->depth = op.base.in_features;
+    down->mask_a = MaskOf(segment.dropout, op.x.cols);
+    if (down->mask_a.threshold > 0) low.alpha = KeptScale(segment.dropout);
+    RunProduct(LinearForward::kName, low, bf16, context);
+
+    ProductTerm* up = AddTerm(&product, context);
+    up->a = DenseOperand(op.low[i], false);
+    up->b = DenseOperand(segment.b, false);
+    up->depth = segment.a.rows;
+    up->range = PointerOf(segment.rows);
+    up->scale = segment.scale;
+  }
+  product.rows = op.x.rows;
+  product.columns = op.base.out_features;
+  product.live = PointerOf(op.live_rows);
+  product.bias = op.bias;
+  product.c = op.y;
+  RunProduct(LinearForward::kName, product, bf16, context);
+}
+
+}  // namespace qlora::kernels::cuda
