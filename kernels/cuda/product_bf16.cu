@@ -1,3 +1,4 @@
+#include "kernels/cuda/fragments.h"
 #include "kernels/cuda/product_kernels.h"
 
 namespace qlora::kernels::cuda {
@@ -85,29 +86,6 @@ QLORA_DEVICE void FillTile(const Product& p, const Operand& o, const Mask& mask,
       }
       to[j] = gpu::ToBf16(x);
     }
-  }
-}
-
-// The 16×16 fragment of A at (row, k) of its tile.
-QLORA_DEVICE void LoadA(uint32_t (&fragment)[4], gpu::Shared<uint16_t> tile, bool transposed,
-                        int pitch, int row, int k) {
-  const int matrix = gpu::Lane() / 8, i = gpu::Lane() % 8;
-  if (transposed) {
-    gpu::LoadMatrix4Transposed(fragment,
-                               tile + ((k + matrix / 2 * 8 + i) * pitch + row + matrix % 2 * 8));
-  } else {
-    gpu::LoadMatrix4(fragment, tile + ((row + matrix % 2 * 8 + i) * pitch + k + matrix / 2 * 8));
-  }
-}
-// Two 16×8 fragments of B, side by side, at (column, k): words 0, 1 and words 2, 3.
-QLORA_DEVICE void LoadB(uint32_t (&fragment)[4], gpu::Shared<uint16_t> tile, bool transposed,
-                        int pitch, int column, int k) {
-  const int matrix = gpu::Lane() / 8, i = gpu::Lane() % 8;
-  if (transposed) {
-    gpu::LoadMatrix4Transposed(fragment,
-                               tile + ((k + matrix % 2 * 8 + i) * pitch + column + matrix / 2 * 8));
-  } else {
-    gpu::LoadMatrix4(fragment, tile + ((column + matrix / 2 * 8 + i) * pitch + k + matrix % 2 * 8));
   }
 }
 
