@@ -1,3 +1,4 @@
+#include "kernels/cuda/linear_skinny.h"
 #include "kernels/cuda/product.h"
 
 namespace qlora::kernels::cuda {
@@ -5,6 +6,7 @@ namespace qlora::kernels::cuda {
 int64_t WorkspaceBytes(const LinearForward&, const gpu::Properties&) { return 0; }
 
 void Run(const LinearForward& op, const Context& context) {
+  if (IsSkinny(op)) return RunSkinny(op, context);
   const bool bf16 = op.x.dtype == DType::kBf16;
   const Operand x = DenseOperand(op.x, false);
   Product product;

@@ -10,6 +10,8 @@ namespace {
 
 constexpr int kMaxRows = 16;
 constexpr int kMaxAdapters = 4;
+// Below these, offsets within a block's rows and within x, and numbers of scales, fit 32 bits.
+constexpr int64_t kMaxColumns = int64_t{1} << 24, kMaxWeights = int64_t{1} << 36;
 constexpr int kBlockSize = 64;        // elements under one scale
 constexpr int kTileRows = 8;          // rows of x in one matrix instruction
 constexpr int kBlockWeightRows = 32;  // of a thread block: two fragments of 16
@@ -21,7 +23,7 @@ constexpr int kTableBytes = 256 * 128;
 constexpr int kStagePitch = kLaneStep * 2 + 16;
 constexpr int kStageBytes = 32 * kStagePitch;  // of one tile
 constexpr int kPartialPitch = kBlockWeightRows + 4;
-constexpr int kLowThreads = 128;
+constexpr int kLowThreads = 256;
 
 struct SkinnyAdapter {
   const uint16_t* a;
@@ -31,6 +33,7 @@ struct SkinnyAdapter {
   int64_t a_pitch, b_pitch, low_pitch;
   int rank;
   float scale;
+  bool wide;  // rows of b and low are read 16 bytes at a time
 };
 struct SkinnyAdapters {
   SkinnyAdapter at[kMaxAdapters];
@@ -41,6 +44,16 @@ QLORA_DEVICE bool Serves(const SkinnyAdapter& adapter, int row) {
   return adapter.rows == nullptr || (row >= adapter.rows[0] && row < adapter.rows[1]);
 }
 
+// Eight products of bf16 pairs, added to `sum`.
+QLORA_DEVICE float Dot8(const gpu::Words4& a, const gpu::Words4& b, float sum) {
+  QLORA_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    sum = fmaf(gpu::FloatOf(a.w[i] << 16), gpu::FloatOf(b.w[i] << 16), sum);
+    sum = fmaf(gpu::FloatOf(a.w[i] & 0xffff0000u), gpu::FloatOf(b.w[i] & 0xffff0000u), sum);
+  }
+  return sum;
+}
+
 // ---- low = x · Aᵀ: one block a row of A, so that x's rows are read from the caches
 
 QLORA_KERNEL void SkinnyLowKernel(ConstTensor x, LiveRows live_rows, SkinnyAdapters adapters) {
@@ -48,21 +61,24 @@ QLORA_KERNEL void SkinnyLowKernel(ConstTensor x, LiveRows live_rows, SkinnyAdapt
   const int64_t rank_row = gpu::BlockX();
   if (rank_row >= adapter.rank) return;
   const int live = int(LiveRowCount(live_rows, x.rows));
+  if (live == 0) return;
   const gpu::Words4* a =
       reinterpret_cast<const gpu::Words4*>(adapter.a + rank_row * adapter.a_pitch);
   float sums[kMaxRows] = {};
   for (int64_t v = gpu::ThreadX(); v < x.cols / 8; v += kLowThreads) {
     const gpu::Words4 left = a[v];
     QLORA_UNROLL
-    for (int m = 0; m < kMaxRows; ++m) {
-      if (m >= live) break;
-      const gpu::Words4 right = reinterpret_cast<const gpu::Words4*>(RowOf<Bf16>(x, m))[v];
+    for (int tile = 0; tile < kMaxRows; tile += kTileRows) {
+      if (tile >= live) break;
+      // Loads without conditions, so that they are under way together: dead rows repeat the last.
+      gpu::Words4 right[kTileRows];
       QLORA_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        sums[m] = fmaf(gpu::FloatOf(left.w[i] << 16), gpu::FloatOf(right.w[i] << 16), sums[m]);
-        sums[m] = fmaf(gpu::FloatOf(left.w[i] & 0xffff0000u),
-                       gpu::FloatOf(right.w[i] & 0xffff0000u), sums[m]);
+      for (int m = 0; m < kTileRows; ++m) {
+        const int row = tile + m < live ? tile + m : live - 1;
+        right[m] = reinterpret_cast<const gpu::Words4*>(RowOf<Bf16>(x, row))[v];
       }
+      QLORA_UNROLL
+      for (int m = 0; m < kTileRows; ++m) sums[tile + m] = Dot8(left, right[m], sums[tile + m]);
     }
   }
   gpu::SharedMemory memory;
@@ -123,20 +139,35 @@ struct Packed {
   float scale[4];
 };
 
-QLORA_DEVICE void LoadPacked(const SkinnyArguments& args, int64_t first_row, int64_t k,
-                             Packed& packed) {
-  const DecodeSource& w = args.weight;
+// Where a lane's rows begin. Offsets fit 32 bits within a block's rows, and block numbers in a
+// whole tensor (see IsSkinny). Rows behind the last are read as the last: nobody stores their sums.
+struct LaneRows {
+  const uint8_t* codes;     // of the thread block's first row
+  uint32_t first_block;     // of that row
+  uint32_t code_offset[4];  // of this lane's rows from there
+};
+
+QLORA_DEVICE LaneRows LaneRowsOf(const SkinnyArguments& args, int64_t n0) {
   const int64_t columns = args.x.cols;
+  LaneRows rows;
+  rows.codes = args.weight.codes + n0 * columns / 2;
+  rows.first_block = uint32_t(n0 * columns / kBlockSize);
+  const int last = int(args.out_features - 1 - n0);
   QLORA_UNROLL
   for (int i = 0; i < 4; ++i) {
-    const int64_t row = first_row + 8 * i;
-    packed.codes[i] = {};
-    packed.scale_code[i] = 0;
-    packed.scale[i] = 0.0f;
-    if (row >= args.out_features || k >= columns) continue;
-    const int64_t at = row * columns + k;
-    packed.codes[i] = gpu::LoadStream(reinterpret_cast<const gpu::Words4*>(w.codes + at / 2));
-    const int64_t block = at / kBlockSize;
+    const int row = gpu::Lane() / 4 + 8 * i;
+    rows.code_offset[i] = uint32_t(row < last ? row : last) * uint32_t(columns / 2);
+  }
+  return rows;
+}
+
+QLORA_DEVICE void LoadPacked(const DecodeSource& w, const LaneRows& rows, uint32_t k,
+                             Packed& packed) {
+  QLORA_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t at = rows.code_offset[i] + k / 2;
+    packed.codes[i] = gpu::LoadStream(reinterpret_cast<const gpu::Words4*>(rows.codes + at));
+    const uint32_t block = rows.first_block + at / (kBlockSize / 2);
     if (w.absmax_u8 != nullptr) {
       packed.scale_code[i] = w.absmax_u8[block];
       packed.scale[i] = w.nested_absmax[block >> 8];
@@ -152,21 +183,20 @@ QLORA_DEVICE uint32_t DecodePair(gpu::Shared<uint8_t> table, uint32_t entry, flo
   return gpu::PackBf16(gpu::FloatOf(pair.w[0]) * scale, gpu::FloatOf(pair.w[1]) * scale);
 }
 
-// Begins the copy of a step of x into a warp's stage: lane (g, t)'s elements of row g together.
+// Begins the copy of a step of x into a warp's stage: lane (g, t)'s elements of row g together,
+// zeros behind the live rows and behind the last column.
 template <int kTiles>
-QLORA_DEVICE void StageX(const ConstTensor& x, int live, int64_t step_k,
+QLORA_DEVICE void StageX(const ConstTensor& x, int live, uint32_t step_k,
                          gpu::Shared<uint8_t> stage) {
+  const int piece = gpu::Lane() % 16;
+  const uint32_t k = step_k + piece * 8;
   QLORA_UNROLL
-  for (int tile = 0; tile < kTiles; ++tile) {
-    QLORA_UNROLL
-    for (int i = 0; i < kTileRows / 2; ++i) {
-      const int row = 2 * i + gpu::Lane() / 16, piece = gpu::Lane() % 16;
-      const int64_t k = step_k + piece * 8;
-      const int m = tile * kTileRows + row;
-      const bool valid = m < live && k < x.cols;
-      const int to = tile * kStageBytes + (row * 4 + piece / 4) * kStagePitch + piece % 4 * 16;
-      gpu::CopyAsync16(stage + to, RowOf<Bf16>(x, valid ? m : 0) + (valid ? k : 0), valid);
-    }
+  for (int i = 0; i < kTiles * kTileRows / 2; ++i) {
+    const int m = 2 * i + gpu::Lane() / 16;
+    const bool valid = m < live && k < x.cols;
+    gpu::CopyAsync16(stage + (m * 4 + piece / 4) * kStagePitch + piece % 4 * 16,
+                     static_cast<const Bf16*>(x.data) + (valid ? m * uint32_t(x.pitch) + k : 0),
+                     valid);
   }
   gpu::CopyAsyncCommit();
 }
@@ -219,7 +249,11 @@ QLORA_DEVICE float BesideBase(const SkinnyArguments& args, int m, int64_t n) {
     const uint16_t* low = adapter.low + m * adapter.low_pitch;
     const uint16_t* b = adapter.b + n * adapter.b_pitch;
     float dot = 0.0f;
-    for (int r = 0; r < adapter.rank; ++r) {
+    for (int r = 0; adapter.wide && r < adapter.rank; r += 8) {
+      dot = Dot8(*reinterpret_cast<const gpu::Words4*>(low + r),
+                 *reinterpret_cast<const gpu::Words4*>(b + r), dot);
+    }
+    for (int r = 0; !adapter.wide && r < adapter.rank; ++r) {
       dot = fmaf(gpu::FromBf16(low[r]), gpu::FromBf16(b[r]), dot);
     }
     sum = fmaf(adapter.scale, dot, sum);
@@ -242,16 +276,23 @@ QLORA_KERNEL void SkinnyKernel(SkinnyArguments args) {
       memory.Take<uint8_t>(Shape::kWarps * Shape::kStages * kTiles * kStageBytes) +
       warp * Shape::kStages * kTiles * kStageBytes;
 
+  // Columns behind the last are read as the last ones: their x is 0.
+  const LaneRows rows = LaneRowsOf(args, n0);
+  const uint32_t columns = uint32_t(args.x.cols), lane_k = lane % 4 * kLaneStep;
+  constexpr uint32_t kStride = Shape::kWarps * kStep;
+  Packed packed[Shape::kStages] = {};
+  const auto load = [&](uint32_t step_k, int s) {
+    if (step_k < columns) {
+      const uint32_t mine = step_k + lane_k, last = columns - kLaneStep;
+      LoadPacked(args.weight, rows, mine < last ? mine : last, packed[s]);
+    }
+    StageX<kTiles>(args.x, live, step_k, stages + s * kTiles * kStageBytes);
+  };
+
   // The first two steps are under way before anything else.
-  const int64_t row = n0 + lane / 4, lane_k = lane % 4 * kLaneStep;
-  int64_t k = int64_t{warp} * kStep;
-  constexpr int64_t kStride = int64_t{Shape::kWarps} * kStep;
-  Packed packed[Shape::kStages];
+  uint32_t k = warp * kStep;
   QLORA_UNROLL
-  for (int s = 0; s < Shape::kStages; ++s) {
-    LoadPacked(args, row, k + s * kStride + lane_k, packed[s]);
-    StageX<kTiles>(args.x, live, k + s * kStride, stages + s * kTiles * kStageBytes);
-  }
+  for (int s = 0; s < Shape::kStages; ++s) load(k + s * kStride, s);
   for (int i = gpu::ThreadX(); i < 256 * 16; i += Shape::kThreads) {
     const int byte = i / 16;
     table.As<gpu::Words2>()[i] = gpu::Words2{
@@ -272,26 +313,25 @@ QLORA_KERNEL void SkinnyKernel(SkinnyArguments args) {
   gpu::SyncThreads();
 
   float sums[2][kTiles][4] = {};
-  while (k < args.x.cols) {
+  while (k < columns) {
     QLORA_UNROLL
     for (int s = 0; s < Shape::kStages; ++s) {
-      const gpu::Shared<uint8_t> stage = stages + s * kTiles * kStageBytes;
       gpu::CopyAsyncWait<Shape::kStages - 1>();
       gpu::SyncWarp();
-      float scale[4];
-      QLORA_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        scale[i] = packed[s].scale[i];
-        // Rows and columns behind the end have codes of any value and scale 0.
-        if (nested) {
-          const float coarse = map[int(packed[s].scale_code[i])];
-          scale[i] = coarse * packed[s].scale[i] + offset;
+      if (k < columns) {
+        float scale[4];
+        QLORA_UNROLL
+        for (int i = 0; i < 4; ++i) {
+          scale[i] = packed[s].scale[i];
+          if (nested) {
+            const float coarse = map[int(packed[s].scale_code[i])];
+            scale[i] = coarse * scale[i] + offset;
+          }
         }
+        MultiplyStep<kTiles>(packed[s], scale, table, stages + s * kTiles * kStageBytes, sums);
       }
-      MultiplyStep<kTiles>(packed[s], scale, table, stage, sums);
       gpu::SyncWarp();
-      LoadPacked(args, row, k + Shape::kStages * kStride + lane_k, packed[s]);
-      StageX<kTiles>(args.x, live, k + Shape::kStages * kStride, stage);
+      load(k + Shape::kStages * kStride, s);
       k += kStride;
     }
   }
@@ -342,7 +382,8 @@ SkinnyAdapters AdaptersOf(const LinearForward& op) {
                                      s.b.pitch,
                                      low.pitch,
                                      int(s.a.rows),
-                                     s.scale};
+                                     s.scale,
+                                     s.a.rows % 8 == 0 && IsAligned(s.b, 16) && IsAligned(low, 16)};
   }
   return adapters;
 }
@@ -363,8 +404,9 @@ bool IsSkinny(const LinearForward& op) {
   if (op.x.dtype != DType::kBf16 || op.x.rows > kMaxRows ||
       base.kind != LinearBase::Kind::kQuantized || base.quantized.spec.block_size != kBlockSize ||
       base.in_features == 0 || base.in_features % kBlockSize != 0 ||
-      op.adapters.size() > kMaxAdapters || !IsAligned(op.x, 16) ||
-      !IsAligned(base.quantized.codes, 16)) {
+      base.in_features > kMaxColumns || op.x.pitch > kMaxColumns ||
+      base.out_features > kMaxWeights / base.in_features || op.adapters.size() > kMaxAdapters ||
+      !IsAligned(op.x, 16) || !IsAligned(base.quantized.codes, 16)) {
     return false;
   }
   return std::all_of(op.adapters.begin(), op.adapters.end(), [](const AdapterSegment& s) {

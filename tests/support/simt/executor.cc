@@ -13,21 +13,23 @@
 namespace qlora::simt {
 namespace {
 
-// What is known of one byte of shared memory. A tick is one barrier of the block; a warp tick one
-// exchange of a warp. Ticks never repeat, so nothing is cleared between blocks.
-struct ByteHistory {
-  int64_t written_block = -1;  // serial number of the block that wrote it; else it is unwritten
-  int64_t write_tick = -1, write_warp_tick = -1;
-  int64_t read_tick = -1, read_warp_tick = -1;
+// What is known of two neighbouring bytes of shared memory: kernels that run under the executor
+// keep nothing smaller there. A tick is one barrier of the block; a warp tick one exchange of a
+// warp. Ticks never repeat within a launch, so nothing is cleared between blocks.
+struct CellHistory {
+  int32_t written_block = -1;  // serial number of the block that wrote it; else it is unwritten
+  int32_t write_tick = -1, write_warp_tick = -1;
+  int32_t read_tick = -1, read_warp_tick = -1;
   int16_t writer = -1;
-  int16_t reader = -1;
-  bool read_by_others = false;  // by threads of other warps than `reader`'s, at read_tick
+  int16_t reader = -1;  // kManyReaders: threads of several warps
 };
+constexpr int16_t kManyReaders = -2;
+constexpr int kCellBytes = 2;
 
 struct Exchange {
   uint8_t bytes[2][kWarpSize][kExchangeBytes];  // two in turn: a fast lane may be one ahead
   int arrived = 0;
-  int64_t tick = 0;
+  int32_t tick = 0;
   std::source_location where;
 };
 
@@ -77,7 +79,9 @@ class Executor {
     grid_ = &grid;
     body_ = &body;
     failure_.clear();
-    if (int64_t(history_.size()) < grid.shared_bytes) history_.resize(grid.shared_bytes);
+    history_.assign(grid.shared_bytes / kCellBytes + 1, CellHistory());
+    tick_ = block_serial_ = 0;
+    for (Exchange& exchange : exchanges_) exchange.tick = 0;
     position_.threads = grid.threads;
     position_.grid_x = grid.blocks_x;
     position_.grid_y = grid.blocks_y;
@@ -156,57 +160,54 @@ class Executor {
   }
 
   void Read(const void* data, int bytes, const std::source_location& where) {
-    CheckRange(data, bytes, where);
-    const int64_t offset = static_cast<const uint8_t*>(data) - shared_;
-    const int me = position_.thread;
-    const int64_t warp_tick = exchanges_[me / kWarpSize].tick;
-    for (int64_t i = offset; i < offset + bytes; ++i) {
-      ByteHistory& byte = history_[i];
-      if (byte.written_block != block_serial_) {
-        Fail(absl::StrCat("reads byte ", i, " of shared memory, which nobody has written"), where);
-      }
-      if (byte.writer != me && byte.write_tick == tick_ &&
-          (byte.writer / kWarpSize != me / kWarpSize || byte.write_warp_tick == warp_tick)) {
-        Fail(absl::StrCat("race: reads byte ", i, " of shared memory, written by thread ",
-                          byte.writer, " with no barrier between"),
+    const CellHistory* end = nullptr;
+    CellHistory* cell = CellsOf(data, bytes, where, &end);
+    const int16_t me = int16_t(position_.thread);
+    const int32_t warp_tick = exchanges_[me / kWarpSize].tick;
+    for (; cell < end; ++cell) {
+      if (cell->written_block != block_serial_) {
+        Fail(absl::StrCat("reads byte ", ByteOf(cell),
+                          " of shared memory, which nobody has written"),
              where);
       }
-      if (byte.read_tick != tick_) {
-        byte.read_by_others = false;
-      } else if (byte.reader != me) {
-        byte.read_by_others |= byte.reader / kWarpSize != me / kWarpSize;
+      if (cell->write_tick == tick_ && IsForeign(cell->writer, cell->write_warp_tick, warp_tick)) {
+        Fail(
+            absl::StrCat("race: reads byte ", ByteOf(cell), " of shared memory, written by thread ",
+                         cell->writer, " with no barrier between"),
+            where);
       }
-      byte.read_tick = tick_;
-      byte.read_warp_tick = warp_tick;
-      byte.reader = int16_t(me);
+      const bool others_read =
+          cell->read_tick == tick_ &&
+          (cell->reader == kManyReaders || cell->reader / kWarpSize != me / kWarpSize);
+      cell->reader = others_read ? kManyReaders : me;
+      cell->read_tick = tick_;
+      cell->read_warp_tick = warp_tick;
     }
   }
 
   void Write(const void* data, int bytes, const std::source_location& where) {
-    CheckRange(data, bytes, where);
-    const int64_t offset = static_cast<const uint8_t*>(data) - shared_;
-    const int me = position_.thread;
-    const int64_t warp_tick = exchanges_[me / kWarpSize].tick;
-    for (int64_t i = offset; i < offset + bytes; ++i) {
-      ByteHistory& byte = history_[i];
-      if (byte.written_block == block_serial_ && byte.writer != me && byte.write_tick == tick_ &&
-          (byte.writer / kWarpSize != me / kWarpSize || byte.write_warp_tick == warp_tick)) {
-        Fail(absl::StrCat("race: writes byte ", i, " of shared memory, written by thread ",
-                          byte.writer, " with no barrier between"),
+    const CellHistory* end = nullptr;
+    CellHistory* cell = CellsOf(data, bytes, where, &end);
+    const int16_t me = int16_t(position_.thread);
+    const int32_t warp_tick = exchanges_[me / kWarpSize].tick;
+    for (; cell < end; ++cell) {
+      if (cell->written_block == block_serial_ && cell->write_tick == tick_ &&
+          IsForeign(cell->writer, cell->write_warp_tick, warp_tick)) {
+        Fail(absl::StrCat("race: writes byte ", ByteOf(cell),
+                          " of shared memory, written by thread ", cell->writer,
+                          " with no barrier between"),
              where);
       }
-      if (byte.read_tick == tick_ && byte.written_block == block_serial_ &&
-          (byte.read_by_others ||
-           (byte.reader != me &&
-            (byte.reader / kWarpSize != me / kWarpSize || byte.read_warp_tick == warp_tick)))) {
-        Fail(absl::StrCat("race: writes byte ", i, " of shared memory, read by thread ",
-                          byte.reader, " with no barrier between"),
+      if (cell->read_tick == tick_ && (cell->reader == kManyReaders ||
+                                       IsForeign(cell->reader, cell->read_warp_tick, warp_tick))) {
+        Fail(absl::StrCat("race: writes byte ", ByteOf(cell), " of shared memory, read by thread ",
+                          cell->reader, " with no barrier between"),
              where);
       }
-      byte.written_block = block_serial_;
-      byte.write_tick = tick_;
-      byte.write_warp_tick = warp_tick;
-      byte.writer = int16_t(me);
+      cell->written_block = block_serial_;
+      cell->write_tick = tick_;
+      cell->write_warp_tick = warp_tick;
+      cell->writer = me;
     }
   }
 
@@ -217,7 +218,25 @@ class Executor {
     shared_ = static_cast<uint8_t*>(
         mmap(nullptr, kMaxSharedBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     if (shared_ == MAP_FAILED) std::abort();
-    tick_ = 1;
+  }
+
+  CellHistory* CellsOf(const void* data, int bytes, const std::source_location& where,
+                       const CellHistory** end) {
+    CheckRange(data, bytes, where);
+    const int64_t offset = static_cast<const uint8_t*>(data) - shared_;
+    if (offset % kCellBytes != 0 || bytes % kCellBytes != 0) {
+      Fail("shared memory holds elements of two bytes at least", where);
+    }
+    CellHistory* first = history_.data() + offset / kCellBytes;
+    *end = first + bytes / kCellBytes;
+    return first;
+  }
+  int64_t ByteOf(const CellHistory* cell) const { return (cell - history_.data()) * kCellBytes; }
+  // Whether what `thread` did at `its_tick` of its warp is not ordered before what the current
+  // thread does now, no barrier of the block standing between.
+  bool IsForeign(int16_t thread, int32_t its_tick, int32_t warp_tick) const {
+    if (thread == position_.thread) return false;
+    return thread / kWarpSize != position_.thread / kWarpSize || its_tick == warp_tick;
   }
 
   static void Main() {
@@ -308,9 +327,9 @@ class Executor {
   Exchange exchanges_[kMaxThreads / kWarpSize];
   int at_barrier_ = 0;
   std::source_location barrier_place_;
-  int64_t tick_ = 0, block_serial_ = 0;
+  int32_t tick_ = 0, block_serial_ = 0;
   uint8_t* shared_ = nullptr;
-  std::vector<ByteHistory> history_;
+  std::vector<CellHistory> history_;
 };
 
 // The bytes of asynchronous copies count as written when they arrive.

@@ -162,16 +162,25 @@ inline void MatrixMultiplyAdd(float (&d)[4], const uint32_t (&a)[4], const uint3
     std::memcpy(&w, all + lane * simt::kExchangeBytes + 4 * i, 4);
     return w;
   };
+  // Column k of a lies in words 0, 1 (k < 8) or 2, 3 of lane t = k % 8 / 2 of its row; row k of b
+  // in word 4 or 5 likewise.
   const int row = Lane() / 4, column = Lane() % 4 * 2;
-  for (int k = 0; k < 16; ++k) {
-    // Column k of a lies in words 0, 1 (k < 8) or 2, 3 of lane t = k % 8 / 2; row k of b likewise.
-    const int t = k % 8 / 2, upper = k >= 8 ? 1 : 0, shift = k % 2 * 16;
-    const auto half = [&](int lane, int i) { return FromBf16(uint16_t(word(lane, i) >> shift)); };
-    for (int i = 0; i < 4; ++i) {
-      const float x = half(row * 4 + t, 2 * upper + i / 2);
-      const float y = half((column + i % 2) * 4 + t, 4 + upper);
-      d[i] += x * y;
+  float x[2][16], y[2][16];
+  for (int t = 0; t < 4; ++t) {
+    for (int upper = 0; upper < 2; ++upper) {
+      const int k = 8 * upper + 2 * t;
+      for (int h = 0; h < 2; ++h) {
+        const uint32_t from_a = word(row * 4 + t, 2 * upper + h);
+        const uint32_t from_b = word((column + h) * 4 + t, 4 + upper);
+        x[h][k] = FromBf16(uint16_t(from_a));
+        x[h][k + 1] = FromBf16(uint16_t(from_a >> 16));
+        y[h][k] = FromBf16(uint16_t(from_b));
+        y[h][k + 1] = FromBf16(uint16_t(from_b >> 16));
+      }
     }
+  }
+  for (int k = 0; k < 16; ++k) {
+    for (int i = 0; i < 4; ++i) d[i] += x[i / 2][k] * y[i % 2][k];
   }
 }
 
