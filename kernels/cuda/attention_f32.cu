@@ -14,15 +14,6 @@ constexpr int kMaxPerLane = 8;  // 256 / 32: elements of a head that a lane hold
 struct HeadVector {
   float x[kMaxPerLane];
 };
-QLORA_DEVICE HeadVector LoadHead(const ConstTensor& t, int64_t row, int64_t column, int size) {
-  HeadVector v;
-  QLORA_UNROLL
-  for (int i = 0; i < kMaxPerLane; ++i) {
-    const int c = i * 32 + gpu::Lane();
-    v.x[i] = c < size ? RowOf<float>(t, row)[column + c] : 0.0f;
-  }
-  return v;
-}
 QLORA_DEVICE void StoreHead(const Tensor& t, int64_t row, int64_t column, int size,
                             const HeadVector& v, float scale) {
   QLORA_UNROLL
@@ -31,16 +22,19 @@ QLORA_DEVICE void StoreHead(const Tensor& t, int64_t row, int64_t column, int si
     if (c < size) RowOf<float>(t, row)[column + c] = v.x[i] * scale;
   }
 }
-QLORA_DEVICE float Dot(const HeadVector& a, const HeadVector& b) {
-  float sum = 0.0f;
+// into = into · keep + factor · (elements of a row).
+QLORA_DEVICE void Add(HeadVector& into, float keep, float factor, const float* row, int size) {
   QLORA_UNROLL
-  for (int i = 0; i < kMaxPerLane; ++i) sum = fmaf(a.x[i], b.x[i], sum);
-  return WarpSum(sum);
+  for (int i = 0; i < kMaxPerLane; ++i) {
+    const int c = i * 32 + gpu::Lane();
+    if (c < size) into.x[i] = fmaf(factor, row[c], into.x[i] * keep);
+  }
 }
-// into = into · keep + factor · v.
-QLORA_DEVICE void Add(HeadVector& into, float keep, float factor, const HeadVector& v) {
-  QLORA_UNROLL
-  for (int i = 0; i < kMaxPerLane; ++i) into.x[i] = fmaf(factor, v.x[i], into.x[i] * keep);
+// By one lane alone.
+QLORA_DEVICE float Dot(const float* a, const float* b, int size) {
+  float sum = 0.0f;
+  for (int c = 0; c < size; ++c) sum = fmaf(a[c], b[c], sum);
+  return sum;
 }
 
 struct Columns {
@@ -59,25 +53,38 @@ struct ForwardViews {
   DocumentTable table;
 };
 
-// One warp a query and head: softmax online, key after key.
+// One warp a query and head. Of 32 keys each lane takes one for its logit; then the lanes share out
+// the head's elements. Softmax online, tile after tile of keys.
 QLORA_KERNEL void ForwardF32(ForwardViews a) {
+  gpu::SharedMemory memory;
+  gpu::Shared<float> weights = memory.Take<float>(kThreads) + gpu::Warp() * 32;
   const DocumentTile tile = FindTile(a.table, gpu::BlockX(), kWarps, false);
   const int query = tile.first + gpu::Warp();
   if (!tile.exists || query >= tile.document.queries) return;
   const int64_t head = gpu::BlockY(), row = tile.document.first_query + query;
   const Columns at = ColumnsOf(a.shape, head);
   const Visibility visibility = VisibilityOf(tile.document, a.shape.window);
-  const HeadVector q = LoadHead(a.q, row, at.query, at.size);
+  const float* q = RowOf<float>(a.q, row) + at.query;
   HeadVector o = {};
   float largest = -INFINITY, sum = 0.0f;
-  for (int key = visibility.FirstKey(query); key < visibility.EndKey(query); ++key) {
-    const int64_t key_row = tile.document.first_key + key;
-    const float z = Logit(a.shape, Dot(q, LoadHead(a.k, key_row, at.key, at.size)));
-    const float new_largest = fmaxf(largest, z);
-    const float keep = expf(largest - new_largest), p = expf(z - new_largest);
-    Add(o, keep, p, LoadHead(a.v, key_row, at.key, at.size));
-    sum = sum * keep + p;
-    largest = new_largest;
+  const int end = visibility.EndKey(query);
+  for (int key0 = visibility.FirstKey(query); key0 < end; key0 += 32) {
+    const int count = end - key0 < 32 ? end - key0 : 32;
+    const int64_t key_row = tile.document.first_key + key0;
+    float z = -INFINITY;
+    if (gpu::Lane() < count) {
+      z = Logit(a.shape, Dot(q, RowOf<float>(a.k, key_row + gpu::Lane()) + at.key, at.size));
+    }
+    const float now = fmaxf(largest, WarpMax(z)), keep = expf(largest - now), p = expf(z - now);
+    sum = sum * keep + WarpSum(p);
+    largest = now;
+    weights[gpu::Lane()] = p;
+    gpu::SyncWarp();
+    for (int j = 0; j < count; ++j) {
+      const float weight = weights[j];
+      Add(o, j == 0 ? keep : 1.0f, weight, RowOf<float>(a.v, key_row + j) + at.key, at.size);
+    }
+    gpu::SyncWarp();
   }
   StoreHead(a.o, row, at.query, at.size, o, 1.0f / sum);
   if (gpu::Lane() == 0) RowOf<float>(a.lse, row)[head] = largest + logf(sum);
@@ -91,62 +98,83 @@ struct BackwardViews {
   DocumentTable table;
 };
 
-// p and dz of one pair.
+// p and dz of one pair, by one lane alone.
 struct Pair {
   float p, dz;
 };
-QLORA_DEVICE Pair PairOf(const BackwardViews& a, int64_t query_row, int64_t head,
-                         const HeadVector& q, const HeadVector& dout, const HeadVector& k,
-                         const HeadVector& v) {
-  const float z = Logit(a.shape, Dot(q, k));
+QLORA_DEVICE Pair PairOf(const BackwardViews& a, int64_t query_row, int64_t head, int64_t key_row,
+                         const Columns& at) {
+  const float* q = RowOf<float>(a.q, query_row) + at.query;
+  const float* dout = RowOf<float>(a.dout, query_row) + at.query;
+  const float z = Logit(a.shape, Dot(q, RowOf<float>(a.k, key_row) + at.key, at.size));
   const float p = expf(z - RowOf<float>(a.lse, query_row)[head]);
+  const float dp = Dot(dout, RowOf<float>(a.v, key_row) + at.key, at.size);
   const float delta = a.delta[query_row * a.shape.query_heads + head];
-  return {p, p * (Dot(dout, v) - delta) * LogitSlope(a.shape, z)};
+  return {p, p * (dp - delta) * LogitSlope(a.shape, z)};
 }
 
+// One warp a query and head, 32 keys at a time.
 QLORA_KERNEL void BackwardQueriesF32(BackwardViews a) {
+  gpu::SharedMemory memory;
+  gpu::Shared<float> weights = memory.Take<float>(kThreads) + gpu::Warp() * 32;
   const DocumentTile tile = FindTile(a.table, gpu::BlockX(), kWarps, false);
   const int query = tile.first + gpu::Warp();
   if (!tile.exists || query >= tile.document.queries) return;
   const int64_t head = gpu::BlockY(), row = tile.document.first_query + query;
   const Columns at = ColumnsOf(a.shape, head);
   const Visibility visibility = VisibilityOf(tile.document, a.shape.window);
-  const HeadVector q = LoadHead(a.q, row, at.query, at.size);
-  const HeadVector dout = LoadHead(a.dout, row, at.query, at.size);
   HeadVector dq = {};
-  for (int key = visibility.FirstKey(query); key < visibility.EndKey(query); ++key) {
-    const int64_t key_row = tile.document.first_key + key;
-    const HeadVector k = LoadHead(a.k, key_row, at.key, at.size);
-    const HeadVector v = LoadHead(a.v, key_row, at.key, at.size);
-    Add(dq, 1.0f, PairOf(a, row, head, q, dout, k, v).dz, k);
+  const int end = visibility.EndKey(query);
+  for (int key0 = visibility.FirstKey(query); key0 < end; key0 += 32) {
+    const int count = end - key0 < 32 ? end - key0 : 32;
+    const int64_t key_row = tile.document.first_key + key0;
+    if (gpu::Lane() < count) {
+      weights[gpu::Lane()] = PairOf(a, row, head, key_row + gpu::Lane(), at).dz;
+    }
+    gpu::SyncWarp();
+    for (int j = 0; j < count; ++j) {
+      const float dz = weights[j];
+      Add(dq, 1.0f, dz, RowOf<float>(a.k, key_row + j) + at.key, at.size);
+    }
+    gpu::SyncWarp();
   }
   StoreHead(a.dq, row, at.query, at.size, dq, a.shape.scale);
 }
 
-// One warp a key and kv head: the query heads of its group one after another.
+// One warp a key and kv head, 32 queries at a time, the query heads of its group one after another.
 QLORA_KERNEL void BackwardKeysF32(BackwardViews a) {
+  gpu::SharedMemory memory;
+  gpu::Shared<float> weights = memory.Take<float>(2 * kThreads) + gpu::Warp() * 64;
   const DocumentTile tile = FindTile(a.table, gpu::BlockX(), kWarps, true);
   const int key = tile.first + gpu::Warp();
   if (!tile.exists || key >= tile.document.keys) return;
   const int64_t group = a.shape.query_heads / a.shape.kv_heads;
   const int64_t row = tile.document.first_key + key;
-  const int size = int(a.shape.head_size);
-  const int64_t column = gpu::BlockY() * size;
   const Visibility visibility = VisibilityOf(tile.document, a.shape.window);
-  const HeadVector k = LoadHead(a.k, row, column, size), v = LoadHead(a.v, row, column, size);
   HeadVector dk = {}, dv = {};
+  const int end = visibility.EndQuery(key);
+  Columns at = ColumnsOf(a.shape, gpu::BlockY() * group);
   for (int64_t head = gpu::BlockY() * group; head < (gpu::BlockY() + 1) * group; ++head) {
-    for (int query = visibility.FirstQuery(key); query < visibility.EndQuery(key); ++query) {
-      const int64_t query_row = tile.document.first_query + query;
-      const HeadVector q = LoadHead(a.q, query_row, head * size, size);
-      const HeadVector dout = LoadHead(a.dout, query_row, head * size, size);
-      const Pair pair = PairOf(a, query_row, head, q, dout, k, v);
-      Add(dv, 1.0f, pair.p, dout);
-      Add(dk, 1.0f, pair.dz, q);
+    at = ColumnsOf(a.shape, head);
+    for (int query0 = visibility.FirstQuery(key); query0 < end; query0 += 32) {
+      const int count = end - query0 < 32 ? end - query0 : 32;
+      const int64_t query_row = tile.document.first_query + query0;
+      if (gpu::Lane() < count) {
+        const Pair pair = PairOf(a, query_row + gpu::Lane(), head, row, at);
+        weights[gpu::Lane()] = pair.p;
+        weights[32 + gpu::Lane()] = pair.dz;
+      }
+      gpu::SyncWarp();
+      for (int j = 0; j < count; ++j) {
+        const float p = weights[j], dz = weights[32 + j];
+        Add(dv, 1.0f, p, RowOf<float>(a.dout, query_row + j) + at.query, at.size);
+        Add(dk, 1.0f, dz, RowOf<float>(a.q, query_row + j) + at.query, at.size);
+      }
+      gpu::SyncWarp();
     }
   }
-  StoreHead(a.dk, row, column, size, dk, a.shape.scale);
-  StoreHead(a.dv, row, column, size, dv, 1.0f);
+  StoreHead(a.dk, row, at.key, at.size, dk, a.shape.scale);
+  StoreHead(a.dv, row, at.key, at.size, dv, 1.0f);
 }
 
 }  // namespace
@@ -157,7 +185,8 @@ void RunAttentionF32(const AttentionForward& op, const Context& context) {
   gpu::Launch(context.launcher, AttentionForward::kName, &ForwardF32,
               {.blocks_x = TileCapacity(op.q.rows, op.documents, kWarps),
                .blocks_y = op.shape.query_heads,
-               .threads = kThreads},
+               .threads = kThreads,
+               .shared_bytes = kThreads * 4},
               a);
 }
 
@@ -176,12 +205,14 @@ void RunAttentionF32(const AttentionBackward& op, const float* delta, const Cont
   gpu::Launch(context.launcher, AttentionBackward::kName, &BackwardQueriesF32,
               {.blocks_x = TileCapacity(op.q.rows, op.documents, kWarps),
                .blocks_y = op.shape.query_heads,
-               .threads = kThreads},
+               .threads = kThreads,
+               .shared_bytes = kThreads * 4},
               a);
   gpu::Launch(context.launcher, AttentionBackward::kName, &BackwardKeysF32,
               {.blocks_x = TileCapacity(op.k.rows, op.documents, kWarps),
                .blocks_y = op.shape.kv_heads,
-               .threads = kThreads},
+               .threads = kThreads,
+               .shared_bytes = 2 * kThreads * 4},
               a);
 }
 
