@@ -1,4 +1,5 @@
-// Every op of op_list.h on the CUDA backend under the SIMT executor, over all its cases:
+// Every op of op_list.h on the CUDA backend, on a card or under the SIMT executor, over all its
+// cases:
 //   - each output element within its bound of the fp64 reference,
 //   - every other byte as it was: inputs, rows behind the live ones, gaps between rows, guards,
 //   - the captured graph, run again, gives the same bytes.
@@ -79,11 +80,11 @@ struct NamedOp {
 const NamedOp kOps[] = {QLORA_FOR_EACH_OP(QLORA_NAMED_OP)};
 #undef QLORA_NAMED_OP
 
-class SimtOpTest : public ::testing::TestWithParam<NamedOp> {};
+class CudaOpTest : public ::testing::TestWithParam<NamedOp> {};
 
-TEST_P(SimtOpTest, MatchesTheReference) { GetParam().run(); }
+TEST_P(CudaOpTest, MatchesTheReference) { GetParam().run(); }
 
-INSTANTIATE_TEST_SUITE_P(All, SimtOpTest, ::testing::ValuesIn(kOps),
+INSTANTIATE_TEST_SUITE_P(All, CudaOpTest, ::testing::ValuesIn(kOps),
                          [](const auto& info) { return std::string(info.param.name); });
 
 }  // namespace

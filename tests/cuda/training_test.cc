@@ -1,6 +1,6 @@
-// Whole runs on the CUDA backend under the SIMT executor, against the CPU backend: forward,
-// backward and update of small models in every mode, evaluation, generation, and what must not
-// change a byte.
+// Whole runs on the CUDA backend, on a card or under the SIMT executor, against the CPU backend:
+// forward, backward and update of small models in every mode, evaluation, generation, and what must
+// not change a byte.
 
 #include <algorithm>
 #include <cmath>
@@ -15,7 +15,6 @@
 #include "gtest/gtest.h"
 #include "kernels/cuda/cuda_device.h"
 #include "tests/engine/run/model_run.h"
-#include "tests/support/simt/runtime.h"
 
 namespace qlora::engine {
 namespace {
@@ -116,16 +115,6 @@ TEST_P(CudaTraining, CapturedRecomputedOrNotGivesTheSameBytes) {
   EXPECT_TRUE(recomputed.StateBytes() == captured.StateBytes());
 }
 
-TEST_P(CudaTraining, AStepAllocatesNothing) {
-  ModelRun run(Options(), CudaDevice());
-  Losses(&run, 1);
-  const int64_t bytes = simt::Counters().device_bytes;
-  simt::ResetCounters();
-  Losses(&run, 1);
-  EXPECT_EQ(simt::Counters().device_bytes, bytes);
-  EXPECT_GE(simt::Counters().graph_launches, kMicroBatches + 2);
-}
-
 INSTANTIATE_TEST_SUITE_P(
     Runs, CudaTraining,
     testing::Values(Case{"qlora", "llama3_tied"},
@@ -168,23 +157,6 @@ TEST_P(CudaInference, EvaluatesAndGeneratesAsTheCpuDoes) {
 
 INSTANTIATE_TEST_SUITE_P(Families, CudaInference, testing::Values("llama3_tied", "qwen3"),
                          [](const auto& info) { return std::string(info.param); });
-
-TEST(CudaDeviceTest, RefusesACardThatIsTooOldOrNotThere) {
-  simt::SetCard({.major = 7, .minor = 5});
-  const auto old_card = kernels::cuda::CreateCudaDevice({});
-  EXPECT_TRUE(absl::IsNotFound(old_card.status()));
-  EXPECT_NE(old_card.status().message().find("7.5"), absl::string_view::npos);
-  simt::SetCard({});
-  EXPECT_TRUE(absl::IsNotFound(kernels::cuda::CreateCudaDevice({.ordinal = 3}).status()));
-}
-
-TEST(CudaDeviceTest, SaysWhenMemoryRunsOut) {
-  simt::SetCard({.memory_bytes = 1 << 20});
-  auto device = CudaDevice();
-  EXPECT_LE(device->info().memory_bytes, 1 << 20);
-  EXPECT_TRUE(absl::IsResourceExhausted(device->Allocate(2 << 20).status()));
-  simt::SetCard({});
-}
 
 }  // namespace
 }  // namespace qlora::engine
