@@ -216,25 +216,34 @@ class Preparation {
     return absl::OkStatus();
   }
 
-  // AUTO takes the first GPU there is. One that is there but can't be used is worth a warning: a
-  // run on the CPU in its stead would be a surprise.
+  // AUTO takes the first GPU, if its kernels have passed on such a card. A GPU that is there and
+  // not used is worth a warning: a run on the CPU in its stead would be a surprise.
   absl::Status OpenDevice() {
     if (s_.job.device() == proto::DeviceKind::CPU) return OpenCpu();
+    const bool named = s_.job.device() == proto::DeviceKind::CUDA;
     absl::StatusOr<std::unique_ptr<kernels::Device>> device = kernels::cuda::CreateCudaDevice({});
-    if (device.ok()) {
-      s_.device = *std::move(device);
-      return absl::OkStatus();
-    }
-    if (s_.job.device() == proto::DeviceKind::CUDA) {
+    if (!device.ok() && named) {
       return proto::NoDeviceError(absl::StrCat("device: CUDA was asked for, but ",
                                                device.status().message(),
                                                " (device: CPU or AUTO runs without a GPU)"));
     }
-    if (!absl::IsNotFound(device.status())) {
-      s_.warnings.push_back(absl::StrCat("the GPU can't be used, the job runs on the CPU: ",
-                                         device.status().message()));
+    if (!device.ok()) {
+      if (!absl::IsNotFound(device.status())) {
+        s_.warnings.push_back(absl::StrCat("the GPU can't be used, the job runs on the CPU: ",
+                                           device.status().message()));
+      }
+      return OpenCpu();
     }
-    return OpenCpu();
+    const kernels::DeviceInfo& info = (*device)->info();
+    if (!info.is_qualified) {
+      s_.warnings.push_back(absl::StrCat(
+          info.name, ": the CUDA kernels have not yet passed their tests on such a card; ",
+          named ? "check the results against the CPU's"
+                : "the job runs on the CPU (device: CUDA takes the GPU all the same)"));
+      if (!named) return OpenCpu();
+    }
+    s_.device = *std::move(device);
+    return absl::OkStatus();
   }
 
   absl::Status OpenCpu() {

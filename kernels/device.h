@@ -22,6 +22,9 @@ struct DeviceInfo {
   std::string name;          // e.g. "cpu (avx512, 2 threads)"
   int64_t memory_bytes = 0;  // what a run may use at most
   bool is_host = false;      // memory can be read by the host after Synchronize()
+  // Whether the kernels have passed their tests on hardware of this kind. Where they have not, a
+  // device is used only if the job names it.
+  bool is_qualified = true;
 };
 
 class Piece {

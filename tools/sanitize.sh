@@ -10,7 +10,7 @@ targets=("${@:3}")
 ./tools/install_packages.sh libgtest-dev libgmock-dev
 build=build-${sanitizers//,/-}
 cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS="-O1 -DNDEBUG" -DBUILD_TESTING=ON \
-  -DQLORA_SANITIZE="$sanitizers" >/dev/null
+  -DQLORA_SANITIZE="$sanitizers" -DQLORA_CUDA=OFF >/dev/null
 cmake --build "$build" ${targets:+--target "${targets[@]}"}
 names=$(printf '|%s' "${targets[@]%_tests}")
 GTEST_FILTER=$pattern ctest --test-dir "$build" --output-on-failure -j "$(nproc)" -R "^(${names#|})"

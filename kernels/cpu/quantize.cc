@@ -4,9 +4,9 @@
 #include <cstring>
 #include <limits>
 
-#include "kernels/dynamic_code.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/product.h"
+#include "kernels/dynamic_code.h"
 
 namespace qlora::kernels::cpu {
 namespace {

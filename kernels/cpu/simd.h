@@ -9,8 +9,8 @@
 
 #include <cstdint>
 
-#include "kernels/dynamic_code.h"
 #include "kernels/cpu/isa.h"
+#include "kernels/dynamic_code.h"
 #include "kernels/ops/attention.h"
 #include "kernels/ops/embedding.h"
 #include "kernels/ops/gated_activation.h"

@@ -3,9 +3,9 @@
 #ifndef QLORA_KERNELS_CPU_SIMD_UPDATE_H_
 #define QLORA_KERNELS_CPU_SIMD_UPDATE_H_
 
-#include "kernels/dynamic_code.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/cpu/vec.h"
+#include "kernels/dynamic_code.h"
 
 namespace qlora::kernels::cpu {
 namespace {

@@ -1,5 +1,7 @@
 #include "kernels/cuda/cuda_device.h"
 
+#include <algorithm>
+#include <array>
 #include <utility>
 #include <variant>
 
@@ -9,6 +11,14 @@
 
 namespace qlora::kernels::cuda {
 namespace {
+
+// Compute capabilities of the cards on which bench/gpu_qualify.sh has passed, each with its results
+// in bench/results/. None yet.
+bool IsQualified(int major, int minor) {
+  constexpr std::array<std::pair<int, int>, 0> kQualified = {};
+  return std::find(kQualified.begin(), kQualified.end(), std::pair(major, minor)) !=
+         kQualified.end();
+}
 
 absl::Status StartAll(const std::vector<Op>& ops, gpu::Stream stream, const gpu::Properties& card) {
   gpu::Launcher launcher(stream);
@@ -49,6 +59,7 @@ class CudaDevice : public Device {
       : options_(options), card_(std::move(card)), stream_(stream) {
     info_.name = absl::StrCat("cuda:", options.ordinal, " (", card_.name, ")");
     info_.memory_bytes = free_bytes;
+    info_.is_qualified = IsQualified(card_.major, card_.minor);
   }
   ~CudaDevice() override { gpu::DestroyStream(stream_); }
 
