@@ -31,11 +31,6 @@ run_steps() {
     "$here/bin/step_bench" --model="$here/models/$model" --device=cuda --rank=16 --tokens=2048 --rows=2 \
       --accumulation=4 --json="$results/steps.json" | tee "$results/$model.txt" | tail -1
   done
-  # What the published recipe must fit into, in bytes of the card, each under its hard limit.
-  "$here/bin/step_bench" --model="$here/models/llama_33b" --device=cuda --rank=64 --tokens=1024 --rows=1 \
-    --accumulation=16 --steps=1 --recompute=FULL --memory_limit=24000000000 | tee "$results/llama_33b.txt" | tail -1
-  "$here/bin/step_bench" --model="$here/models/llama_65b" --device=cuda --rank=64 --tokens=2048 --rows=1 \
-    --accumulation=16 --steps=1 --recompute=FULL --memory_limit=48000000000 | tee "$results/llama_65b.txt" | tail -1
 }
 
 for part in "${parts[@]}"; do

@@ -6,6 +6,6 @@ cd "$(dirname "$0")/.."
 ./tools/install_packages.sh libgtest-dev libgmock-dev
 build=${QLORA_BUILD_DIR:-build}
 cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DBUILD_TESTING=ON \
-  "-DQLORA_CUDA_ARCHITECTURES=80-real;90a-real" >/dev/null
+  -DQLORA_CUDA=AUTO "-DQLORA_CUDA_ARCHITECTURES=80-real;90a-real" >/dev/null
 cmake --build "$build"
 ctest --test-dir "$build" --output-on-failure -j "$(nproc)"

@@ -25,6 +25,11 @@ absl::StatusCode CodeOf(cudaError_t error) {
       return absl::StatusCode::kNotFound;
     case cudaErrorMemoryAllocation:
       return absl::StatusCode::kResourceExhausted;
+    // The card fell off the bus, or its memory failed.
+    case cudaErrorECCUncorrectable:
+    case cudaErrorNvlinkUncorrectable:
+    case cudaErrorUnknown:
+      return absl::StatusCode::kUnavailable;
     default:
       return absl::StatusCode::kInternal;
   }

@@ -2,6 +2,7 @@
 #ifndef QLORA_TESTS_ENGINE_MODEL_GOLDEN_FILES_H_
 #define QLORA_TESTS_ENGINE_MODEL_GOLDEN_FILES_H_
 
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <iterator>
@@ -13,8 +14,11 @@
 
 namespace qlora::engine {
 
+// Below the folder that the tests were built from, or where they were carried to: the environment's
+// QLORA_TESTS_DIR.
 inline std::string GoldenModelPath(const std::string& name) {
-  return std::string(QLORA_TESTS_DIR) + "/golden/models/" + name;
+  const char* carried = std::getenv("QLORA_TESTS_DIR");
+  return std::string(carried != nullptr ? carried : QLORA_TESTS_DIR) + "/golden/models/" + name;
 }
 
 inline std::string GoldenModelText(const std::string& name) {
