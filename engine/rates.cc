@@ -13,10 +13,14 @@ using kernels::Op;
 using kernels::Tensor;
 
 constexpr int kTries = 5;
-constexpr int64_t kProductRows = 512, kProductSize = 1024;
-// 32 MiB, as much again for its pair: beyond the caches that one process has to itself, and little
-// beside what a run needs.
-constexpr int64_t kStreamElements = int64_t{8} << 20;
+
+// What is timed: long enough to hide what starting it costs, and little beside what a run needs.
+struct Sizes {
+  int64_t product_rows, product_size;  // rows; in and out features
+  int64_t stream_elements;             // fp32, as many again for the pair: beyond the caches
+};
+constexpr Sizes kHostSizes = {512, 1024, int64_t{8} << 20};
+constexpr Sizes kGpuSizes = {4096, 4096, int64_t{64} << 20};
 
 double SecondsOf(kernels::Piece& piece, kernels::Device& device, absl::Status* status) {
   double best = 1e30;
@@ -44,14 +48,16 @@ absl::StatusOr<double> RateOf(kernels::Device& device, const Op& op, double amou
 
 absl::StatusOr<MachineRates> MeasureRates(kernels::Device& device, kernels::DType compute) {
   MachineRates rates;
+  const Sizes& sizes = device.info().is_host ? kHostSizes : kGpuSizes;
   {
     kernels::LinearForward op;
     op.base.kind = kernels::LinearBase::Kind::kDense;
-    op.base.out_features = op.base.in_features = kProductSize;
+    op.base.out_features = op.base.in_features = sizes.product_size;
     const int64_t workspace = [&] {
-      op.x = {nullptr, compute, kProductRows, kProductSize, kProductSize};
-      op.y = {nullptr, compute, kProductRows, kProductSize, kProductSize};
-      op.base.dense = {nullptr, compute, kProductSize, kProductSize, kProductSize};
+      op.x = {nullptr, compute, sizes.product_rows, sizes.product_size, sizes.product_size};
+      op.y = {nullptr, compute, sizes.product_rows, sizes.product_size, sizes.product_size};
+      op.base.dense = {nullptr, compute, sizes.product_size, sizes.product_size,
+                       sizes.product_size};
       return device.WorkspaceBytes(op);
     }();
     const int64_t x_bytes = op.y.Extent(), w_bytes = op.base.dense.Extent();
@@ -67,12 +73,12 @@ absl::StatusOr<MachineRates> MeasureRates(kernels::Device& device, kernels::DTyp
     rates.matmul_flops = *rate;
   }
   {
-    absl::StatusOr<Buffer> memory = device.Allocate(2 * kStreamElements * 4);
+    absl::StatusOr<Buffer> memory = device.Allocate(2 * sizes.stream_elements * 4);
     if (!memory.ok()) return memory.status();
     uint8_t* at = static_cast<uint8_t*>(memory->data());
-    const Tensor from{at, kernels::DType::kF32, 1, kStreamElements, kStreamElements};
+    const Tensor from{at, kernels::DType::kF32, 1, sizes.stream_elements, sizes.stream_elements};
     Tensor into = from;
-    into.data = at + kStreamElements * 4;
+    into.data = at + sizes.stream_elements * 4;
     // Memory that was never written is one page of zeros: reading it would measure the cache.
     if (absl::Status s = device.RunOnce({kernels::Zero{from}}); !s.ok()) return s;
     const kernels::AddGradient op{.from = from, .into = into};
