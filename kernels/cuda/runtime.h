@@ -2,8 +2,8 @@
 // nvidia/runtime.cc over CUDA, by tests/support/simt/runtime.cc on the host.
 //
 // Handles are plain pointers owned by whoever made them. Errors: NotFound where there is no usable
-// GPU or driver, ResourceExhausted where memory ran out, Unavailable where the card was lost, Internal
-// for everything else, always with the runtime's own words.
+// GPU or driver, ResourceExhausted where memory ran out, Unavailable where the card was lost,
+// Internal for everything else, always with the runtime's own words.
 
 #ifndef QLORA_KERNELS_CUDA_RUNTIME_H_
 #define QLORA_KERNELS_CUDA_RUNTIME_H_
