@@ -51,70 +51,70 @@ Dtype FileType(DType type) {
   }
 }
 
-// One flat state, cut into the parameters it is made of.
-struct StatePart {
-  const char* suffix;
-  Tensor flat;
-  int64_t elements_per_value;  // 1, or a block's size for the scales of 8-bit states
-};
-
-std::vector<StatePart> StateParts(const Storage& s) {
-  std::vector<StatePart> parts = {{"", s.master, 1}, {".exp_avg", s.m, 1}, {".exp_avg_sq", s.v, 1}};
-  if (s.m_absmax) {
-    parts.push_back({".exp_avg.absmax", s.m_absmax, kernels::kParameterBlock});
-    parts.push_back({".exp_avg_sq.absmax", s.v_absmax, kernels::kParameterBlock});
-  }
-  return parts;
-}
-
-// The part of `part.flat` that belongs to parameter p, as one row.
-Tensor PartView(const StatePart& part, const Parameter& p) {
-  const int64_t count = p.rows * p.cols;
-  const int64_t values = (count + part.elements_per_value - 1) / part.elements_per_value;
-  return kernels::Slice(part.flat, 0, 1, p.offset / part.elements_per_value, values);
-}
-
-struct NamedView {
+// A tensor of a file, and where its values lie in the run's memory: one after another.
+struct NamedViews {
   TensorSpec spec;
-  Tensor view;
+  std::vector<Tensor> views;
 };
 
 // Streams views of device memory into a safetensors file.
-absl::Status WriteViews(std::unique_ptr<WritableFile> file, std::vector<NamedView> views,
+absl::Status WriteViews(std::unique_ptr<WritableFile> file, std::vector<NamedViews> tensors,
                         Execution* execution) {
   std::vector<TensorSpec> specs;
-  for (const NamedView& view : views) specs.push_back(view.spec);
+  for (const NamedViews& tensor : tensors) specs.push_back(tensor.spec);
   absl::StatusOr<SafetensorsWriter> writer = SafetensorsWriter::Create(std::move(file), specs);
   if (!writer.ok()) return writer.status();
-  std::sort(views.begin(), views.end(),
-            [](const NamedView& a, const NamedView& b) { return a.spec.name < b.spec.name; });
+  std::sort(tensors.begin(), tensors.end(),
+            [](const NamedViews& a, const NamedViews& b) { return a.spec.name < b.spec.name; });
   std::vector<uint8_t> bytes;
   for (const TensorSpec& spec : writer->order()) {
     const auto at = std::lower_bound(
-        views.begin(), views.end(), spec.name,
-        [](const NamedView& view, const std::string& name) { return view.spec.name < name; });
-    bytes.resize(at->view.Extent());
-    if (absl::Status s = execution->Read(at->view, bytes.data(), int64_t(bytes.size())); !s.ok()) {
-      return s;
+        tensors.begin(), tensors.end(), spec.name,
+        [](const NamedViews& tensor, const std::string& name) { return tensor.spec.name < name; });
+    bytes.clear();
+    for (const Tensor& view : at->views) {
+      bytes.resize(bytes.size() + view.Extent());
+      uint8_t* const to = bytes.data() + bytes.size() - view.Extent();
+      if (absl::Status s = execution->Read(view, to, view.Extent()); !s.ok()) return s;
     }
     if (absl::Status s = writer->Append(bytes); !s.ok()) return s;
   }
   return writer->Finish();
 }
 
-std::vector<NamedView> OptimizerViews(const Storage& storage) {
-  std::vector<NamedView> views;
-  for (const StatePart& part : StateParts(storage)) {
+const char* SuffixOf(StateField field) {
+  switch (field) {
+    case StateField::kMaster:
+      return "";
+    case StateField::kM:
+      return ".exp_avg";
+    case StateField::kV:
+      return ".exp_avg_sq";
+    case StateField::kMAbsmax:
+      return ".exp_avg.absmax";
+    case StateField::kVAbsmax:
+      break;
+  }
+  return ".exp_avg_sq.absmax";
+}
+
+// Every state cut into the parameters it is made of: a file knows nothing of windows.
+std::vector<NamedViews> OptimizerViews(const Storage& storage) {
+  std::vector<NamedViews> tensors;
+  for (const StateField field : kStateFields) {
+    const Tensor& first = storage.windows.front().Get(field);
+    if (!first) continue;
+    const bool per_block = field == StateField::kMAbsmax || field == StateField::kVAbsmax;
+    const int64_t per_value = per_block ? kernels::kParameterBlock : 1;
     for (const Parameter& p : storage.space.parameters()) {
-      const Tensor view = PartView(part, p);
-      const bool is_whole = part.elements_per_value == 1;
-      views.push_back(
-          {{absl::StrCat(p.name, part.suffix), FileType(view.dtype),
-            is_whole ? std::vector<int64_t>{p.rows, p.cols} : std::vector<int64_t>{view.cols}},
-           view});
+      const int64_t count = (p.rows * p.cols + per_value - 1) / per_value;
+      tensors.push_back(
+          {{absl::StrCat(p.name, SuffixOf(field)), FileType(first.dtype),
+            per_block ? std::vector<int64_t>{count} : std::vector<int64_t>{p.rows, p.cols}},
+           storage.StateViews(field, p.offset / per_value, count)});
     }
   }
-  return views;
+  return tensors;
 }
 
 absl::Status WriteAdapterFiles(const FileMaker& make, const OutputFiles& files,
@@ -144,18 +144,18 @@ absl::Status WriteAdapterFiles(const FileMaker& make, const OutputFiles& files,
 
 absl::Status WriteModelFile(const FileMaker& make, Execution* execution) {
   const Storage& storage = execution->plan().run.storage;
-  std::vector<NamedView> views;
+  std::vector<NamedViews> tensors;
   for (const WeightSlot& slot : storage.weights) {
     const Tensor view = storage.ComputeView(slot.parameter);
     const bool is_vector = slot.row.rows == 1;
-    views.push_back({{slot.row.name, FileType(view.dtype),
-                      is_vector ? std::vector<int64_t>{slot.row.cols}
-                                : std::vector<int64_t>{slot.row.rows, slot.row.cols}},
-                     view});
+    tensors.push_back({{slot.row.name, FileType(view.dtype),
+                        is_vector ? std::vector<int64_t>{slot.row.cols}
+                                  : std::vector<int64_t>{slot.row.rows, slot.row.cols}},
+                       {view}});
   }
   absl::StatusOr<std::unique_ptr<WritableFile>> file = make(kModelFile);
   if (!file.ok()) return file.status();
-  return WriteViews(*std::move(file), std::move(views), execution);
+  return WriteViews(*std::move(file), std::move(tensors), execution);
 }
 
 absl::Status CopyFile(Env* env, const std::string& from, const char* name, const FileMaker& make) {
@@ -234,12 +234,15 @@ namespace {
 // they are after any update: code 0 of the signed map would be a moment of -1 times its block's
 // scale.
 absl::Status ClearMoments(Execution* execution, const Storage& storage) {
-  for (const auto& [moments, map] : {std::pair{storage.m, &quant::SignedDynamicMap()},
-                                     std::pair{storage.v, &quant::UnsignedDynamicMap()}}) {
-    if (moments.dtype != DType::kU8) continue;
-    const std::vector<uint8_t> zeros(moments.Count(), quant::EncodeDynamic(map->data(), 0.0f));
-    if (absl::Status s = execution->Write(moments, zeros.data(), int64_t(zeros.size())); !s.ok()) {
-      return s;
+  for (const StateWindow& window : storage.windows) {
+    for (const auto& [moments, map] : {std::pair{window.m, &quant::SignedDynamicMap()},
+                                       std::pair{window.v, &quant::UnsignedDynamicMap()}}) {
+      if (moments.dtype != DType::kU8) continue;
+      const std::vector<uint8_t> zeros(moments.Count(), quant::EncodeDynamic(map->data(), 0.0f));
+      if (absl::Status s = execution->Write(moments, zeros.data(), int64_t(zeros.size()));
+          !s.ok()) {
+        return s;
+      }
     }
   }
   return absl::OkStatus();
@@ -253,28 +256,31 @@ absl::StatusOr<proto::RunState> LoadCheckpoint(Env* env, const std::string& fold
   absl::StatusOr<SafetensorsFile> file =
       SafetensorsFile::Open(env, JoinPath(folder, kOptimizerFile));
   if (!file.ok()) return AsInputError(file.status());
-  const std::vector<NamedView> views = OptimizerViews(storage);
-  if (file->tensors().size() != views.size()) {
+  const std::vector<NamedViews> tensors = OptimizerViews(storage);
+  if (file->tensors().size() != tensors.size()) {
     return proto::BadDataError(absl::StrCat(file->path(), " holds ", file->tensors().size(),
-                                            " tensors; this job has ", views.size()));
+                                            " tensors; this job has ", tensors.size()));
   }
   if (absl::Status s = ClearMoments(execution, storage); !s.ok()) return s;
-  std::vector<float> master(storage.space.size());
-  for (const NamedView& named : views) {
-    absl::StatusOr<const TensorInfo*> info = file->Get(named.spec.name);
+  for (const NamedViews& tensor : tensors) {
+    absl::StatusOr<const TensorInfo*> info = file->Get(tensor.spec.name);
     if (!info.ok()) return AsInputError(info.status());
-    if ((*info)->dtype != named.spec.dtype || (*info)->shape != named.spec.shape) {
-      return proto::BadDataError(absl::StrCat(file->path(), ": tensor ", named.spec.name, " is ",
+    if ((*info)->dtype != tensor.spec.dtype || (*info)->shape != tensor.spec.shape) {
+      return proto::BadDataError(absl::StrCat(file->path(), ": tensor ", tensor.spec.name, " is ",
                                               (*info)->Describe(), ", not what this job trains"));
     }
-    if (absl::Status s = execution->Write(named.view, file->data(**info), (*info)->bytes);
-        !s.ok()) {
-      return s;
+    const uint8_t* from = file->data(**info);
+    for (const Tensor& view : tensor.views) {
+      if (absl::Status s = execution->Write(view, from, view.Extent()); !s.ok()) return s;
+      from += view.Extent();
     }
   }
-  if (absl::Status s = execution->Read(storage.master, master.data(), storage.master.Extent());
-      !s.ok()) {
-    return s;
+  std::vector<float> master(storage.space.size());
+  for (const StateWindow& window : storage.windows) {
+    float* const to = master.data() + window.first_block * kernels::kParameterBlock;
+    if (absl::Status s = execution->Read(window.master, to, window.master.Extent()); !s.ok()) {
+      return s;
+    }
   }
   if (absl::Status s = WriteTrained(execution, master); !s.ok()) return s;
 

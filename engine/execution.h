@@ -5,6 +5,7 @@
 #define QLORA_ENGINE_EXECUTION_H_
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -45,6 +46,8 @@ class Execution {
   kernels::Tensor Bind(kernels::Tensor view) const { return Program::Bind(view, base_); }
   // The transient arena, at least PlanLimits::loading_bytes long: free until the first piece runs.
   void* LoadingScratch() const;
+  // The windows of class kPagedStates; null where the plan pages nothing.
+  kernels::PagedMemory* paged_states() { return paged_.get(); }
   // Ops of the program's buffers that are no piece of it: loading.
   absl::Status RunOnce(std::vector<kernels::Op> bound_ops) {
     return device_->RunOnce(std::move(bound_ops));
@@ -53,6 +56,9 @@ class Execution {
  private:
   Execution(const Plan& plan, kernels::Device* device) : plan_(plan), device_(device) {}
   absl::Status Allocate();
+  absl::Status AllocatePaged();
+  // The window that a view lies in, where it lies in paged memory.
+  std::optional<int64_t> WindowOf(kernels::ConstTensor view) const;
   uint8_t* AddressOf(kernels::ConstTensor view) const {
     return static_cast<uint8_t*>(base_[Program::IdOf(view.data)]) + Program::OffsetOf(view.data);
   }
@@ -60,7 +66,9 @@ class Execution {
   const Plan& plan_;
   kernels::Device* const device_;
   std::vector<kernels::Buffer> arenas_;  // by BufferClass
-  std::vector<void*> base_;              // by BufferId
+  std::unique_ptr<kernels::PagedMemory> paged_;
+  BufferId first_window_ = -1;
+  std::vector<void*> base_;  // by BufferId
   std::vector<std::unique_ptr<kernels::Piece>> pieces_;
 };
 

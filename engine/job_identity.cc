@@ -48,6 +48,7 @@ std::string DecisiveJobText(const proto::Job& job, const std::string& device) {
   training->clear_save_total_limit();
   training->clear_load_best_model_at_end();
   training->clear_recompute();
+  training->clear_paged_states_budget();
   training->clear_max_consecutive_nonfinite();
   proto::Data* data = decisive.mutable_data();
   data->clear_train_file();

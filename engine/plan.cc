@@ -25,43 +25,93 @@ absl::flat_hash_set<BufferId> DroppedBy(const RecomputeChoice& choice, const Tra
   return dropped;
 }
 
+// Windows on their way: one that is updated, one that arrives, one that leaves.
+constexpr int64_t kPagingSlots = 3;
+
+// The shape with room for `places` windows on the device.
+kernels::PagedShape ShapeFor(int64_t places, const kernels::PagedShape& shape) {
+  kernels::PagedShape result = shape;
+  result.slots = places >= shape.windows ? 0 : std::min(places, kPagingSlots);
+  result.resident = places >= shape.windows ? shape.windows : places - result.slots;
+  return result;
+}
+
 class Planner {
  public:
   Planner(const ModelSpec& spec, const RecordOptions& options, const kernels::Device& device,
           const PlanLimits& limits)
       : spec_(spec), options_(options), device_(device), limits_(limits) {}
 
-  Plan With(RecomputeChoice choice) const {
-    Plan plan{.run = Record(spec_, options_, device_)};
+  Plan Fitting() const {
+    const PagingLimits& paging = limits_.paging;
+    if (!paging.allowed || !options_.storage.training) return LeastRecomputed(options_);
+    if (!paging.budget_bytes.has_value()) {
+      Plan whole =
+          With(options_, limits_.recompute == proto::Recompute::FULL ? Choice(Choices() - 1)
+                                                                     : RecomputeChoice{});
+      if (Fits(whole)) return whole;
+    }
+    RecordOptions paged = options_;
+    paged.storage.state_window_bytes = paging.window_bytes;
+    Plan plan = LeastRecomputed(paged);
+    const int64_t left = limits_.memory_bytes - plan.total_bytes;
+    if (paging.budget_bytes.has_value() || left < plan.paging.window_bytes) return plan;
+    return With(paged, plan.recompute,
+                plan.paging.resident + plan.paging.slots + left / plan.paging.window_bytes);
+  }
+
+  bool Fits(const Plan& plan) const { return plan.total_bytes <= limits_.memory_bytes; }
+
+ private:
+  // `places`: windows that the device has room for; none: as the budget has it, or as few as can
+  // be.
+  Plan With(const RecordOptions& options, RecomputeChoice choice,
+            std::optional<int64_t> places = std::nullopt) const {
+    Plan plan{.run = Record(spec_, options, device_)};
     plan.recompute = choice;
     if (plan.run.train.has_value() && (choice.level > 0 || choice.layers > 0)) {
       plan.recompute_cost = Rematerialize(&plan.run.program, plan.run.train->micro_batch,
                                           DroppedBy(choice, *plan.run.train));
     }
     plan.placement = PlaceTransients(plan.run.program);
+    ChoosePaging(places, &plan);
     ListItems(&plan);
     return plan;
   }
 
   // The least recomputation that fits, or the most there is.
-  Plan Fitting() const {
-    if (limits_.recompute == proto::Recompute::NONE || !options_.storage.training) return With({});
-    if (limits_.recompute == proto::Recompute::FULL) return With(Choice(Choices() - 1));
-    Plan none = With({});
-    if (none.total_bytes <= limits_.memory_bytes) return none;
+  Plan LeastRecomputed(const RecordOptions& options) const {
+    if (limits_.recompute == proto::Recompute::NONE || !options.storage.training) {
+      return With(options, {});
+    }
+    if (limits_.recompute == proto::Recompute::FULL) return With(options, Choice(Choices() - 1));
+    Plan none = With(options, {});
+    if (Fits(none)) return none;
     int64_t low = 1, high = Choices() - 1;
     while (low < high) {
       const int64_t middle = (low + high) / 2;
-      if (With(Choice(middle)).total_bytes <= limits_.memory_bytes) {
+      if (Fits(With(options, Choice(middle)))) {
         high = middle;
       } else {
         low = middle + 1;
       }
     }
-    return With(Choice(high));
+    return With(options, Choice(high));
   }
 
- private:
+  void ChoosePaging(std::optional<int64_t> given, Plan* plan) const {
+    const Storage& storage = plan->run.storage;
+    if (storage.paged_window_bytes == 0) return;
+    kernels::PagedShape shape{.window_bytes = storage.paged_window_bytes,
+                              .windows = int64_t(storage.windows.size()),
+                              .folder = limits_.paging.folder};
+    int64_t places = std::min(kPagingSlots, shape.windows - 1);
+    if (limits_.paging.budget_bytes) places = *limits_.paging.budget_bytes / shape.window_bytes;
+    // A host's pieces can only reach a window by taking it into memory.
+    if (device_.info().is_host) places = std::max<int64_t>(places, 1);
+    plan->paging = ShapeFor(given.value_or(places), shape);
+  }
+
   int64_t Choices() const { return ModelPass::kRecomputeLevels * spec_.layers + 1; }
   // Choice 0 is none; each next one recomputes in one layer more.
   RecomputeChoice Choice(int64_t i) const {
@@ -72,9 +122,16 @@ class Planner {
   void ListItems(Plan* plan) const {
     for (int c = 0; c < kBufferClasses; ++c) {
       const BufferClass buffer_class = BufferClass(c);
-      if (buffer_class == BufferClass::kTransient) continue;
+      if (buffer_class == BufferClass::kTransient || buffer_class == BufferClass::kPagedStates) {
+        continue;
+      }
       const int64_t bytes = plan->run.program.BytesOf(buffer_class);
       if (bytes > 0) plan->items.push_back({NameOf(buffer_class), bytes});
+    }
+    if (plan->paging.windows > 0) {
+      plan->items.push_back({absl::StrCat(NameOf(BufferClass::kPagedStates), ", of ",
+                                          FormatBytes(plan->paging.TotalBytes()), " in all"),
+                             plan->paging.DeviceBytes()});
     }
     const int64_t pieces = plan->placement.bytes;
     plan->placement.bytes = std::max(pieces, limits_.loading_bytes);
@@ -135,9 +192,18 @@ std::string Remedies(const ModelSpec& spec, const RecordOptions& options,
       try_with("mode: QLORA",
                [](RecordOptions* o, PlanLimits*) { o->storage.mode = proto::Mode::QLORA; });
     }
+    if (!limits.paging.allowed) {
+      try_with("training.optim: PAGED_ADAMW_32BIT",
+               [](RecordOptions*, PlanLimits* l) { l->paging.allowed = true; });
+    }
     if (!options.storage.eight_bit_states) {
-      try_with("training.optim: PAGED_ADAMW_8BIT",
-               [](RecordOptions* o, PlanLimits*) { o->storage.eight_bit_states = true; });
+      try_with("training.optim: PAGED_ADAMW_8BIT", [](RecordOptions* o, PlanLimits* l) {
+        o->storage.eight_bit_states = l->paging.allowed = true;
+      });
+    }
+    if (limits.paging.budget_bytes.has_value()) {
+      try_with("training.paged_states_budget removed",
+               [](RecordOptions*, PlanLimits* l) { l->paging.budget_bytes.reset(); });
     }
     if (options.storage.pending_gradients > 0) {
       try_with("training.gradient_sum: SEQUENTIAL",
@@ -173,6 +239,12 @@ std::string Describe(const RecomputeChoice& choice, int64_t layers) {
   return text;
 }
 
+std::string Describe(const kernels::PagedShape& paging) {
+  return absl::StrCat("optimizer states in ", paging.windows, " windows of ",
+                      FormatBytes(paging.window_bytes), ": ", paging.resident,
+                      " stay on the device, ", paging.slots, " at a time pass through");
+}
+
 absl::StatusOr<Plan> MakePlan(const ModelSpec& spec, const RecordOptions& options,
                               const kernels::Device& device, const MachineRates& rates,
                               const PlanLimits& limits) {
@@ -188,10 +260,22 @@ absl::StatusOr<Plan> MakePlan(const ModelSpec& spec, const RecordOptions& option
         FormatBytes(limits.memory_bytes), ". The largest items:\n", largest,
         "Any of these would make it fit:\n", Remedies(spec, options, device, limits)));
   }
+  const int64_t in_host_memory =
+      (plan.paging.windows - plan.paging.resident) * plan.paging.window_bytes;
+  if (limits.paging.host_bytes && in_host_memory > *limits.paging.host_bytes) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "the run pages ", FormatBytes(in_host_memory),
+        " of optimizer states to host memory, which has ", FormatBytes(*limits.paging.host_bytes),
+        " free. training.optim: PAGED_ADAMW_8BIT has states of a quarter; a larger memory_limit "
+        "keeps more of them on the GPU"));
+  }
   const std::vector<PieceProgram>& pieces = plan.run.program.pieces();
   if (plan.run.train.has_value()) {
     plan.micro_batch_seconds = BoundSeconds(pieces[plan.run.train->micro_batch].ops, rates);
     plan.update_seconds = BoundSeconds(pieces[plan.run.train->finish].ops, rates);
+    for (const int64_t piece : plan.run.train->update) {
+      plan.update_seconds += BoundSeconds(pieces[piece].ops, rates);
+    }
   }
   if (plan.run.eval.has_value()) {
     plan.eval_batch_seconds = BoundSeconds(pieces[plan.run.eval->forward].ops, rates);
@@ -208,6 +292,7 @@ std::string PlanTable(const Plan& plan, const PlanLimits& limits) {
                         FormatBytes(limits.memory_bytes), limits.memory_source);
   if (plan.run.train.has_value()) {
     absl::StrAppend(&text, "  ", Describe(plan.recompute, plan.run.storage.spec.layers), "\n");
+    if (plan.paging.windows > 0) absl::StrAppend(&text, "  ", Describe(plan.paging), "\n");
   }
   return text;
 }

@@ -4,6 +4,7 @@
 #ifndef QLORA_ENGINE_PLAN_H_
 #define QLORA_ENGINE_PLAN_H_
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -21,10 +22,21 @@ struct PlanItem {
   int64_t bytes = 0;
 };
 
+// How optimizer states may be paged.
+struct PagingLimits {
+  bool allowed = false;                 // the job's optimizer is a paged one
+  std::optional<int64_t> budget_bytes;  // on the device; none: what the rest of the plan leaves
+  int64_t window_bytes = int64_t{16} << 20;
+  std::string folder;  // PagedShape::folder
+  // What windows that are not on the device may take in host memory; none: they lie in a file.
+  std::optional<int64_t> host_bytes;
+};
+
 struct PlanLimits {
   int64_t memory_bytes = 0;   // what the run may use
   std::string memory_source;  // "memory_limit" or "this machine's memory": for messages
   proto::Recompute::Value recompute = proto::Recompute::AUTO;
+  PagingLimits paging;
   // What loading needs before the first piece runs; it shares memory with activations.
   int64_t loading_bytes = 0;
   // Memory beside the program's buffers: the process itself, data, staging.
@@ -39,12 +51,14 @@ struct RecomputeChoice {
   int64_t layers = 0;
 };
 std::string Describe(const RecomputeChoice& choice, int64_t layers);
+std::string Describe(const kernels::PagedShape& paging);
 
 struct Plan {
   RecordedRun run;
   Placement placement;
   RecomputeChoice recompute;
   RecomputeCost recompute_cost;  // per micro-batch
+  kernels::PagedShape paging;    // no windows where the states lie in ordinary memory
   std::vector<PlanItem> items;   // a line per class of memory, largest first
   int64_t total_bytes = 0;
 
@@ -54,8 +68,10 @@ struct Plan {
   double eval_batch_seconds = 0;
 };
 
-// Records the run and, with AUTO, recomputes as little as fits. ResourceExhausted, with the three
-// largest items and what would make it fit, where nothing does.
+// Records the run. Where not everything fits, states that may be paged leave the device first, but
+// for a few windows; then, with AUTO, as little is recomputed as makes the rest fit; what is left
+// over takes windows back. ResourceExhausted, with the three largest items and what would make it
+// fit, where nothing does.
 absl::StatusOr<Plan> MakePlan(const ModelSpec& spec, const RecordOptions& options,
                               const kernels::Device& device, const MachineRates& rates,
                               const PlanLimits& limits);

@@ -24,6 +24,7 @@ const char* NameOf(BufferClass c) {
                                                   "trained parameters (fp32)",
                                                   "trained parameters (compute copy)",
                                                   "optimizer states",
+                                                  "paged optimizer states",
                                                   "gradients",
                                                   "tables",
                                                   "step inputs",

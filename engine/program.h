@@ -26,6 +26,7 @@ enum class BufferClass : uint8_t {
   kMaster,            // fp32 trained parameters
   kCompute,           // their bf16 copies, which forward reads
   kOptimizer,         // moments
+  kPagedStates,       // windows of optimizer states, of which only some are on the device at a time
   kGradients,
   kTables,      // rotary tables, parameter segments
   kStepInputs,  // what changes from step to step

@@ -464,6 +464,7 @@ class Preparation {
     if (is_host) {
       s_.limits.other = {{"this process: program, tokenizer, data", ResidentHostMemory()}};
     }
+    if (absl::Status s = ChoosePaging(); !s.ok()) return s;
     if (s_.model) {
       s_.limits.loading_bytes = LoadingBytes(*s_.model, s_.spec, s_.record.storage, *s_.device,
                                              !s_.job.quantization().quantize_cache().empty());
@@ -472,6 +473,34 @@ class Preparation {
       // What preparing took at its peak and has given back, the run may take again.
       s_.limits.loading_bytes =
           std::max(s_.limits.loading_bytes, PeakHostMemory() - ResidentHostMemory());
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status ChoosePaging() {
+    const proto::Training& training = s_.job.training();
+    PagingLimits& paging = s_.limits.paging;
+    paging.allowed = training.optim() == proto::Optimizer::PAGED_ADAMW_32BIT ||
+                     training.optim() == proto::Optimizer::PAGED_ADAMW_8BIT;
+    if (training.has_paged_states_budget()) {
+      absl::StatusOr<int64_t> budget = proto::ParseMemorySize(training.paged_states_budget());
+      if (!budget.ok()) return proto::BadJobError(budget.status().message());
+      paging.budget_bytes = *budget;
+      // A small budget still holds a window that is updated, one that arrives and one that leaves.
+      const int64_t pages = *budget / 4 / kernels::kPagedWindowAlignment;
+      paging.window_bytes = std::clamp(pages * kernels::kPagedWindowAlignment,
+                                       kernels::kPagedWindowAlignment, paging.window_bytes);
+    }
+    if (s_.device->info().is_host) {
+      // Where the results will be, or would be: the folder may not be there yet.
+      paging.folder = s_.job.output_dir();
+      while (!paging.folder.empty() && !s_.env->IsFolder(paging.folder)) {
+        const size_t slash = paging.folder.rfind('/');
+        paging.folder.resize(slash == std::string::npos ? 0 : slash);
+      }
+      if (paging.folder.empty()) paging.folder = s_.job.output_dir().starts_with('/') ? "/" : ".";
+    } else {
+      paging.host_bytes = AvailableHostMemory() - ResidentHostMemory();
     }
     return absl::OkStatus();
   }

@@ -5,6 +5,11 @@
 
 namespace qlora::engine {
 
+TrainStep::TrainStep(Execution* execution, const StepOptions& options)
+    : execution_(*execution), pieces_(*execution->plan().run.train), options_(options) {
+  if (execution->paged_states() != nullptr) pager_.emplace(execution->paged_states());
+}
+
 absl::StatusOr<StepResult> TrainStep::Run(int64_t step, int64_t updates, double learning_rate,
                                           int64_t trained_tokens, Batches batches) {
   if (absl::Status s = execution_.Run(pieces_.begin_step); !s.ok()) return s;
@@ -22,6 +27,10 @@ absl::StatusOr<StepResult> TrainStep::Run(int64_t step, int64_t updates, double 
       if (absl::Status s = execution_.Run(pieces_.begin_sum); !s.ok()) return s;
     }
     if (absl::Status s = execution_.Run(pieces_.micro_batch); !s.ok()) return s;
+    // The first windows arrive while the last micro-batch still runs.
+    if (pager_ && j + 1 == options_.micro_batches) {
+      if (absl::Status s = pager_->Prepare(); !s.ok()) return s;
+    }
     if (options_.tree_sum) {
       if (absl::Status s = SumGradients(j); !s.ok()) return s;
     }
@@ -32,11 +41,13 @@ absl::StatusOr<StepResult> TrainStep::Run(int64_t step, int64_t updates, double 
                     .bias_correction1 = float(1.0 - std::pow(options_.beta1, double(updates + 1))),
                     .bias_correction2 = float(1.0 - std::pow(options_.beta2, double(updates + 1))),
                     .inverse_tokens = float(1.0 / double(trained_tokens))});
-  if (absl::Status s = execution_.Stage(pieces_.update.scalars, update.data(), update.size());
+  if (absl::Status s =
+          execution_.Stage(pieces_.update_inputs.scalars, update.data(), update.size());
       !s.ok()) {
     return s;
   }
   if (absl::Status s = execution_.Run(pieces_.finish); !s.ok()) return s;
+  if (absl::Status s = Update(); !s.ok()) return s;
 
   StepResult result{.trained_tokens = trained_tokens};
   const absl::StatusOr<double> loss = execution_.ReadScalar<double>(pieces_.loss.loss);
@@ -49,6 +60,15 @@ absl::StatusOr<StepResult> TrainStep::Run(int64_t step, int64_t updates, double 
   result.gradient_norm = *norm;
   result.skipped = *skip != 0;
   return result;
+}
+
+absl::Status TrainStep::Update() {
+  const auto update = [this](int64_t window) { return execution_.Run(pieces_.update[window]); };
+  if (pager_) return pager_->Sweep(update);
+  for (int64_t window = 0; window < int64_t(pieces_.update.size()); ++window) {
+    if (absl::Status s = update(window); !s.ok()) return s;
+  }
+  return absl::OkStatus();
 }
 
 // The tree as a binary counter: after micro-batch j, level i holds a finished sum of 2^i

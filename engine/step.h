@@ -4,10 +4,12 @@
 #define QLORA_ENGINE_STEP_H_
 
 #include <cstdint>
+#include <optional>
 
 #include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "engine/execution.h"
+#include "engine/optim/state_pager.h"
 #include "engine/step_inputs.h"
 
 namespace qlora::engine {
@@ -29,8 +31,7 @@ struct StepResult {
 class TrainStep {
  public:
   // `execution` must outlive it.
-  TrainStep(Execution* execution, const StepOptions& options)
-      : execution_(*execution), pieces_(*execution->plan().run.train), options_(options) {}
+  TrainStep(Execution* execution, const StepOptions& options);
 
   // Gives micro-batch j of the step. The spans live until the next call.
   using Batches = absl::FunctionRef<absl::StatusOr<MicroBatchInputs>(int64_t j)>;
@@ -40,12 +41,18 @@ class TrainStep {
   absl::StatusOr<StepResult> Run(int64_t step, int64_t updates, double learning_rate,
                                  int64_t trained_tokens, Batches batches);
 
+  // Bytes of paged optimizer states that were moved to the device and back since the start.
+  int64_t paged_in() const { return pager_ ? pager_->bytes_in() : 0; }
+  int64_t paged_out() const { return pager_ ? pager_->bytes_out() : 0; }
+
  private:
   absl::Status SumGradients(int64_t j);
+  absl::Status Update();
 
   Execution& execution_;
   const TrainPieces& pieces_;
   const StepOptions options_;
+  std::optional<StatePager> pager_;  // none where the states are not paged
 };
 
 }  // namespace qlora::engine

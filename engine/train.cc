@@ -112,6 +112,7 @@ class TrainingRun {
     const int64_t index = state_.step();
     const std::vector<MicroBatch> batch = setup_.train_batches->Step(index);
     const int64_t trained = Batcher::TrainedTokens(batch);
+    const int64_t paged_in = step->paged_in(), paged_out = step->paged_out();
     const double rate = LearningRate(schedule_, state_.updates());
     absl::StatusOr<StepResult> result =
         step->Run(index, state_.updates(), rate, trained,
@@ -125,7 +126,10 @@ class TrainingRun {
     ShowProgress(*result, rate);
     const bool is_last = state_.step() == setup_.total_steps;
     if (!IsDue(training_.logging_steps(), state_.step(), is_last)) return absl::OkStatus();
-    return LogStep(*result, rate);
+    TrainRecord record = Record(*result, rate);
+    record.paged_in_bytes = step->paged_in() - paged_in;
+    record.paged_out_bytes = step->paged_out() - paged_out;
+    return LogStep(record);
   }
 
   absl::Status Account(const StepResult& result) {
@@ -176,15 +180,18 @@ class TrainingRun {
         FormatBytes(ResidentHostMemory()), FormatDuration(left)));
   }
 
-  absl::Status LogStep(const StepResult& result, double rate) {
+  TrainRecord Record(const StepResult& result, double rate) const {
     const double tokens = double(std::max<uint64_t>(1, state_.tokens_since_log()));
-    const TrainRecord record{.step = state_.step(),
-                             .epoch = setup_.train_batches->EpochAt(state_.step()),
-                             .loss = state_.loss_since_log() / tokens,
-                             .learning_rate = rate,
-                             .grad_norm = result.gradient_norm,
-                             .tokens_per_second = tokens_per_second_,
-                             .share_of_light = share_of_light_};
+    return {.step = state_.step(),
+            .epoch = setup_.train_batches->EpochAt(state_.step()),
+            .loss = state_.loss_since_log() / tokens,
+            .learning_rate = rate,
+            .grad_norm = result.gradient_norm,
+            .tokens_per_second = tokens_per_second_,
+            .share_of_light = share_of_light_};
+  }
+
+  absl::Status LogStep(const TrainRecord& record) {
     state_.set_loss_since_log(0);
     state_.set_tokens_since_log(0);
     if (absl::Status s = log_->Train(record, &state_); !s.ok()) return AsInputError(s);
@@ -194,6 +201,10 @@ class TrainingRun {
           "light",
           record.step, setup_.total_steps, record.epoch, record.loss, record.learning_rate,
           record.grad_norm, record.tokens_per_second, 100 * record.share_of_light));
+      if (record.paged_in_bytes + record.paged_out_bytes > 0) {
+        console_.Line(absl::StrCat("  paged states: ", FormatBytes(record.paged_in_bytes), " in, ",
+                                   FormatBytes(record.paged_out_bytes), " out in this step"));
+      }
     }
     return absl::OkStatus();
   }

@@ -15,6 +15,7 @@
 #include "absl/status/statusor.h"
 #include "kernels/buffer.h"
 #include "kernels/op_list.h"
+#include "kernels/paged_memory.h"
 
 namespace qlora::kernels {
 
@@ -48,6 +49,10 @@ class Device {
 
   // Zeroed memory. ResourceExhausted where there is none.
   virtual absl::StatusOr<Buffer> Allocate(int64_t bytes) = 0;
+  // Memory of which only a part is on the device at a time; for the device's pieces, which it must
+  // outlive. ResourceExhausted where the device, the host or, for a host's device, `shape.folder`
+  // has no room.
+  virtual absl::StatusOr<std::unique_ptr<PagedMemory>> AllocatePaged(const PagedShape& shape) = 0;
   virtual absl::StatusOr<std::unique_ptr<Piece>> Prepare(std::vector<Op> ops) = 0;
   // Takes `bytes` of host memory before it returns and puts them at `device` behind everything that
   // was started before; does not wait. For what changes from step to step: some megabytes at most.

@@ -62,6 +62,17 @@ void CheckModelAndMode(const Job& job, JobProblems& problems) {
       problems.AddAt("memory_limit", bytes.status().message());
     }
   }
+  if (job.training().has_paged_states_budget()) {
+    const Optimizer::Value optim = job.training().optim();
+    if (const auto bytes = ParseMemorySize(job.training().paged_states_budget()); !bytes.ok()) {
+      problems.AddAt("training.paged_states_budget", bytes.status().message());
+    } else if (optim != Optimizer::PAGED_ADAMW_32BIT && optim != Optimizer::PAGED_ADAMW_8BIT) {
+      problems.Add("training.paged_states_budget",
+                   absl::StrCat("a budget with optim ", Optimizer::Value_Name(optim)),
+                   "one with PAGED_ADAMW_32BIT and PAGED_ADAMW_8BIT",
+                   "set training.optim to a paged one, or remove the budget");
+    }
+  }
   const int block = job.quantization().block_size();
   if (block >= 32 && block <= 4096 && (block & (block - 1)) != 0) {
     problems.Add("quantization.block_size", absl::StrCat(block),

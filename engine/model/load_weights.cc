@@ -70,30 +70,35 @@ class Loader {
     const DType type = *FloatType(tensor->info->dtype);
     if (slot.quantized.codes) return Quantize(slot, *tensor, type);
     if (slot.parameter >= 0) {
-      const Tensor compute = storage_.compute ? storage_.ComputeView(slot.parameter) : Tensor{};
-      const Tensor master = storage_.space.View(slot.parameter, storage_.master);
-      if (absl::Status s = Copy(slot.row, *tensor, type, master); !s.ok()) return s;
-      return compute ? Copy(slot.row, *tensor, type, compute) : absl::OkStatus();
+      const int64_t offset = storage_.space.parameters()[slot.parameter].offset;
+      int64_t done = 0;
+      for (const Tensor& part :
+           storage_.StateViews(StateField::kMaster, offset, slot.row.Count())) {
+        if (absl::Status s = Copy(*tensor, done, type, part); !s.ok()) return s;
+        done += part.cols;
+      }
+      if (!storage_.compute) return absl::OkStatus();
+      return Copy(*tensor, 0, type, storage_.ComputeView(slot.parameter));
     }
-    return Copy(slot.row, *tensor, type, slot.frozen);
+    return Copy(*tensor, 0, type, slot.frozen);
   }
 
-  absl::Status Copy(const WeightRow& row, const ShardedModel::Tensor& tensor, DType type,
-                    Tensor to) {
-    std::vector<uint8_t> chunk(std::min(kChunk, row.Count()) * kernels::SizeOf(to.dtype));
-    for (int64_t begin = 0; begin < row.Count(); begin += kChunk) {
-      const int64_t count = std::min(kChunk, row.Count() - begin);
-      const int64_t bad = ConvertElements(type, tensor.data() + begin * kernels::SizeOf(type),
-                                          count, to.dtype, chunk.data());
-      if (bad >= 0) return NotFinite(tensor, begin + bad);
+  // Fills `to` with the tensor's elements from number `first` on.
+  absl::Status Copy(const ShardedModel::Tensor& tensor, int64_t first, DType type, Tensor to) {
+    std::vector<uint8_t> chunk(std::min(kChunk, to.Count()) * kernels::SizeOf(to.dtype));
+    for (int64_t begin = 0; begin < to.Count(); begin += kChunk) {
+      const int64_t count = std::min(kChunk, to.Count() - begin);
+      const int64_t source = (first + begin) * kernels::SizeOf(type);
+      const int64_t bad =
+          ConvertElements(type, tensor.data() + source, count, to.dtype, chunk.data());
+      if (bad >= 0) return NotFinite(tensor, first + begin + bad);
       Tensor part = to;
       part.data = static_cast<uint8_t*>(to.data) + begin * kernels::SizeOf(to.dtype);
       if (absl::Status s = execution_.Write(part, chunk.data(), count * kernels::SizeOf(to.dtype));
           !s.ok()) {
         return s;
       }
-      tensor.file->ReleasePages(
-          tensor.bytes().subspan(begin * kernels::SizeOf(type), count * kernels::SizeOf(type)));
+      tensor.file->ReleasePages(tensor.bytes().subspan(source, count * kernels::SizeOf(type)));
     }
     return absl::OkStatus();
   }
@@ -230,8 +235,14 @@ absl::Status FillTables(Execution* execution) {
 
 absl::Status WriteTrained(Execution* execution, absl::Span<const float> values) {
   const Storage& storage = execution->plan().run.storage;
-  if (storage.master) {
+  // Without training a master is there only where forward reads it.
+  if (storage.windows.empty() && storage.master) {
     if (absl::Status s = WriteFloats(execution, storage.master, values); !s.ok()) return s;
+  }
+  for (const StateWindow& window : storage.windows) {
+    const absl::Span<const float> part =
+        values.subspan(window.first_block * kernels::kParameterBlock, window.master.cols);
+    if (absl::Status s = WriteFloats(execution, window.master, part); !s.ok()) return s;
   }
   if (!storage.compute) return absl::OkStatus();
   std::vector<uint16_t> rounded(values.size());

@@ -18,7 +18,7 @@ class RunRecorder {
   void RecordTraining() {
     TrainPieces& t = run_.train.emplace();
     t.inputs = AddBatchInputs(&run_.program, options_.train, "micro-batch");
-    t.update = AddUpdateInputs(&run_.program);
+    t.update_inputs = AddUpdateInputs(&run_.program);
     t.loss.loss = Output("loss", DType::kF64);
     t.sum_of_squares = Output("sum of squares", DType::kF64);
     t.nonfinite = Output("non-finite gradients", DType::kI32);
@@ -120,33 +120,42 @@ class RunRecorder {
   void RecordUpdate(TrainPieces* t) {
     const Storage& s = run_.storage;
     const AdamOptions& adam = options_.adam;
-    t->finish = Piece("update", [&](Recorder& r) {
+    t->finish = Piece("norm", [&](Recorder& r) {
       r.Emit(kernels::NormAndFinite{
           .x = s.gradient, .sum_of_squares = t->sum_of_squares, .nonfinite = t->nonfinite});
       r.Emit(kernels::GradientScale{.sum_of_squares = t->sum_of_squares,
                                     .nonfinite = t->nonfinite,
                                     .loss = t->loss.loss,
-                                    .inverse_tokens = t->update.inverse_tokens,
+                                    .inverse_tokens = t->update_inputs.inverse_tokens,
                                     .max_norm = adam.max_grad_norm,
                                     .gradient_norm = t->gradient_norm,
                                     .gradient_scale = t->gradient_scale,
                                     .skip = t->skip});
-      r.Emit(kernels::AdamW{.gradient = s.gradient,
-                            .segments = s.segments,
-                            .scalars = t->update.scalars,
-                            .gradient_scale = t->gradient_scale,
-                            .skip = t->skip,
-                            .beta1 = adam.beta1,
-                            .beta2 = adam.beta2,
-                            .epsilon = adam.epsilon,
-                            .first_block = 0,
-                            .parameter = s.master,
-                            .m = s.m,
-                            .v = s.v,
-                            .m_absmax = s.m_absmax,
-                            .v_absmax = s.v_absmax,
-                            .compute = s.compute});
     });
+    for (const StateWindow& window : s.windows) {
+      const auto part = [&](const Tensor& flat) {
+        if (!flat) return flat;
+        return kernels::Slice(flat, 0, 1, window.first_block * kernels::kParameterBlock,
+                              window.blocks * kernels::kParameterBlock);
+      };
+      t->update.push_back(Piece("update", [&](Recorder& r) {
+        r.Emit(kernels::AdamW{.gradient = part(s.gradient),
+                              .segments = s.segments,
+                              .scalars = t->update_inputs.scalars,
+                              .gradient_scale = t->gradient_scale,
+                              .skip = t->skip,
+                              .beta1 = adam.beta1,
+                              .beta2 = adam.beta2,
+                              .epsilon = adam.epsilon,
+                              .first_block = window.first_block,
+                              .parameter = window.master,
+                              .m = window.m,
+                              .v = window.v,
+                              .m_absmax = window.m_absmax,
+                              .v_absmax = window.v_absmax,
+                              .compute = part(s.compute)});
+      }));
+    }
   }
 
   RecordedRun& run_;

@@ -46,7 +46,7 @@ struct LossViews {
 
 struct TrainPieces {
   BatchViews inputs;
-  UpdateViews update;
+  UpdateViews update_inputs;
   LossViews loss;
   kernels::Tensor sum_of_squares, nonfinite, gradient_norm, gradient_scale, skip;
   int64_t begin_step = -1;                                    // zeroes the step's loss
@@ -54,7 +54,8 @@ struct TrainPieces {
   int64_t micro_batch = -1;                                   // forward, loss, backward
   std::vector<int64_t> take;                                  // gradients += pending[i]
   std::vector<int64_t> keep;                                  // pending[i] = gradients
-  int64_t finish = -1;                                        // norm, clip, update
+  int64_t finish = -1;                                        // norm, clip factor
+  std::vector<int64_t> update;                                // of each window of states
   std::vector<std::vector<std::vector<BufferId>>> recompute;  // of micro_batch
 };
 

@@ -1,6 +1,10 @@
 #include "engine/record/storage.h"
 
+#include <algorithm>
 #include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/paged_memory.h"
 
 namespace qlora::engine {
 namespace {
@@ -9,6 +13,10 @@ using kernels::ConstTensor;
 using kernels::DType;
 using kernels::LinearBase;
 using kernels::Tensor;
+
+int64_t AlignUp(int64_t bytes, int64_t alignment) {
+  return (bytes + alignment - 1) / alignment * alignment;
+}
 
 class Builder {
  public:
@@ -112,19 +120,17 @@ class Builder {
       return program_.AddBuffer(name, c, dtype, 1, count);
     };
     const bool copy = s_.options.compute == DType::kBf16;
+    const bool paged = s_.options.training && s_.options.state_window_bytes > 0;
     // Without training the copy that forward reads is all there is.
-    if (s_.options.training || !copy) {
+    if (!copy || (s_.options.training && !paged)) {
       s_.master = flat("trained parameters", BufferClass::kMaster, DType::kF32, n);
     }
     if (copy) s_.compute = flat("trained parameters, bf16", BufferClass::kCompute, DType::kBf16, n);
     if (!s_.options.training) return;
-    const DType state = s_.options.eight_bit_states ? DType::kU8 : DType::kF32;
-    s_.m = flat("first moments", BufferClass::kOptimizer, state, n);
-    s_.v = flat("second moments", BufferClass::kOptimizer, state, n);
-    if (s_.options.eight_bit_states) {
-      const int64_t blocks = n / kernels::kParameterBlock;
-      s_.m_absmax = flat("first moments' scales", BufferClass::kOptimizer, DType::kF32, blocks);
-      s_.v_absmax = flat("second moments' scales", BufferClass::kOptimizer, DType::kF32, blocks);
+    if (paged) {
+      AddPagedWindows(/*with_master=*/copy);
+    } else {
+      AddWholeStates();
     }
     s_.gradient = flat("gradients", BufferClass::kGradients, DType::kF32, n);
     for (int64_t i = 0; i < s_.options.pending_gradients; ++i) {
@@ -136,6 +142,67 @@ class Builder {
                            int64_t(s_.space.Segments().size()), sizeof(kernels::ParameterSegment));
   }
 
+  void AddWholeStates() {
+    const int64_t n = s_.space.size(), blocks = n / kernels::kParameterBlock;
+    const auto flat = [&](const char* name, DType dtype, int64_t count) {
+      return program_.AddBuffer(name, BufferClass::kOptimizer, dtype, 1, count);
+    };
+    const DType state = s_.options.eight_bit_states ? DType::kU8 : DType::kF32;
+    StateWindow window{.first_block = 0, .blocks = blocks, .master = s_.master};
+    window.m = flat("first moments", state, n);
+    window.v = flat("second moments", state, n);
+    if (s_.options.eight_bit_states) {
+      window.m_absmax = flat("first moments' scales", DType::kF32, blocks);
+      window.v_absmax = flat("second moments' scales", DType::kF32, blocks);
+    }
+    s_.windows.push_back(window);
+  }
+
+  // All states of a run of blocks side by side, so that one move brings what an update needs. The
+  // windows are buffers in sequence: their ids tell Execution which window is meant.
+  void AddPagedWindows(bool with_master) {
+    const bool coded = s_.options.eight_bit_states;
+    const int64_t state_bytes = kernels::kParameterBlock * (coded ? 1 : 4);
+    const int64_t block_bytes =
+        2 * state_bytes + (coded ? 2 * 4 : 0) + (with_master ? kernels::kParameterBlock * 4 : 0);
+    const int64_t all = s_.space.size() / kernels::kParameterBlock;
+    // The update of each window is a piece of its own: there are not more than some hundred.
+    constexpr int64_t kMostWindows = 512;
+    const int64_t per_window = std::clamp<int64_t>(s_.options.state_window_bytes / block_bytes,
+                                                   (all + kMostWindows - 1) / kMostWindows, all);
+    s_.paged_window_bytes =
+        AlignUp(per_window * block_bytes, s_.options.state_window_bytes >= kernels::kLargePage
+                                              ? kernels::kLargePage
+                                              : kernels::kPagedWindowAlignment);
+    for (int64_t first = 0; first < all; first += per_window) {
+      StateWindow window{.first_block = first, .blocks = std::min(per_window, all - first)};
+      const Tensor bytes =
+          program_.AddBuffer(absl::StrCat("optimizer states, window ", s_.windows.size()),
+                             BufferClass::kPagedStates, DType::kU8, 1, s_.paged_window_bytes);
+      int64_t offset = 0;
+      const auto part = [&](DType dtype, int64_t count) {
+        const Tensor view{Program::AddressOf(Program::IdOf(bytes.data), offset), dtype, 1, count,
+                          count};
+        offset += count * kernels::SizeOf(dtype);
+        return view;
+      };
+      const int64_t n = window.blocks * kernels::kParameterBlock;
+      if (with_master) {
+        window.master = part(DType::kF32, n);
+      } else {
+        window.master =
+            kernels::Slice(s_.master, 0, 1, window.first_block * kernels::kParameterBlock, n);
+      }
+      window.m = part(coded ? DType::kU8 : DType::kF32, n);
+      window.v = part(coded ? DType::kU8 : DType::kF32, n);
+      if (coded) {
+        window.m_absmax = part(DType::kF32, window.blocks);
+        window.v_absmax = part(DType::kF32, window.blocks);
+      }
+      s_.windows.push_back(window);
+    }
+  }
+
   void ResolveTrained(WeightSlot* slot) {
     if (slot->parameter >= 0) SetDense(s_.ComputeView(slot->parameter), slot);
   }
@@ -145,6 +212,36 @@ class Builder {
 };
 
 }  // namespace
+
+const Tensor& StateWindow::Get(StateField field) const {
+  switch (field) {
+    case StateField::kMaster:
+      return master;
+    case StateField::kM:
+      return m;
+    case StateField::kV:
+      return v;
+    case StateField::kMAbsmax:
+      return m_absmax;
+    case StateField::kVAbsmax:
+      break;
+  }
+  return v_absmax;
+}
+
+std::vector<Tensor> Storage::StateViews(StateField field, int64_t offset, int64_t count) const {
+  const bool per_block = field == StateField::kMAbsmax || field == StateField::kVAbsmax;
+  const int64_t block = per_block ? 1 : kernels::kParameterBlock;
+  std::vector<Tensor> views;
+  for (const StateWindow& window : windows) {
+    const int64_t window_begin = window.first_block * block;
+    const int64_t begin = std::max(offset, window_begin);
+    const int64_t end = std::min(offset + count, window_begin + window.blocks * block);
+    if (begin >= end) continue;
+    views.push_back(kernels::Slice(window.Get(field), 0, 1, begin - window_begin, end - begin));
+  }
+  return views;
+}
 
 int64_t Storage::Find(WeightRole role, int64_t layer) const {
   for (int64_t i = 0; i < int64_t(weights.size()); ++i) {

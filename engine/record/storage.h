@@ -22,6 +22,8 @@ struct StorageOptions {
   float lora_dropout = 0;
   bool training = true;  // false: adapters are there, states and gradients are not
   bool eight_bit_states = false;
+  // Largest bytes of a window of optimizer states; 0: they lie in ordinary memory, as one window.
+  int64_t state_window_bytes = 0;
   float weight_decay = 0;
   int64_t pending_gradients = 0;  // buffers of the tree sum beside the one micro-batches write
   int64_t rope_positions = 0;
@@ -45,6 +47,21 @@ struct AdapterSlot {
   kernels::AdapterSegment segment;  // without its per-piece dropout counter
 };
 
+// What an update reads and writes beside the gradient. kMaster only where forward reads a narrower
+// copy: otherwise it reads the master, which then is never paged.
+enum class StateField : uint8_t { kMaster, kM, kV, kMAbsmax, kVAbsmax };
+inline constexpr StateField kStateFields[] = {StateField::kMaster, StateField::kM, StateField::kV,
+                                              StateField::kMAbsmax, StateField::kVAbsmax};
+
+// The states of blocks [first_block, first_block + blocks) of the flat space.
+struct StateWindow {
+  int64_t first_block = 0, blocks = 0;
+  kernels::Tensor master, m, v;        // [1, blocks · kParameterBlock]
+  kernels::Tensor m_absmax, v_absmax;  // [1, blocks], or empty with fp32 states
+
+  const kernels::Tensor& Get(StateField field) const;
+};
+
 struct Storage {
   StorageOptions options;
   ModelSpec spec;
@@ -56,7 +73,10 @@ struct Storage {
   kernels::Tensor dynamic_map;  // f32 [1, 256]
   kernels::Tensor rope_cos, rope_sin;
   // Flat [1, space.size()]; empty where nothing is trained (no adapter in an evaluation).
-  kernels::Tensor master, compute, gradient, m, v, m_absmax, v_absmax;
+  // `master` is empty too where it lies in paged windows.
+  kernels::Tensor master, compute, gradient;
+  std::vector<StateWindow> windows;  // in order; none without training
+  int64_t paged_window_bytes = 0;    // of a window of class kPagedStates, or 0
   std::vector<kernels::Tensor> pending_gradients;
   kernels::Tensor segments;
 
@@ -64,6 +84,9 @@ struct Storage {
   int64_t Find(WeightRole role, int64_t layer) const;
   // The view of a parameter that forward reads.
   kernels::Tensor ComputeView(int64_t parameter) const;
+  // A range of one state, in order and split where windows end: `count` values from `offset`, both
+  // in elements, or in blocks for the scales.
+  std::vector<kernels::Tensor> StateViews(StateField field, int64_t offset, int64_t count) const;
   kernels::Tensor GradientView(int64_t parameter) const { return space.View(parameter, gradient); }
 };
 

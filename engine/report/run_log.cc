@@ -35,7 +35,9 @@ absl::Status RunLog::Train(const TrainRecord& record, proto::RunState* state) {
                                {"train/grad_norm", float(record.grad_norm)},
                                {"train/epoch", float(record.epoch)},
                                {"speed/tokens_per_second", float(record.tokens_per_second)},
-                               {"speed/share_of_light", float(record.share_of_light)}});
+                               {"speed/share_of_light", float(record.share_of_light)},
+                               {"memory/paged_in_bytes", float(record.paged_in_bytes)},
+                               {"memory/paged_out_bytes", float(record.paged_out_bytes)}});
 }
 
 absl::Status RunLog::Eval(int64_t step, double epoch, const EvalResult& result,

@@ -21,6 +21,8 @@ struct TrainRecord {
   // Of this machine and moment: in the events only, so that the log of a resumed run equals an
   // undisturbed one's.
   double tokens_per_second = 0, share_of_light = 0;
+  // Paged optimizer states moved to the device and back by this step.
+  int64_t paged_in_bytes = 0, paged_out_bytes = 0;
 };
 
 class RunLog {

@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/cpu/paged_memory.h"
 
 namespace qlora::kernels::cpu {
 namespace {
@@ -43,6 +44,9 @@ class CpuDevice : public Device {
   }
   int64_t PrivateBytes() const override { return pool_->size() * ThreadPool::kScratchBytes; }
   absl::StatusOr<Buffer> Allocate(int64_t bytes) override { return Buffer::CreateHost(bytes); }
+  absl::StatusOr<std::unique_ptr<PagedMemory>> AllocatePaged(const PagedShape& shape) override {
+    return CreatePagedMemory(shape);
+  }
   absl::StatusOr<std::unique_ptr<Piece>> Prepare(std::vector<Op> ops) override {
     return std::make_unique<CpuPiece>(std::move(ops), Context{*pool_, isa_});
   }

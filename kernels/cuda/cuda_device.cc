@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/paged_memory.h"
 #include "kernels/cuda/staging.h"
 
 namespace qlora::kernels::cuda {
@@ -78,6 +79,10 @@ class CudaDevice : public Device {
     if (absl::Status s = gpu::FillZeroAsync(*data, bytes, stream_); !s.ok()) return s;
     if (absl::Status s = Synchronize(); !s.ok()) return s;
     return buffer;
+  }
+
+  absl::StatusOr<std::unique_ptr<PagedMemory>> AllocatePaged(const PagedShape& shape) override {
+    return CreatePagedMemory(shape, card_, stream_);
   }
 
   absl::StatusOr<std::unique_ptr<Piece>> Prepare(std::vector<Op> ops) override {

@@ -115,6 +115,22 @@ TEST_P(CudaTraining, CapturedRecomputedOrNotGivesTheSameBytes) {
   EXPECT_TRUE(recomputed.StateBytes() == captured.StateBytes());
 }
 
+TEST_P(CudaTraining, AnyBudgetOfPagedStatesGivesTheSameBytes) {
+  constexpr int64_t kWindow = 8192;
+  ModelRun whole(Options(), CudaDevice());
+  const std::vector<double> losses = Losses(&whole, 2);
+  for (const int64_t places : {0, 3}) {
+    ModelRun::Options options = Options();
+    options.paging = {
+        .allowed = true, .budget_bytes = places * kWindow, .window_bytes = kWindow, .folder = ""};
+    ModelRun paged(options, CudaDevice());
+    ASSERT_GT(paged.plan().paging.windows, 3);
+    ASSERT_EQ(paged.plan().paging.DeviceBytes(), places * kWindow);
+    EXPECT_EQ(Losses(&paged, 2), losses) << places;
+    EXPECT_TRUE(paged.StateBytes() == whole.StateBytes()) << places;
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(
     Runs, CudaTraining,
     testing::Values(Case{"qlora", "llama3_tied"},

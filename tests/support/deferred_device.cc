@@ -123,6 +123,121 @@ absl::StatusOr<Buffer> DeferredDevice::Allocate(int64_t bytes) {
   return Buffer(*hidden, bytes, &Mappings::Remove);
 }
 
+// The slots are device memory; the windows' home is the host's.
+class DeferredPagedMemory : public PagedMemory {
+ public:
+  DeferredPagedMemory(const PagedShape& shape, DeferredDevice& device, Buffer on_device)
+      : PagedMemory(shape),
+        device_(device),
+        on_device_(std::move(on_device)),
+        home_(shape.windows - (shape.slots > 0 ? shape.resident : shape.windows),
+              std::vector<uint8_t>(shape.window_bytes)),
+        state_(shape.windows, State::kAway) {
+    // Without slots all windows can be reached where they are.
+    for (int64_t w = 0; w < shape.windows; ++w) {
+      if (shape.IsResident(w) || shape.slots == 0) state_[w] = State::kUsable;
+    }
+    device_.paged_.push_back(this);
+  }
+  ~DeferredPagedMemory() override { std::erase(device_.paged_, this); }
+
+  static int64_t PlacesOf(const PagedShape& shape) {
+    return shape.slots > 0 ? shape.resident + shape.slots : shape.windows;
+  }
+
+  void* Address(int64_t w) const override {
+    return static_cast<uint8_t*>(on_device_.data()) + Place(w) * shape().window_bytes;
+  }
+  absl::Status Bring(int64_t w) override {
+    if (shape().slots == 0) return absl::OkStatus();
+    Require(!shape().IsResident(w) && state_[w] == State::kAway, "Bring", w);
+    for (int64_t other = shape().resident; other < shape().windows; ++other) {
+      Require(state_[other] == State::kAway || Place(other) != Place(w), "Bring to a taken slot",
+              w);
+    }
+    state_[w] = State::kOnItsWay;
+    device_.moved_in_ += shape().window_bytes;
+    return device_.Enqueue({"bring",
+                            [this, w] {
+                              std::memcpy(Open(w), Home(w).data(), shape().window_bytes);
+                              return absl::OkStatus();
+                            },
+                            {SpanOf(w)}});
+  }
+  absl::Status Await(int64_t w) override {
+    Require(state_[w] != State::kAway, "Await of a window that was not brought,", w);
+    state_[w] = State::kUsable;
+    return absl::OkStatus();
+  }
+  absl::Status Evict(int64_t w) override {
+    if (shape().IsResident(w) || shape().slots == 0) return absl::OkStatus();
+    Require(state_[w] == State::kUsable, "Evict", w);
+    state_[w] = State::kAway;
+    device_.moved_out_ += shape().window_bytes;
+    return device_.Enqueue({"evict",
+                            [this, w] {
+                              std::memcpy(Home(w).data(), Open(w), shape().window_bytes);
+                              std::memset(Open(w), 0xcd, shape().window_bytes);
+                              return absl::OkStatus();
+                            },
+                            {SpanOf(w)}});
+  }
+  absl::Status Read(int64_t w, int64_t offset, void* to, int64_t bytes) override {
+    if (absl::Status s = device_.Synchronize(); !s.ok()) return s;
+    std::memcpy(to, Where(w) + offset, bytes);
+    return absl::OkStatus();
+  }
+  absl::Status Write(int64_t w, int64_t offset, const void* from, int64_t bytes) override {
+    if (absl::Status s = device_.Synchronize(); !s.ok()) return s;
+    std::memcpy(Where(w) + offset, from, bytes);
+    return absl::OkStatus();
+  }
+
+  // Ends the test where an op uses bytes of a slot that holds no awaited window.
+  void CheckUse(const char* op, uintptr_t begin, uintptr_t end) const {
+    const uintptr_t base = reinterpret_cast<uintptr_t>(on_device_.data());
+    if (begin >= base + on_device_.bytes() || end <= base) return;
+    const int64_t place = int64_t(begin - base) / shape().window_bytes;
+    for (int64_t w = 0; w < shape().windows; ++w) {
+      if (Place(w) == place && state_[w] == State::kUsable) return;
+    }
+    Require(false, op, place);
+  }
+
+ private:
+  enum class State { kAway, kOnItsWay, kUsable };
+
+  static void Require(bool condition, const char* what, int64_t number) {
+    if (condition) return;
+    std::fprintf(stderr, "paged memory used out of turn: %s %lld\n", what, (long long)number);
+    std::abort();
+  }
+  int64_t Place(int64_t w) const {
+    if (shape().IsResident(w) || shape().slots == 0) return w;
+    return shape().resident + shape().SlotOf(w);
+  }
+  DeferredDevice::Span SpanOf(int64_t w) const {
+    const uintptr_t begin = reinterpret_cast<uintptr_t>(Address(w));
+    return {begin, begin + uintptr_t(shape().window_bytes), true};
+  }
+  uint8_t* Open(int64_t w) const { return Mappings::Get().Open(Address(w), shape().window_bytes); }
+  std::vector<uint8_t>& Home(int64_t w) { return home_[w - shape().resident]; }
+  uint8_t* Where(int64_t w) { return state_[w] == State::kAway ? Home(w).data() : Open(w); }
+
+  DeferredDevice& device_;
+  const Buffer on_device_;
+  std::vector<std::vector<uint8_t>> home_;
+  std::vector<State> state_;
+};
+
+absl::StatusOr<std::unique_ptr<PagedMemory>> DeferredDevice::AllocatePaged(
+    const PagedShape& shape) {
+  absl::StatusOr<Buffer> on_device =
+      Allocate(DeferredPagedMemory::PlacesOf(shape) * shape.window_bytes);
+  if (!on_device.ok()) return on_device.status();
+  return std::make_unique<DeferredPagedMemory>(shape, *this, *std::move(on_device));
+}
+
 absl::StatusOr<std::unique_ptr<Piece>> DeferredDevice::Prepare(std::vector<Op> ops) {
   absl::Status status;
   for (const Op& op : ops) {
@@ -155,9 +270,20 @@ std::vector<DeferredDevice::Span> DeferredDevice::SpansOf(const Op& op) const {
 
 absl::Status DeferredDevice::Enqueue(const std::vector<Op>& ops) {
   for (const Op& op : ops) {
-    if (queue_.size() >= kQueueLimit) failure_.Update(RunQueue());
-    queue_.push_back({op, SpansOf(op)});
+    std::vector<Span> spans = SpansOf(op);
+    for (const DeferredPagedMemory* paged : paged_) {
+      for (const Span& span : spans) paged->CheckUse(NameOf(op), span.begin, span.end);
+    }
+    const absl::Status status =
+        Enqueue({NameOf(op), [this, op] { return Execute(op); }, std::move(spans)});
+    if (!status.ok()) return status;
   }
+  return absl::OkStatus();
+}
+
+absl::Status DeferredDevice::Enqueue(Queued queued) {
+  if (queue_.size() >= kQueueLimit) failure_.Update(RunQueue());
+  queue_.push_back(std::move(queued));
   return absl::OkStatus();
 }
 
@@ -202,7 +328,7 @@ absl::Status DeferredDevice::RunQueue() {
   }
   absl::Status status;
   std::thread([&] {
-    for (int64_t i : last_order_) status.Update(Execute(queue[i].op));
+    for (int64_t i : last_order_) status.Update(queue[i].run());
   }).join();
   ops_run_ += n;
   return status;
@@ -235,7 +361,7 @@ absl::Status DeferredDevice::CheckNoRace(const void* device, int64_t bytes, bool
     for (const Span& span : queued.spans) {
       if (!span.Conflicts(access)) continue;
       return absl::FailedPreconditionError(
-          absl::StrCat(what, " of ", bytes, " bytes that a queued ", NameOf(queued.op),
+          absl::StrCat(what, " of ", bytes, " bytes that a queued ", queued.name,
                        span.written ? " writes" : " reads", "; call Synchronize first"));
     }
   }

@@ -10,6 +10,10 @@
 //     run on a second mapping of the same pages. A view that an op does not declare is not moved
 //     there: using it faults.
 //   - CopyIn and CopyOut fail where queued ops still need the bytes, or have still to write them.
+//   - Paged windows lie elsewhere while they are not on the device, and what they leave behind in
+//   their slot is overwritten. A move is queued like an op. Moves out of turn, and ops on a window
+//   that nobody awaited, end the test: no use before arrival, no eviction before use is done, never
+//   more windows on the device than there are slots.
 //
 // So what runs on the CPU and here with equal bytes declares its operands rightly, waits where it
 // must, and never looks at device memory from the host: what a device that runs at once would hide
@@ -46,6 +50,7 @@ class DeferredDevice : public Device {
   int64_t WorkspaceBytes(const Op& op) const override { return inner_->WorkspaceBytes(op); }
   int64_t PrivateBytes() const override { return inner_->PrivateBytes(); }
   absl::StatusOr<Buffer> Allocate(int64_t bytes) override;
+  absl::StatusOr<std::unique_ptr<PagedMemory>> AllocatePaged(const PagedShape& shape) override;
   // InvalidArgument where an operand lies in no allocation.
   absl::StatusOr<std::unique_ptr<Piece>> Prepare(std::vector<Op> ops) override;
   // Runs the queue first where a queued op uses the bytes.
@@ -59,12 +64,16 @@ class DeferredDevice : public Device {
   // tested.
   int64_t overtakings() const { return overtakings_; }
   int64_t ops_run() const { return ops_run_; }
+  // Bytes of paged windows brought to the device, and evicted from it.
+  int64_t moved_in() const { return moved_in_; }
+  int64_t moved_out() const { return moved_out_; }
   // The order of the last Synchronize: entry i is the place in the queue of the op that ran as
   // number i.
   const std::vector<int64_t>& last_order() const { return last_order_; }
 
  private:
   friend class DeferredPiece;
+  friend class DeferredPagedMemory;
 
   // Bytes [begin, end) of the host's addresses.
   struct Span {
@@ -75,12 +84,14 @@ class DeferredDevice : public Device {
     }
   };
   struct Queued {
-    Op op;
+    const char* name;
+    std::function<absl::Status()> run;
     std::vector<Span> spans;
   };
 
   std::vector<Span> SpansOf(const Op& op) const;
   absl::Status Enqueue(const std::vector<Op>& ops);
+  absl::Status Enqueue(Queued queued);
   absl::Status RunQueue();
   absl::Status Execute(Op op);
   // Fails where a queued op conflicts with the host's access.
@@ -90,8 +101,10 @@ class DeferredDevice : public Device {
   const DeferredOptions options_;
   DeviceInfo info_;
   std::vector<Queued> queue_;
+  std::vector<class DeferredPagedMemory*> paged_;
   std::vector<int64_t> last_order_;
   int64_t rounds_ = 0, overtakings_ = 0, ops_run_ = 0;
+  int64_t moved_in_ = 0, moved_out_ = 0;
   absl::Status failure_;  // of ops that ran because the queue was full
 };
 

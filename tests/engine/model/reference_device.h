@@ -33,6 +33,10 @@ class ReferenceDevice : public kernels::Device {
     if (buffer.ok()) memory_.emplace_back(static_cast<const char*>(buffer->data()), bytes);
     return buffer;
   }
+  absl::StatusOr<std::unique_ptr<kernels::PagedMemory>> AllocatePaged(
+      const kernels::PagedShape&) override {
+    return absl::UnimplementedError("loading pages nothing");
+  }
   absl::StatusOr<std::unique_ptr<kernels::Piece>> Prepare(std::vector<kernels::Op> ops) override {
     return std::make_unique<ReferencePiece>(this, std::move(ops));
   }

@@ -117,6 +117,42 @@ TEST_P(EqualBytes, WithAsMuchRecomputedAsTheMemoryAsks) {
   EXPECT_GE(tried, 2);
 }
 
+// Any share of the optimizer states on the device, and a checkpoint taken and read while the others
+// are out.
+TEST_P(EqualBytes, WithAnyBudgetOfPagedStates) {
+  const Outcome expected = OnOneThread();
+  const int64_t window = 4096;
+  for (const int64_t places : {0, 1, 2, 5, 1000}) {
+    for (const bool deferred : {false, true}) {
+      ModelRun::Options options = Options();
+      options.paging = {.allowed = true,
+                        .budget_bytes = places * window,
+                        .window_bytes = window,
+                        .folder = testing::TempDir()};
+      std::unique_ptr<kernels::Device> device = CpuDevice(1);
+      DeferredDevice* late = nullptr;
+      if (deferred) {
+        auto wrapped = std::make_unique<DeferredDevice>(
+            std::move(device), kernels::optest::DeferredOptions{.seed = uint64_t(places + 1)});
+        late = wrapped.get();
+        device = std::move(wrapped);
+      }
+      ModelRun run(options, std::move(device));
+      const kernels::PagedShape& shape = run.plan().paging;
+      ASSERT_GT(shape.windows, 6);
+      EXPECT_LE(shape.DeviceBytes(),
+                std::min(shape.TotalBytes(), std::max<int64_t>(places, deferred ? 0 : 1) * window));
+      EXPECT_TRUE(Train(&run) == expected) << places << " windows, deferred " << deferred;
+      if (late == nullptr) continue;
+      // The first sweep fills the slots; each brings and evicts what has no place.
+      const int64_t rest = shape.slots == 0 ? 0 : shape.windows - shape.resident - shape.slots;
+      EXPECT_EQ(late->moved_out(), kSteps * rest * window);
+      EXPECT_EQ(late->moved_in(), (kSteps * rest + shape.slots) * window);
+    }
+  }
+}
+
+// Saved with all states in memory, read back into windows of which two are.
 TEST_P(EqualBytes, AfterARestart) {
   const Outcome expected = OnOneThread();
   const tests::TempFolder folder;
@@ -134,6 +170,10 @@ TEST_P(EqualBytes, AfterARestart) {
   }
   ModelRun::Options options = Options();
   options.seed = 99;  // what it starts from must not matter
+  options.paging = {.allowed = true,
+                    .budget_bytes = 2 * 4096,
+                    .window_bytes = 4096,
+                    .folder = testing::TempDir()};
   ModelRun run(options, CpuDevice(1));
   const auto loaded = LoadCheckpoint(Env::Default(), folder.File("checkpoint-1"), &run.execution());
   ASSERT_TRUE(loaded.ok()) << loaded.status();

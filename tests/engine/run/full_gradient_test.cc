@@ -36,7 +36,7 @@ TEST_P(FullGradient, IsTheSlopeOfTheLoss) {
   record.storage.compute = kernels::DType::kF32;
   record.eval = record.train;
   ModelRun run({.model = GetParam(), .record = record}, CpuDevice());
-  const std::vector<float> start = run.Values<float>(run.storage().master);
+  const std::vector<float> start = run.Values<float>(run.storage().windows[0].master);
   RunSteps(&run, data_, 3, 1, 1);
   const std::vector<float> gradient = run.Values<float>(run.storage().gradient);
 

@@ -110,7 +110,7 @@ TEST_P(GoldenStep, WeightsAfterThreeSteps) {
   ForEachParameter(run, [&](const std::string& key, const std::string& name) {
     const auto expected = TensorValues<float>(*expected_, "step3." + key);
     const auto gradient = TensorValues<float>(*expected_, "grad." + key);
-    const auto found = run.Parameter(name, run.storage().master);
+    const auto found = run.Parameter(name, run.storage().windows[0].master);
     ASSERT_EQ(found.size(), expected.size()) << key;
     const double small = 1e-3 * Largest(gradient);
     for (size_t i = 0; i < expected.size(); ++i) {
@@ -135,7 +135,7 @@ TEST_P(GoldenStep, ClippingScalesTheMoments) {
   const double scale = 0.1 * 0.3 / TensorValues<float>(*expected_, "grad_norms")[0];
   ForEachParameter(run, [&](const std::string& key, const std::string& name) {
     const auto gradient = TensorValues<float>(*expected_, "grad." + key);
-    const auto m = run.Parameter(name, run.storage().m);
+    const auto m = run.Parameter(name, run.storage().windows[0].m);
     const double bound = 2e-3 * scale * Largest(gradient);
     for (size_t i = 0; i < m.size(); ++i) {
       EXPECT_NEAR(m[i], scale * gradient[i], bound) << key << " element " << i;

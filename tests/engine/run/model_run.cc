@@ -75,6 +75,7 @@ ModelRun::ModelRun(Options options, std::unique_ptr<kernels::Device> device)
   PlanLimits limits{.memory_bytes = options.memory_limit,
                     .memory_source = "the test",
                     .recompute = options.recompute,
+                    .paging = options.paging,
                     .loading_bytes = LoadingBytes(model, spec, storage, *device_, false)};
   const MachineRates rates{.matmul_flops = 1e9, .memory_bytes = 1e9};
   plan_ = Require(MakePlan(spec, options.record, *device_, rates, limits));
@@ -112,11 +113,15 @@ std::vector<float> ModelRun::Parameter(const std::string& name, kernels::Tensor 
 std::string ModelRun::StateBytes() {
   std::string bytes;
   const Storage& s = storage();
-  for (const kernels::Tensor view :
-       {s.master, s.compute, s.gradient, s.m, s.v, s.m_absmax, s.v_absmax}) {
-    if (!view) continue;
+  const auto append = [&](const kernels::Tensor& view) {
+    if (!view) return;
     const std::vector<uint8_t> part = Values<uint8_t>(view);
     bytes.append(part.begin(), part.end());
+  };
+  append(s.compute);
+  append(s.gradient);
+  for (const StateField field : kStateFields) {
+    for (const StateWindow& window : s.windows) append(window.Get(field));
   }
   return bytes;
 }

@@ -35,6 +35,7 @@ class ModelRun {
     proto::Recompute::Value recompute = proto::Recompute::NONE;
     int64_t memory_limit = int64_t{1} << 30;
     uint64_t seed = 7;
+    PagingLimits paging;
   };
   // Records, plans, allocates and loads. Aborts the test where that fails.
   ModelRun(Options options, std::unique_ptr<kernels::Device> device);

@@ -25,6 +25,11 @@ class CountingDevice : public kernels::Device {
     allocated += bytes;
     return inner_->Allocate(bytes);
   }
+  absl::StatusOr<std::unique_ptr<kernels::PagedMemory>> AllocatePaged(
+      const kernels::PagedShape& shape) override {
+    allocated += shape.DeviceBytes();
+    return inner_->AllocatePaged(shape);
+  }
   absl::StatusOr<std::unique_ptr<kernels::Piece>> Prepare(std::vector<kernels::Op> ops) override {
     return inner_->Prepare(std::move(ops));
   }
@@ -78,11 +83,13 @@ class Refusal : public testing::Test {
   }
 
   absl::StatusOr<Plan> Make(const RecordOptions& record, int64_t memory,
-                            proto::Recompute::Value recompute = proto::Recompute::AUTO) {
+                            proto::Recompute::Value recompute = proto::Recompute::AUTO,
+                            bool paged = false) {
     return MakePlan(spec_, record, *device_, {.matmul_flops = 1e9, .memory_bytes = 1e9},
                     {.memory_bytes = memory,
                      .memory_source = "memory_limit",
                      .recompute = recompute,
+                     .paging = {.allowed = paged},
                      .other = {{"this process", 1000}}});
   }
 
@@ -125,15 +132,17 @@ TEST_F(Refusal, RemediesWork) {
   const struct {
     const char* text;
     const RecordOptions* changed;
+    bool paged = false;
   } remedies[] = {{"mode: QLORA", &quantized},
                   {"training.gradient_sum: SEQUENTIAL", &sequential},
-                  {"training.optim: PAGED_ADAMW_8BIT", &small_states}};
+                  {"training.optim: PAGED_ADAMW_32BIT", &record, true},
+                  {"training.optim: PAGED_ADAMW_8BIT", &small_states, true}};
   for (const int64_t missing : {1, 8000, 20000, 60000}) {
     const absl::StatusOr<Plan> plan = Make(record, least - missing);
     ASSERT_FALSE(plan.ok());
     for (const auto& remedy : remedies) {
       EXPECT_EQ(absl::StrContains(std::string(plan.status().message()), remedy.text),
-                Make(*remedy.changed, least - missing).ok())
+                Make(*remedy.changed, least - missing, proto::Recompute::AUTO, remedy.paged).ok())
           << remedy.text << " at " << missing << " bytes too few:\n"
           << plan.status().message();
     }

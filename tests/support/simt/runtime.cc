@@ -1,6 +1,8 @@
 // The GPU runtime of the SIMT executor. Streams are queues that run when somebody waits, in an
 // order that the seed chooses among those that events allow; device memory can be touched only
-// while the queue runs: elsewhere a read of it ends the process, as it should.
+// while the queue runs: elsewhere a read of it ends the process, as it should. So does touching
+// managed memory on the other side of the bus: the card may where it was advised to, the host
+// never.
 
 #include "tests/support/simt/runtime.h"
 
@@ -55,6 +57,7 @@ struct Region {
   int64_t bytes = 0;
   Kind kind = Kind::kDevice;
   std::vector<bool> on_card;  // managed: page by page
+  std::vector<bool> mapped;   // managed: the card may reach the page in host memory
 };
 
 struct Runtime {
@@ -72,7 +75,17 @@ struct Runtime {
     for (const auto& [data, region] : regions) {
       if (region.kind == Kind::kDevice) {
         mprotect(data, RoundToPages(region.bytes), value ? PROT_READ | PROT_WRITE : PROT_NONE);
+      } else if (region.kind == Kind::kManaged) {
+        ProtectManaged(data, region);
       }
+    }
+  }
+  // Gives whoever is at work the pages that it may touch.
+  void ProtectManaged(uint8_t* data, const Region& region) const {
+    for (size_t page = 0; page < region.on_card.size(); ++page) {
+      const bool remote = card.remote_access && region.mapped[page];
+      const bool allowed = region.on_card[page] ? open : !open || remote;
+      mprotect(data + page * kPage, kPage, allowed ? PROT_READ | PROT_WRITE : PROT_NONE);
     }
   }
   uint64_t Next() { return random = random * 6364136223846793005u + 1442695040888963407u; }
@@ -101,7 +114,10 @@ absl::StatusOr<void*> Map(int64_t bytes, Kind kind) {
   Region region;
   region.bytes = bytes;
   region.kind = kind;
-  if (kind == Kind::kManaged) region.on_card.assign(size / kPage, false);
+  if (kind == Kind::kManaged) {
+    region.on_card.assign(size / kPage, false);
+    region.mapped.assign(size / kPage, false);
+  }
   r.regions[data] = region;
   if (kind == Kind::kDevice) r.counters.device_bytes += bytes;
   return static_cast<void*>(data);
@@ -207,7 +223,12 @@ absl::Status FillZeroAsync(void* to, int64_t bytes, Stream stream) {
 }
 
 absl::Status AdvisePreferred(void*, int64_t, Side) { return absl::OkStatus(); }
-absl::Status AdviseAccessedByDevice(void*, int64_t) { return absl::OkStatus(); }
+absl::Status AdviseAccessedByDevice(void* data, int64_t bytes) {
+  auto it = --Get().regions.upper_bound(static_cast<uint8_t*>(data));
+  const int64_t first = (static_cast<uint8_t*>(data) - it->first) / kPage;
+  std::fill_n(it->second.mapped.begin() + first, (bytes + kPage - 1) / kPage, true);
+  return absl::OkStatus();
+}
 
 absl::Status PrefetchAsync(void* data, int64_t bytes, Side side, Stream stream) {
   if (stream->capturing) {
@@ -233,6 +254,7 @@ absl::Status PrefetchAsync(void* data, int64_t bytes, Side side, Stream stream) 
               (to_card ? r.counters.moved_in : r.counters.moved_out) += kPage;
               r.counters.managed_resident += to_card ? kPage : -kPage;
             }
+            r.ProtectManaged(it->first, region);
             r.counters.managed_resident_peak =
                 std::max(r.counters.managed_resident_peak, r.counters.managed_resident);
             return absl::OkStatus();

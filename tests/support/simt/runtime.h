@@ -14,6 +14,8 @@ struct CardOptions {
   int major = 8, minor = 0;
   int64_t memory_bytes = int64_t{4} << 30;
   bool concurrent_managed = true;
+  // Whether kernels may reach managed pages that lie in host memory where they were advised to.
+  bool remote_access = true;
   // Where streams may overtake each other, this decides who does.
   uint64_t seed = 1;
 };

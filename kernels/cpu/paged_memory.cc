@@ -1,0 +1,136 @@
+#include "kernels/cpu/paged_memory.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/buffer.h"
+
+namespace qlora::kernels::cpu {
+namespace {
+
+// A file that nobody else sees and that is gone with its last use. Not every file system has
+// O_TMPFILE: then one with a name, which is taken away at once.
+int OpenNameless(const std::string& folder) {
+  const int file = open(folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+  if (file >= 0 || (errno != EOPNOTSUPP && errno != EISDIR)) return file;
+  std::string path = folder + "/.paged_XXXXXX";
+  const int named = mkostemp(path.data(), O_CLOEXEC);
+  if (named >= 0) unlink(path.c_str());
+  return named;
+}
+
+class MappedMemory : public PagedMemory {
+ public:
+  MappedMemory(const PagedShape& shape, Buffer resident, uint8_t* mapped, int file)
+      : PagedMemory(shape), resident_(std::move(resident)), mapped_(mapped), file_(file) {}
+  ~MappedMemory() override {
+    if (mapped_ != nullptr) munmap(mapped_, MappedBytes(shape()));
+    if (file_ >= 0) close(file_);
+  }
+
+  static int64_t MappedBytes(const PagedShape& shape) {
+    return (shape.windows - shape.resident) * shape.window_bytes;
+  }
+
+  void* Address(int64_t w) const override {
+    if (shape().IsResident(w)) {
+      return static_cast<uint8_t*>(resident_.data()) + w * shape().window_bytes;
+    }
+    return mapped_ + FileOffset(w);
+  }
+  absl::Status Bring(int64_t w) override {
+    if (shape().slots > 0) madvise(Address(w), shape().window_bytes, MADV_WILLNEED);
+    return absl::OkStatus();
+  }
+  absl::Status Await(int64_t) override { return absl::OkStatus(); }
+  // Pieces have run by now. The pages leave this process at once; the system writes them to the
+  // file, or keeps them while there is room.
+  absl::Status Evict(int64_t w) override {
+    if (shape().IsResident(w)) return absl::OkStatus();
+    sync_file_range(file_, FileOffset(w), shape().window_bytes, SYNC_FILE_RANGE_WRITE);
+    if (madvise(Address(w), shape().window_bytes, MADV_DONTNEED) != 0) {
+      return absl::InternalError(
+          absl::StrCat("giving back a window of paged memory: ", std::strerror(errno)));
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status Read(int64_t w, int64_t offset, void* to, int64_t bytes) override {
+    if (!shape().IsResident(w)) return ReadFile(FileOffset(w) + offset, to, bytes);
+    std::memcpy(to, static_cast<uint8_t*>(Address(w)) + offset, bytes);
+    return absl::OkStatus();
+  }
+  absl::Status Write(int64_t w, int64_t offset, const void* from, int64_t bytes) override {
+    if (!shape().IsResident(w)) return WriteFile(FileOffset(w) + offset, from, bytes);
+    std::memcpy(static_cast<uint8_t*>(Address(w)) + offset, from, bytes);
+    return absl::OkStatus();
+  }
+
+ private:
+  // Past the mapping, whose pages would count as this process's until they are given back.
+  absl::Status ReadFile(int64_t offset, void* to, int64_t bytes) {
+    for (int64_t done = 0; done < bytes;) {
+      const ssize_t n = pread(file_, static_cast<char*>(to) + done, bytes - done, offset + done);
+      if (n <= 0) return Failed("reading", n);
+      done += n;
+    }
+    return absl::OkStatus();
+  }
+  absl::Status WriteFile(int64_t offset, const void* from, int64_t bytes) {
+    for (int64_t done = 0; done < bytes;) {
+      const ssize_t n =
+          pwrite(file_, static_cast<const char*>(from) + done, bytes - done, offset + done);
+      if (n <= 0) return Failed("writing", n);
+      done += n;
+    }
+    return absl::OkStatus();
+  }
+  absl::Status Failed(const char* what, ssize_t result) const {
+    return absl::InternalError(
+        absl::StrCat(what, " the file of paged memory in ", shape().folder, ": ",
+                     result == 0 ? "it ends too early" : std::strerror(errno)));
+  }
+  int64_t FileOffset(int64_t w) const { return (w - shape().resident) * shape().window_bytes; }
+
+  const Buffer resident_;
+  uint8_t* const mapped_;
+  const int file_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<PagedMemory>> CreatePagedMemory(const PagedShape& shape) {
+  absl::StatusOr<Buffer> resident = Buffer::CreateHost(shape.resident * shape.window_bytes);
+  if (!resident.ok()) return resident.status();
+  const int64_t bytes = MappedMemory::MappedBytes(shape);
+  if (bytes == 0) {
+    return std::make_unique<MappedMemory>(shape, *std::move(resident), nullptr, -1);
+  }
+  const auto refused = [&](const char* what, int error) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        what, " ", bytes, " bytes for paged memory in ", shape.folder, ": ", std::strerror(error)));
+  };
+  const int file = OpenNameless(shape.folder);
+  if (file < 0) return refused("opening a file of", errno);
+  if (const int error = posix_fallocate(file, 0, bytes); error != 0) {
+    close(file);
+    return refused("reserving", error);
+  }
+  void* mapped = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  if (mapped == MAP_FAILED) {
+    const int error = errno;
+    close(file);
+    return refused("mapping", error);
+  }
+  return std::make_unique<MappedMemory>(shape, *std::move(resident), static_cast<uint8_t*>(mapped),
+                                        file);
+}
+
+}  // namespace qlora::kernels::cpu

@@ -1,0 +1,73 @@
+// Paged memory of the CPU backend: windows keep their contents while they lie in the file, and the
+// process gives their pages back.
+
+#include "kernels/paged_memory.h"
+
+#include <cstring>
+#include <fstream>
+#include <string>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "kernels/cpu/cpu_device.h"
+
+namespace qlora::kernels {
+namespace {
+
+std::unique_ptr<Device> Cpu() { return *cpu::CreateCpuDevice({.threads = 1}); }
+
+int64_t ResidentBytes() {
+  std::ifstream file("/proc/self/statm");
+  int64_t all = 0, resident = 0;
+  file >> all >> resident;
+  return resident * 4096;
+}
+
+TEST(CpuPagedMemory, KeepsItsContentsAndGivesPagesBack) {
+  constexpr int64_t kWindow = int64_t{4} << 20, kWindows = 16;
+  auto device = Cpu();
+  auto memory = *device->AllocatePaged({.window_bytes = kWindow,
+                                        .windows = kWindows,
+                                        .resident = 1,
+                                        .slots = 2,
+                                        .folder = testing::TempDir()});
+  const int64_t before = ResidentBytes();
+  for (int round = 0; round < 2; ++round) {
+    for (int64_t w = 0; w < kWindows; ++w) {
+      if (w > 0) {
+        ASSERT_TRUE(memory->Bring(w).ok());
+      }
+      ASSERT_TRUE(memory->Await(w).ok());
+      uint8_t* at = static_cast<uint8_t*>(memory->Address(w));
+      for (int64_t i = 0; i < kWindow; i += 512) {
+        ASSERT_EQ(at[i], round * (w + 1)) << w;
+        at[i] = uint8_t(at[i] + w + 1);
+      }
+      ASSERT_TRUE(memory->Evict(w).ok());
+      EXPECT_LE(ResidentBytes() - before, 2 * kWindow);
+    }
+  }
+  for (int64_t w = 0; w < kWindows; ++w) {
+    uint8_t byte = 0;
+    ASSERT_TRUE(memory->Read(w, kWindow - 512, &byte, 1).ok());
+    EXPECT_EQ(byte, 2 * (w + 1));
+    byte = uint8_t(100 + w);
+    ASSERT_TRUE(memory->Write(w, 5, &byte, 1).ok());
+    EXPECT_EQ(static_cast<uint8_t*>(memory->Address(w))[5], byte);
+  }
+}
+
+TEST(CpuPagedMemory, NamesAFolderThatCannotHoldIt) {
+  auto device = Cpu();
+  const auto memory = device->AllocatePaged(
+      {.window_bytes = 4096, .windows = 2, .slots = 1, .folder = "/nonexistent/folder"});
+  EXPECT_TRUE(absl::IsResourceExhausted(memory.status()));
+  EXPECT_THAT(std::string(memory.status().message()), testing::HasSubstr("/nonexistent/folder"));
+  const auto too_large = device->AllocatePaged(
+      {.window_bytes = int64_t{1} << 50, .windows = 2, .slots = 1, .folder = testing::TempDir()});
+  EXPECT_TRUE(absl::IsResourceExhausted(too_large.status()));
+}
+
+}  // namespace
+}  // namespace qlora::kernels
