@@ -11,8 +11,7 @@ absl::StatusOr<std::unique_ptr<Execution>> Execution::Create(const Plan& plan,
   std::unique_ptr<Execution> execution(new Execution(plan, device));
   if (absl::Status status = execution->Allocate(); !status.ok()) return status;
   for (const PieceProgram& piece : plan.run.program.pieces()) {
-    absl::StatusOr<std::unique_ptr<kernels::Piece>> prepared =
-        device->Prepare(Program::Bind(piece.ops, execution->base_));
+    absl::StatusOr<std::vector<Part>> prepared = execution->Prepare(piece);
     if (!prepared.ok()) return prepared.status();
     execution->pieces_.push_back(*std::move(prepared));
   }
@@ -25,7 +24,9 @@ absl::Status Execution::Allocate() {
   arenas_.resize(kBufferClasses);
   std::vector<int64_t> next(kBufferClasses, 0);
   for (int c = 0; c < kBufferClasses; ++c) {
-    if (BufferClass(c) == BufferClass::kPagedStates) continue;
+    if (BufferClass(c) == BufferClass::kPagedStates || BufferClass(c) == BufferClass::kOffloaded) {
+      continue;
+    }
     const bool transient = BufferClass(c) == BufferClass::kTransient;
     const int64_t bytes =
         transient ? plan_.placement.bytes : plan_.run.program.BytesOf(BufferClass(c));
@@ -48,28 +49,78 @@ absl::Status Execution::Allocate() {
       base_[id] = static_cast<uint8_t*>(arenas_[c].data()) + offset;
     }
   }
-  return AllocatePaged();
-}
-
-absl::Status Execution::AllocatePaged() {
-  if (plan_.paging.windows == 0) return absl::OkStatus();
-  absl::StatusOr<std::unique_ptr<kernels::PagedMemory>> paged =
-      device_->AllocatePaged(plan_.paging);
-  if (!paged.ok()) {
-    return absl::Status(
-        paged.status().code(),
-        absl::StrCat("allocating ", FormatBytes(plan_.paging.TotalBytes()), " for ",
-                     NameOf(BufferClass::kPagedStates), ": ", paged.status().message()));
+  if (plan_.paging.windows > 0) {
+    auto paged = AllocatePaged(plan_.paging, BufferClass::kPagedStates);
+    if (!paged.ok()) return paged.status();
+    paged_ = *std::move(paged);
+    int64_t window = 0;
+    for (size_t id = 0; id < buffers.size(); ++id) {
+      if (buffers[id].buffer_class != BufferClass::kPagedStates) continue;
+      if (window == 0) first_window_ = BufferId(id);
+      base_[id] = paged_->Address(window++);
+    }
   }
-  paged_ = *std::move(paged);
-  const std::vector<BufferInfo>& buffers = plan_.run.program.buffers();
-  int64_t window = 0;
-  for (size_t id = 0; id < buffers.size(); ++id) {
-    if (buffers[id].buffer_class != BufferClass::kPagedStates) continue;
-    if (window == 0) first_window_ = BufferId(id);
-    base_[id] = paged_->Address(window++);
+  if (plan_.offloaded.shape.windows == 0) return absl::OkStatus();
+  auto offloaded = AllocatePaged(plan_.offloaded.shape, BufferClass::kOffloaded);
+  if (!offloaded.ok()) return offloaded.status();
+  offloaded_ = *std::move(offloaded);
+  for (size_t w = 0; w < plan_.offloaded.windows.size(); ++w) {
+    base_[plan_.offloaded.windows[w]] = offloaded_->Address(int64_t(w));
   }
   return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<kernels::PagedMemory>> Execution::AllocatePaged(
+    const kernels::PagedShape& shape, BufferClass c) {
+  absl::StatusOr<std::unique_ptr<kernels::PagedMemory>> memory = device_->AllocatePaged(shape);
+  if (memory.ok()) return memory;
+  return absl::Status(memory.status().code(),
+                      absl::StrCat("allocating ", FormatBytes(shape.TotalBytes()), " for ",
+                                   NameOf(c), ": ", memory.status().message()));
+}
+
+absl::StatusOr<std::vector<Execution::Part>> Execution::Prepare(const PieceProgram& piece) {
+  std::vector<Part> parts;
+  const std::vector<kernels::Op> ops = Program::Bind(piece.ops, base_);
+  auto move = piece.moves.begin();
+  for (int64_t begin = 0; begin < int64_t(ops.size()) || move != piece.moves.end();) {
+    Part& part = parts.emplace_back();
+    for (; move != piece.moves.end() && move->before == begin; ++move) part.moves.push_back(*move);
+    const int64_t end = move != piece.moves.end() ? move->before : int64_t(ops.size());
+    if (begin == end) continue;
+    auto prepared = device_->Prepare({ops.begin() + begin, ops.begin() + end});
+    if (!prepared.ok()) return prepared.status();
+    part.ops = *std::move(prepared);
+    begin = end;
+  }
+  return parts;
+}
+
+absl::Status Execution::Run(int64_t piece) {
+  for (const Part& part : pieces_[piece]) {
+    for (const Move& move : part.moves) {
+      if (absl::Status s = Do(move); !s.ok()) return s;
+    }
+    if (part.ops == nullptr) continue;
+    if (absl::Status s = part.ops->Run(); !s.ok()) return s;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Execution::Do(const Move& move) {
+  switch (move.kind) {
+    case Move::Kind::kClaim:
+      return offloaded_->Claim(move.window);
+    case Move::Kind::kEvict:
+      return offloaded_->Evict(move.window);
+    case Move::Kind::kBring:
+      return offloaded_->Bring(move.window);
+    case Move::Kind::kAwait:
+      return offloaded_->Await(move.window);
+    case Move::Kind::kDrop:
+      break;
+  }
+  return offloaded_->Drop(move.window);
 }
 
 std::optional<int64_t> Execution::WindowOf(kernels::ConstTensor view) const {

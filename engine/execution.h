@@ -25,7 +25,7 @@ class Execution {
   kernels::Device& device() { return *device_; }
 
   // Starts a piece; results are there after device().Synchronize().
-  absl::Status Run(int64_t piece) { return pieces_[piece]->Run(); }
+  absl::Status Run(int64_t piece);
 
   // Puts `bytes` at a persistent view behind the pieces started so far, without waiting for them;
   // `from` is free again when it returns. For the inputs of a step.
@@ -55,8 +55,17 @@ class Execution {
 
  private:
   Execution(const Plan& plan, kernels::Device* device) : plan_(plan), device_(device) {}
+  // A piece of the program: its ops up to each place where windows move, prepared, and the moves
+  // before them.
+  struct Part {
+    std::vector<Move> moves;
+    std::unique_ptr<kernels::Piece> ops;  // null: none
+  };
   absl::Status Allocate();
-  absl::Status AllocatePaged();
+  absl::StatusOr<std::unique_ptr<kernels::PagedMemory>> AllocatePaged(
+      const kernels::PagedShape& shape, BufferClass c);
+  absl::StatusOr<std::vector<Part>> Prepare(const PieceProgram& piece);
+  absl::Status Do(const Move& move);
   // The window that a view lies in, where it lies in paged memory.
   std::optional<int64_t> WindowOf(kernels::ConstTensor view) const;
   uint8_t* AddressOf(kernels::ConstTensor view) const {
@@ -69,7 +78,8 @@ class Execution {
   std::unique_ptr<kernels::PagedMemory> paged_;
   BufferId first_window_ = -1;
   std::vector<void*> base_;  // by BufferId
-  std::vector<std::unique_ptr<kernels::Piece>> pieces_;
+  std::unique_ptr<kernels::PagedMemory> offloaded_;
+  std::vector<std::vector<Part>> pieces_;
 };
 
 }  // namespace qlora::engine

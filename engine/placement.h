@@ -1,4 +1,5 @@
-// Places transient buffers in one arena so that buffers alive at the same time never overlap.
+// Places transient buffers in one arena so that buffers alive at the same time never overlap, but
+// for the output of an op that may work in place: it takes the bytes of the input that dies there.
 
 #ifndef QLORA_ENGINE_PLACEMENT_H_
 #define QLORA_ENGINE_PLACEMENT_H_

@@ -46,9 +46,9 @@ class Planner {
     const PagingLimits& paging = limits_.paging;
     if (!paging.allowed || !options_.storage.training) return LeastRecomputed(options_);
     if (!paging.budget_bytes.has_value()) {
-      Plan whole =
-          With(options_, limits_.recompute == proto::Recompute::FULL ? Choice(Choices() - 1)
-                                                                     : RecomputeChoice{});
+      Plan whole = With(options_, limits_.recompute == proto::Recompute::FULL
+                                      ? Choice(kLevels * spec_.layers)
+                                      : RecomputeChoice{});
       if (Fits(whole)) return whole;
     }
     RecordOptions paged = options_;
@@ -73,6 +73,12 @@ class Planner {
       plan.recompute_cost = Rematerialize(&plan.run.program, plan.run.train->micro_batch,
                                           DroppedBy(choice, *plan.run.train));
     }
+    if (choice.offloaded_layers > 0) {
+      const TrainPieces& train = *plan.run.train;
+      plan.offloaded =
+          Offload(&plan.run.program, train.micro_batch,
+                  absl::MakeConstSpan(train.layer_inputs).first(choice.offloaded_layers));
+    }
     plan.placement = PlaceTransients(plan.run.program);
     ChoosePaging(places, &plan);
     ListItems(&plan);
@@ -84,10 +90,12 @@ class Planner {
     if (limits_.recompute == proto::Recompute::NONE || !options.storage.training) {
       return With(options, {});
     }
-    if (limits_.recompute == proto::Recompute::FULL) return With(options, Choice(Choices() - 1));
-    Plan none = With(options, {});
-    if (Fits(none)) return none;
-    int64_t low = 1, high = Choices() - 1;
+    const bool full = limits_.recompute == proto::Recompute::FULL;
+    int64_t low = full ? kLevels * spec_.layers : 0;
+    int64_t high = kLevels * spec_.layers + OffloadChoices();
+    Plan least = With(options, Choice(low));
+    if (Fits(least) || low == high) return least;
+    ++low;
     while (low < high) {
       const int64_t middle = (low + high) / 2;
       if (Fits(With(options, Choice(middle)))) {
@@ -112,17 +120,26 @@ class Planner {
     plan->paging = ShapeFor(given.value_or(places), shape);
   }
 
-  int64_t Choices() const { return ModelPass::kRecomputeLevels * spec_.layers + 1; }
-  // Choice 0 is none; each next one recomputes in one layer more.
+  static constexpr int64_t kLevels = ModelPass::kRecomputeLevels;
+  // Fewer layers than there are slots would gain nothing.
+  int64_t OffloadChoices() const {
+    return limits_.may_offload ? std::max<int64_t>(spec_.layers - kOffloadSlots, 0) : 0;
+  }
+  // Choice 0 is none; each next one recomputes in one layer more, and when all layers are
+  // recomputed whole, offloads the input of one more.
   RecomputeChoice Choice(int64_t i) const {
     if (i == 0) return {};
+    if (i > kLevels * spec_.layers) {
+      return {int(kLevels - 1), spec_.layers, i - kLevels * spec_.layers + kOffloadSlots};
+    }
     return {int((i - 1) / spec_.layers), (i - 1) % spec_.layers + 1};
   }
 
   void ListItems(Plan* plan) const {
     for (int c = 0; c < kBufferClasses; ++c) {
       const BufferClass buffer_class = BufferClass(c);
-      if (buffer_class == BufferClass::kTransient || buffer_class == BufferClass::kPagedStates) {
+      if (buffer_class == BufferClass::kTransient || buffer_class == BufferClass::kPagedStates ||
+          buffer_class == BufferClass::kOffloaded) {
         continue;
       }
       const int64_t bytes = plan->run.program.BytesOf(buffer_class);
@@ -132,6 +149,9 @@ class Planner {
       plan->items.push_back({absl::StrCat(NameOf(BufferClass::kPagedStates), ", of ",
                                           FormatBytes(plan->paging.TotalBytes()), " in all"),
                              plan->paging.DeviceBytes()});
+    }
+    if (plan->offloaded.shape.windows > 0) {
+      plan->items.push_back({NameOf(BufferClass::kOffloaded), plan->offloaded.shape.DeviceBytes()});
     }
     const int64_t pieces = plan->placement.bytes;
     plan->placement.bytes = std::max(pieces, limits_.loading_bytes);
@@ -236,6 +256,10 @@ std::string Describe(const RecomputeChoice& choice, int64_t layers) {
     absl::StrAppend(&text, level == 0 ? " " : "; ", kLevelNames[level], " of ", count, " of ",
                     layers, " layers");
   }
+  if (choice.offloaded_layers > 0) {
+    absl::StrAppend(&text, "; inputs of ", choice.offloaded_layers, " of ", layers,
+                    " layers wait in host memory");
+  }
   return text;
 }
 
@@ -260,14 +284,14 @@ absl::StatusOr<Plan> MakePlan(const ModelSpec& spec, const RecordOptions& option
         FormatBytes(limits.memory_bytes), ". The largest items:\n", largest,
         "Any of these would make it fit:\n", Remedies(spec, options, device, limits)));
   }
-  const int64_t in_host_memory =
-      (plan.paging.windows - plan.paging.resident) * plan.paging.window_bytes;
-  if (limits.paging.host_bytes && in_host_memory > *limits.paging.host_bytes) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "the run pages ", FormatBytes(in_host_memory),
-        " of optimizer states to host memory, which has ", FormatBytes(*limits.paging.host_bytes),
-        " free. training.optim: PAGED_ADAMW_8BIT has states of a quarter; a larger memory_limit "
-        "keeps more of them on the GPU"));
+  if (limits.host_bytes && plan.HostBytes() > *limits.host_bytes) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("the run wants to keep ", FormatBytes(plan.HostBytes()),
+                     " of optimizer states and layer inputs in host memory, which has ",
+                     FormatBytes(*limits.host_bytes),
+                     " free. A larger memory_limit keeps more of it on the GPU; training.optim: "
+                     "PAGED_ADAMW_8BIT "
+                     "has states of a quarter, a lower data.max_length smaller layer inputs"));
   }
   const std::vector<PieceProgram>& pieces = plan.run.program.pieces();
   if (plan.run.train.has_value()) {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "engine/offload.h"
 #include "engine/placement.h"
 #include "engine/rates.h"
 #include "engine/record/record.h"
@@ -28,8 +29,6 @@ struct PagingLimits {
   std::optional<int64_t> budget_bytes;  // on the device; none: what the rest of the plan leaves
   int64_t window_bytes = int64_t{16} << 20;
   std::string folder;  // PagedShape::folder
-  // What windows that are not on the device may take in host memory; none: they lie in a file.
-  std::optional<int64_t> host_bytes;
 };
 
 struct PlanLimits {
@@ -37,6 +36,10 @@ struct PlanLimits {
   std::string memory_source;  // "memory_limit" or "this machine's memory": for messages
   proto::Recompute::Value recompute = proto::Recompute::AUTO;
   PagingLimits paging;
+  // Whether layer inputs may wait in host memory: not where that is the device's own.
+  bool may_offload = false;
+  // Host memory for paged states and layer inputs; none: nothing of them lies there.
+  std::optional<int64_t> host_bytes;
   // What loading needs before the first piece runs; it shares memory with activations.
   int64_t loading_bytes = 0;
   // Memory beside the program's buffers: the process itself, data, staging.
@@ -45,10 +48,12 @@ struct PlanLimits {
 
 // How far recomputation goes: candidates of all levels below `level` in every layer, and of `level`
 // itself in the first `layers`. Level names: "norms and activations", "gate and up", "query, key,
-// value", "whole layer".
+// value", "whole layer". Where that is not enough the inputs of the first `offloaded_layers`
+// layers, from which they are recomputed, wait in host memory.
 struct RecomputeChoice {
   int level = 0;
   int64_t layers = 0;
+  int64_t offloaded_layers = 0;
 };
 std::string Describe(const RecomputeChoice& choice, int64_t layers);
 std::string Describe(const kernels::PagedShape& paging);
@@ -59,8 +64,17 @@ struct Plan {
   RecomputeChoice recompute;
   RecomputeCost recompute_cost;  // per micro-batch
   kernels::PagedShape paging;    // no windows where the states lie in ordinary memory
-  std::vector<PlanItem> items;   // a line per class of memory, largest first
+  OffloadedBuffers offloaded;
+  std::vector<PlanItem> items;  // a line per class of memory, largest first
   int64_t total_bytes = 0;
+
+  // Bytes in host memory beside those of the device.
+  int64_t HostBytes() const {
+    const auto away = [](const kernels::PagedShape& shape) {
+      return (shape.windows - shape.resident) * shape.window_bytes;
+    };
+    return away(paging) + away(offloaded.shape);
+  }
 
   // Seconds, by the ops' own counts and the machine's measured rates. 0 for what the run has not.
   double micro_batch_seconds = 0;

@@ -30,6 +30,7 @@ const char* NameOf(BufferClass c) {
                                                   "step inputs",
                                                   "step outputs",
                                                   "key/value cache",
+                                                  "layer inputs on their way to host memory",
                                                   "activations and workspaces"};
   return kNames[int(c)];
 }

@@ -32,6 +32,7 @@ enum class BufferClass : uint8_t {
   kStepInputs,  // what changes from step to step
   kStepOutputs,
   kKvCache,
+  kOffloaded,  // layer inputs that lie in host memory between forward and backward
   kTransient,  // activations and workspaces: alive only inside a piece, placed by lifetime
 };
 inline constexpr int kBufferClasses = int(BufferClass::kTransient) + 1;
@@ -46,9 +47,19 @@ struct BufferInfo {
   int layer = -1;
 };
 
+// Something that happens to a window of class kOffloaded between two ops, outside the captured
+// parts of a piece. Names are those of kernels::PagedMemory.
+struct Move {
+  enum class Kind : uint8_t { kClaim, kEvict, kBring, kAwait, kDrop };
+  int64_t before = 0;  // index of the op; ops.size(): behind the last
+  Kind kind = Kind::kClaim;
+  int64_t window = 0;
+};
+
 struct PieceProgram {
   std::string name;
   std::vector<kernels::Op> ops;
+  std::vector<Move> moves;  // by `before`
   int64_t backward_begin =
       0;  // index of the first op after the forward pass; = ops.size() without one
 };
@@ -70,6 +81,8 @@ class Program {
   std::vector<PieceProgram>& pieces() { return pieces_; }
   const std::vector<PieceProgram>& pieces() const { return pieces_; }
   int64_t BytesOf(BufferClass c) const;
+  // Takes a transient buffer out of the arena: from now on it is a window of host memory.
+  void MakeOffloaded(BufferId id) { buffers_[id].buffer_class = BufferClass::kOffloaded; }
 
   static BufferId IdOf(const void* virtual_address) {
     return BufferId(reinterpret_cast<uintptr_t>(virtual_address) >> kOffsetBits) - 1;

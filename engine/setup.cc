@@ -500,7 +500,8 @@ class Preparation {
       }
       if (paging.folder.empty()) paging.folder = s_.job.output_dir().starts_with('/') ? "/" : ".";
     } else {
-      paging.host_bytes = AvailableHostMemory() - ResidentHostMemory();
+      s_.limits.may_offload = true;
+      s_.limits.host_bytes = AvailableHostMemory() - ResidentHostMemory();
     }
     return absl::OkStatus();
   }

@@ -3,8 +3,8 @@
 // pieces: nothing here waits for the device except host access.
 //
 // This is the mechanism; when a window moves is decided by whoever owns it (engine/optim's
-// StatePager). Between Await(w) and Evict(w) pieces may use window w at Address(w), at no other
-// time.
+// StatePager, or the moves of a program). Between Await(w) or Claim(w) and Evict(w) or Drop(w)
+// pieces may use window w at Address(w), at no other time.
 
 #ifndef QLORA_KERNELS_PAGED_MEMORY_H_
 #define QLORA_KERNELS_PAGED_MEMORY_H_
@@ -17,13 +17,17 @@
 namespace qlora::kernels {
 
 struct PagedShape {
-  int64_t window_bytes = 0;  // a multiple of kPagedWindowAlignment
+  int64_t window_bytes =
+      0;  // a multiple of kPagedWindowAlignment, of kBufferAlignment if page_locked
   int64_t windows = 0;
   // Windows [0, resident) stay on the device for good.
   int64_t resident = 0;
   // How many of the others may be there at a time: window w takes slot (w − resident) % slots. With
   // 0 slots pieces reach these windows where they lie in host memory, and nothing moves.
   int64_t slots = 0;
+  // The bytes of a window lie in page-locked host memory while it is away, and are copied. Else the
+  // device chooses between this and managed memory.
+  bool page_locked = false;
   // Where a device whose own memory is the host's keeps the windows that are not in memory: a
   // folder for a file without a name.
   std::string folder;
@@ -56,6 +60,11 @@ class PagedMemory {
   virtual absl::Status Await(int64_t w) = 0;
   // Behind the pieces started so far, starts to move window w back to the host.
   virtual absl::Status Evict(int64_t w) = 0;
+
+  // As Bring and Await, for a window that will be written: what it held is lost.
+  virtual absl::Status Claim(int64_t w) = 0;
+  // As Evict, for a window that nobody will read: what it held is lost.
+  virtual absl::Status Drop(int64_t w) = 0;
 
   // Host access wherever the window is. Waits for all pieces and moves.
   virtual absl::Status Read(int64_t w, int64_t offset, void* to, int64_t bytes) = 0;

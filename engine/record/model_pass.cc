@@ -156,9 +156,9 @@ void ModelPass::ForwardLayer(int64_t layer, Tensor x, Tensor residual, const KvC
                                     .o = t.o,
                                     .lse = t.lse},
           int(layer));
-  const Tensor attended = Linear(kO, kOBias, layer, t.o, "attention out", &t.lo);
+  t.attended = Linear(kO, kOBias, layer, t.o, "attention out", &t.lo);
 
-  Norm(kPostAttentionNorm, layer, attended, t.h, &t.h2, &t.normed2, &t.rstd2);
+  Norm(kPostAttentionNorm, layer, t.attended, t.h, &t.h2, &t.normed2, &t.rstd2);
   t.gate = Linear(kGate, kGateBias, layer, t.normed2, "gate", &t.lgate);
   t.up = Linear(kUp, kUpBias, layer, t.normed2, "up", &t.lup);
   t.activated = Activation("activated", spec_.intermediate, layer);
@@ -219,6 +219,12 @@ void ModelPass::Logits(Tensor h, Tensor logits) {
                                  .y = logits});
 }
 
+std::vector<BufferId> ModelPass::LayerInputs() const {
+  std::vector<BufferId> inputs;
+  for (const LayerTrace& t : layers_) inputs.push_back(Program::IdOf(t.h.data));
+  return inputs;
+}
+
 std::vector<std::vector<std::vector<BufferId>>> ModelPass::RecomputeCandidates() const {
   std::vector<std::vector<std::vector<BufferId>>> levels(kRecomputeLevels);
   const auto ids = [](std::initializer_list<Tensor> views) {
@@ -232,7 +238,7 @@ std::vector<std::vector<std::vector<BufferId>>> ModelPass::RecomputeCandidates()
     levels[0].push_back(ids({t.normed, t.normed2, t.activated}));
     levels[1].push_back(ids({t.gate, t.up}));
     levels[2].push_back(ids({t.q_raw, t.k_raw, t.q, t.k, t.v}));
-    levels[3].push_back(ids({t.o, t.lse, t.h2}));
+    levels[3].push_back(ids({t.o, t.lse, t.attended, t.h2}));
   }
   return levels;
 }

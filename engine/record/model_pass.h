@@ -25,6 +25,7 @@ struct LayerTrace {
   kernels::Tensor normed, rstd;
   kernels::Tensor q_raw, k_raw, q_rstd, k_rstd;  // before the norm over heads; only with qk_norm
   kernels::Tensor q, k, v, o, lse;
+  kernels::Tensor attended;            // o after its projection
   kernels::Tensor h2, normed2, rstd2;  // residual stream between attention and MLP
   kernels::Tensor gate, up, activated;
   LinearTrace lq, lk, lv, lo, lgate, lup, ldown;
@@ -60,6 +61,8 @@ class ModelPass {
   // Buffers that may be recomputed, cheapest first: [level][layer] → ids.
   static constexpr int kRecomputeLevels = 4;
   std::vector<std::vector<std::vector<BufferId>>> RecomputeCandidates() const;
+  // What recomputing a whole layer begins with, by layer.
+  std::vector<BufferId> LayerInputs() const;
 
  private:
   kernels::Tensor Activation(const char* name, int64_t cols, int64_t layer);

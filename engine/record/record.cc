@@ -113,6 +113,7 @@ class RunRecorder {
     pass.Loss(h, {.loss = t->loss.loss, .accumulate = true}, dh);
     pass.Backward(dh);
     t->recompute = pass.RecomputeCandidates();
+    t->layer_inputs = pass.LayerInputs();
     recorder.Finish(true);
     t->micro_batch = int64_t(run_.program.pieces().size()) - 1;
   }

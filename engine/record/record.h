@@ -57,6 +57,7 @@ struct TrainPieces {
   int64_t finish = -1;                                        // norm, clip factor
   std::vector<int64_t> update;                                // of each window of states
   std::vector<std::vector<std::vector<BufferId>>> recompute;  // of micro_batch
+  std::vector<BufferId> layer_inputs;                         // likewise
 };
 
 struct EvalPieces {

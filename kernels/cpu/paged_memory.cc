@@ -62,6 +62,9 @@ class MappedMemory : public PagedMemory {
     return absl::OkStatus();
   }
 
+  absl::Status Claim(int64_t) override { return absl::OkStatus(); }
+  absl::Status Drop(int64_t w) override { return Evict(w); }
+
   absl::Status Read(int64_t w, int64_t offset, void* to, int64_t bytes) override {
     if (!shape().IsResident(w)) return ReadFile(FileOffset(w) + offset, to, bytes);
     std::memcpy(to, static_cast<uint8_t*>(Address(w)) + offset, bytes);

@@ -77,6 +77,20 @@ class CudaPagedMemory : public PagedMemory {
     return gpu::Record(slot.evicted, out_);
   }
 
+  absl::Status Claim(int64_t w) override {
+    if (shape().IsResident(w) || shape().slots == 0) return absl::OkStatus();
+    Slot& slot = slots_[shape().SlotOf(w)];
+    slot.window = w;
+    return slot.was_evicted ? gpu::Wait(compute_, slot.evicted) : absl::OkStatus();
+  }
+  absl::Status Drop(int64_t w) override {
+    if (shape().IsResident(w) || shape().slots == 0) return absl::OkStatus();
+    Slot& slot = slots_[shape().SlotOf(w)];
+    slot.window = -1;
+    slot.was_evicted = true;
+    return gpu::Record(slot.evicted, compute_);
+  }
+
   absl::Status Read(int64_t w, int64_t offset, void* to, int64_t bytes) override {
     if (absl::Status s = Synchronize(); !s.ok()) return s;
     if (!IsOnDevice(w)) {
@@ -216,7 +230,7 @@ absl::StatusOr<std::unique_ptr<PagedMemory>> CreatePagedMemory(const PagedShape&
                                                                const gpu::Properties& card,
                                                                gpu::Stream compute) {
   std::unique_ptr<CudaPagedMemory> memory;
-  if (card.concurrent_managed) {
+  if (card.concurrent_managed && !shape.page_locked) {
     memory = std::make_unique<ManagedMemory>(shape, compute);
   } else {
     memory = std::make_unique<PinnedMemory>(shape, compute);

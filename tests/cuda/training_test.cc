@@ -131,6 +131,27 @@ TEST_P(CudaTraining, AnyBudgetOfPagedStatesGivesTheSameBytes) {
   }
 }
 
+// A deep model whose layers' inputs pass through host memory between forward and backward.
+TEST(CudaOffload, ChangesNoByte) {
+  const Dataset data = GoldenDocuments("qlora_llama");
+  ModelRun::Options options{
+      .model = "qwen3", .record = TrainingOptions("qwen3", data, kRows, 2), .random_layers = 6};
+  options.record.storage.mode = proto::Mode::FULL;
+  options.record.storage.lora = {};
+  options.recompute = proto::Recompute::FULL;
+  ModelRun whole(options, CudaDevice());
+  const auto expected = RunSteps(&whole, data, kRows, 2, 2);
+  options.may_offload = true;
+  options.memory_limit = whole.plan().total_bytes - 1;
+  for (const bool capture : {true, false}) {
+    ModelRun run(options, CudaDevice(capture));
+    ASSERT_GT(run.plan().offloaded.shape.windows, kOffloadSlots);
+    const auto found = RunSteps(&run, data, kRows, 2, 2);
+    for (size_t i = 0; i < found.size(); ++i) EXPECT_EQ(found[i].loss_sum, expected[i].loss_sum);
+    EXPECT_TRUE(run.StateBytes() == whole.StateBytes());
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(
     Runs, CudaTraining,
     testing::Values(Case{"qlora", "llama3_tied"},

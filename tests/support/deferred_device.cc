@@ -150,11 +150,7 @@ class DeferredPagedMemory : public PagedMemory {
   }
   absl::Status Bring(int64_t w) override {
     if (shape().slots == 0) return absl::OkStatus();
-    Require(!shape().IsResident(w) && state_[w] == State::kAway, "Bring", w);
-    for (int64_t other = shape().resident; other < shape().windows; ++other) {
-      Require(state_[other] == State::kAway || Place(other) != Place(w), "Bring to a taken slot",
-              w);
-    }
+    RequireFreeSlot(w, "Bring");
     state_[w] = State::kOnItsWay;
     device_.moved_in_ += shape().window_bytes;
     return device_.Enqueue({"bring",
@@ -181,6 +177,18 @@ class DeferredPagedMemory : public PagedMemory {
                               return absl::OkStatus();
                             },
                             {SpanOf(w)}});
+  }
+  absl::Status Claim(int64_t w) override {
+    if (shape().IsResident(w) || shape().slots == 0) return absl::OkStatus();
+    RequireFreeSlot(w, "Claim");
+    state_[w] = State::kUsable;
+    return Spoil(w);
+  }
+  absl::Status Drop(int64_t w) override {
+    if (shape().IsResident(w) || shape().slots == 0) return absl::OkStatus();
+    Require(state_[w] == State::kUsable, "Drop", w);
+    state_[w] = State::kAway;
+    return Spoil(w);
   }
   absl::Status Read(int64_t w, int64_t offset, void* to, int64_t bytes) override {
     if (absl::Status s = device_.Synchronize(); !s.ok()) return s;
@@ -211,6 +219,20 @@ class DeferredPagedMemory : public PagedMemory {
     if (condition) return;
     std::fprintf(stderr, "paged memory used out of turn: %s %lld\n", what, (long long)number);
     std::abort();
+  }
+  void RequireFreeSlot(int64_t w, const char* what) const {
+    Require(!shape().IsResident(w), what, w);
+    for (int64_t other = shape().resident; other < shape().windows; ++other) {
+      Require(state_[other] == State::kAway || Place(other) != Place(w), what, w);
+    }
+  }
+  absl::Status Spoil(int64_t w) {
+    return device_.Enqueue({"spoil",
+                            [this, w] {
+                              std::memset(Open(w), 0xcd, shape().window_bytes);
+                              return absl::OkStatus();
+                            },
+                            {SpanOf(w)}});
   }
   int64_t Place(int64_t w) const {
     if (shape().IsResident(w) || shape().slots == 0) return w;

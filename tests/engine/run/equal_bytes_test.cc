@@ -182,6 +182,45 @@ TEST_P(EqualBytes, AfterARestart) {
   EXPECT_TRUE(rest.state == expected.state);
 }
 
+// A deep model on a device with a host beside it, with less and less memory, until the inputs of
+// all layers but the last wait in host memory.
+TEST(EqualBytesOffloaded, WithAnyNumberOfLayerInputsInHostMemory) {
+  constexpr int64_t kLayers = 7;
+  const Dataset data = GoldenDocuments("qlora_llama");
+  ModelRun::Options options{.model = "llama3_tied",
+                            .record = TrainingOptions("llama3_tied", data, kRows, 2),
+                            .random_layers = kLayers};
+  options.record.storage.mode = proto::Mode::FULL;
+  options.record.storage.lora = {};
+  const auto losses = [&](ModelRun* run) {
+    std::vector<double> result;
+    for (const StepResult& step : RunSteps(run, data, kRows, 2, 2)) result.push_back(step.loss_sum);
+    return result;
+  };
+  ModelRun whole(options, CpuDevice(1));
+  const std::vector<double> expected = losses(&whole);
+  options.recompute = proto::Recompute::FULL;
+  options.may_offload = true;
+  int64_t most = 0;
+  for (uint64_t seed = 1;; ++seed) {
+    auto device = std::make_unique<DeferredDevice>(CpuDevice(1),
+                                                   kernels::optest::DeferredOptions{.seed = seed});
+    const DeferredDevice& deferred = *device;
+    ModelRun run(options, std::move(device));
+    EXPECT_EQ(losses(&run), expected) << seed;
+    EXPECT_TRUE(run.StateBytes() == whole.StateBytes()) << seed;
+    const int64_t offloaded = run.plan().recompute.offloaded_layers;
+    // Two stay in their slots; the others go and come back once in each micro-batch.
+    const int64_t moved = offloaded == 0 ? 0 : offloaded - kOffloadSlots;
+    EXPECT_EQ(deferred.moved_out(), 4 * moved * run.plan().offloaded.shape.window_bytes);
+    EXPECT_EQ(deferred.moved_in(), deferred.moved_out());
+    most = offloaded;
+    if (offloaded == kLayers) break;
+    options.memory_limit = run.plan().total_bytes - 1;
+  }
+  EXPECT_EQ(most, kLayers);
+}
+
 INSTANTIATE_TEST_SUITE_P(
     Runs, EqualBytes,
     testing::Values(Case{"qlora", "llama3_tied"},

@@ -76,10 +76,20 @@ ModelRun::ModelRun(Options options, std::unique_ptr<kernels::Device> device)
                     .memory_source = "the test",
                     .recompute = options.recompute,
                     .paging = options.paging,
-                    .loading_bytes = LoadingBytes(model, spec, storage, *device_, false)};
+                    .may_offload = options.may_offload};
+  if (options.random_layers > 0) {
+    spec.layers = options.random_layers;
+    spec.window.resize(spec.layers);
+  } else {
+    limits.loading_bytes = LoadingBytes(model, spec, storage, *device_, false);
+  }
   const MachineRates rates{.matmul_flops = 1e9, .memory_bytes = 1e9};
   plan_ = Require(MakePlan(spec, options.record, *device_, rates, limits));
   execution_ = Require(Execution::Create(plan_, device_.get()));
+  if (options.random_layers > 0) {
+    Require(InitializeWeights(options.seed, execution_.get()));
+    return;
+  }
   Require(LoadWeights(model, execution_.get(), {}));
   if (!options.adapter.empty()) {
     Require(LoadAdapter(env, GoldenModelPath(options.adapter), execution_.get()));

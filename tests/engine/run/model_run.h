@@ -36,6 +36,9 @@ class ModelRun {
     int64_t memory_limit = int64_t{1} << 30;
     uint64_t seed = 7;
     PagingLimits paging;
+    bool may_offload = false;
+    // Mode FULL: so many layers of the model's kind, with random weights. 0: the model as it is.
+    int64_t random_layers = 0;
   };
   // Records, plans, allocates and loads. Aborts the test where that fails.
   ModelRun(Options options, std::unique_ptr<kernels::Device> device);
