@@ -284,6 +284,10 @@ absl::StatusOr<proto::RunState> LoadCheckpoint(Env* env, const std::string& fold
   }
   if (absl::Status s = WriteTrained(execution, master); !s.ok()) return s;
 
+  return ReadRunState(env, folder);
+}
+
+absl::StatusOr<proto::RunState> ReadRunState(Env* env, const std::string& folder) {
   absl::StatusOr<std::string> text = env->ReadFile(JoinPath(folder, kRunStateFile), kMaxSmallFile);
   if (!text.ok()) return AsInputError(text.status());
   proto::RunState state;

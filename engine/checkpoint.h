@@ -40,6 +40,9 @@ absl::StatusOr<proto::RunState> LoadCheckpoint(Env* env, const std::string& fold
 absl::Status WriteFinalOutput(Env* env, const std::string& folder, Execution* execution,
                               const OutputFiles& files, const proto::RunState& state);
 
+// What a checkpoint says of the run that wrote it; LoadCheckpoint gives this too.
+absl::StatusOr<proto::RunState> ReadRunState(Env* env, const std::string& folder);
+
 // Reads a PEFT adapter into the run's trained parameters: init_from, eval.adapter,
 // generate.adapter. The file must hold exactly the run's modules.
 absl::Status LoadAdapter(Env* env, const std::string& folder, Execution* execution);

@@ -50,6 +50,14 @@ int64_t Program::BytesOf(BufferClass c) const {
   return sum;
 }
 
+std::vector<Op> Program::Ops() const {
+  std::vector<Op> ops;
+  for (const PieceProgram& piece : pieces_) {
+    ops.insert(ops.end(), piece.ops.begin(), piece.ops.end());
+  }
+  return ops;
+}
+
 std::vector<Lifetime> Program::Lifetimes(const PieceProgram& piece) const {
   std::vector<Lifetime> lifetimes;
   absl::flat_hash_map<BufferId, int64_t> index;

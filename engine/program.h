@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "absl/types/span.h"
+#include "engine/kernel_selection.h"
 #include "kernels/device.h"
 #include "kernels/op_list.h"
 
@@ -81,6 +82,8 @@ class Program {
   std::vector<PieceProgram>& pieces() { return pieces_; }
   const std::vector<PieceProgram>& pieces() const { return pieces_; }
   int64_t BytesOf(BufferClass c) const;
+  // All ops of all pieces.
+  std::vector<kernels::Op> Ops() const;
   // Takes a transient buffer out of the arena: from now on it is a window of host memory.
   void MakeOffloaded(BufferId id) { buffers_[id].buffer_class = BufferClass::kOffloaded; }
 
@@ -108,11 +111,13 @@ class Program {
   std::vector<PieceProgram> pieces_;
 };
 
-// Appends ops to a piece of a program and gives each the workspace that the device asks for.
+// Appends ops to a piece of a program, and gives each its variant and the workspace that the device
+// asks for.
 class Recorder {
  public:
-  Recorder(Program* program, const kernels::Device* device, std::string piece_name)
-      : program_(program), device_(device) {
+  Recorder(Program* program, const kernels::Device* device, const KernelSelection* kernels,
+           std::string piece_name)
+      : program_(program), device_(device), kernels_(kernels) {
     piece_.name = std::move(piece_name);
   }
 
@@ -123,6 +128,7 @@ class Recorder {
 
   template <class O>
   void Emit(O op, int layer = -1) {
+    if constexpr (requires { op.variant; }) op.variant = kernels_->For(op, *device_);
     if constexpr (requires { op.workspace; }) {
       const int64_t bytes = device_->WorkspaceBytes(op);
       if (bytes > 0) {
@@ -140,6 +146,7 @@ class Recorder {
  private:
   Program* program_;
   const kernels::Device* device_;
+  const KernelSelection* kernels_;
   PieceProgram piece_;
 };
 

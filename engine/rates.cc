@@ -58,6 +58,7 @@ absl::StatusOr<MachineRates> MeasureRates(kernels::Device& device, kernels::DTyp
       op.y = {nullptr, compute, sizes.product_rows, sizes.product_size, sizes.product_size};
       op.base.dense = {nullptr, compute, sizes.product_size, sizes.product_size,
                        sizes.product_size};
+      op.variant = device.Variants(op).front();
       return device.WorkspaceBytes(op);
     }();
     const int64_t x_bytes = op.y.Extent(), w_bytes = op.base.dense.Extent();

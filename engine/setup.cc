@@ -50,7 +50,7 @@ class Preparation {
          {&Preparation::OpenModel, &Preparation::OpenTokenizer, &Preparation::ChooseTargets,
           &Preparation::CheckJobAgainstModel, &Preparation::OpenDevice, &Preparation::ReadData,
           &Preparation::ReadPrompts, &Preparation::MeasureDevice, &Preparation::ChooseOptions,
-          &Preparation::Identify}) {
+          &Preparation::ChooseKernels, &Preparation::Identify}) {
       if (absl::Status status = (this->*part)(); !status.ok()) return status;
     }
     return absl::OkStatus();
@@ -474,6 +474,19 @@ class Preparation {
       s_.limits.loading_bytes =
           std::max(s_.limits.loading_bytes, PeakHostMemory() - ResidentHostMemory());
     }
+    return absl::OkStatus();
+  }
+
+  absl::Status ChooseKernels() {
+    if (s_.device->info().is_host) return absl::OkStatus();  // one variant of everything
+    const RecordedRun dry = Record(s_.spec, s_.record, *s_.device);
+    absl::StatusOr<KernelSelection> kernels = SelectKernels(
+        dry.program.Ops(), s_.job.kernel_selection(), {}, s_.device.get(), &s_.warnings);
+    if (!kernels.ok()) {
+      return proto::Annotate(proto::DoesNotFitError(kernels.status().message()),
+                             "trying the device's kernels on this job's shapes");
+    }
+    s_.record.kernels = *std::move(kernels);
     return absl::OkStatus();
   }
 

@@ -26,18 +26,20 @@ namespace {
 class TrainingRun {
  public:
   TrainingRun(const Setup& setup, Console* console, const volatile std::sig_atomic_t* stop)
-      : setup_(setup), training_(setup.job.training()), console_(*console), stop_(*stop) {}
+      : setup_(setup),
+        training_(setup.job.training()),
+        console_(*console),
+        stop_(*stop),
+        record_(setup.record) {}
 
   absl::Status Run() {
     console_.Line(StartSummary(setup_));
-    absl::StatusOr<Plan> plan =
-        MakePlan(setup_.spec, setup_.record, *setup_.device, setup_.rates, setup_.limits);
-    if (!plan.ok()) return proto::DoesNotFitError(plan.status().message());
-    plan_ = *std::move(plan);
-    console_.Line(PlanSummary(setup_, plan_));
-
+    if (absl::Status s = MakePlan(); !s.ok()) return s;
     absl::StatusOr<std::optional<std::string>> resume = CheckOutputFolder(setup_, &console_);
     if (!resume.ok()) return resume.status();
+    if (resume->has_value()) {
+      if (absl::Status s = TakeKernelsOf(**resume); !s.ok()) return s;
+    }
     if (absl::Status s = Prepare(*resume); !s.ok()) return s;
     const absl::Status trained = TrainSteps();
     console_.EndLive();
@@ -46,6 +48,40 @@ class TrainingRun {
   }
 
  private:
+  absl::Status MakePlan() {
+    absl::StatusOr<Plan> plan =
+        engine::MakePlan(setup_.spec, record_, *setup_.device, setup_.rates, setup_.limits);
+    if (!plan.ok()) return proto::DoesNotFitError(plan.status().message());
+    plan_ = *std::move(plan);
+    console_.Line(PlanSummary(setup_, plan_));
+    return absl::OkStatus();
+  }
+
+  // Goes on with the kernels that the run began with: others round otherwise.
+  absl::Status TakeKernelsOf(const std::string& checkpoint) {
+    absl::StatusOr<proto::RunState> state = ReadRunState(setup_.env, checkpoint);
+    if (!state.ok()) return proto::Annotate(state.status(), checkpoint);
+    const EarlierChoices earlier(state->kernel_choices().begin(), state->kernel_choices().end());
+    if (earlier == ChoicesNow()) return absl::OkStatus();
+    std::vector<std::string> warnings;
+    absl::StatusOr<KernelSelection> kernels =
+        SelectKernels(plan_.run.program.Ops(), setup_.job.kernel_selection(), earlier,
+                      setup_.device.get(), &warnings);
+    if (!kernels.ok()) return proto::DoesNotFitError(kernels.status().message());
+    for (const std::string& warning : warnings) console_.Warning(warning);
+    if (kernels->choices() == record_.kernels.choices()) return absl::OkStatus();
+    record_.kernels = *std::move(kernels);
+    return MakePlan();
+  }
+
+  EarlierChoices ChoicesNow() const {
+    EarlierChoices choices;
+    for (const auto& [key, variant] : record_.kernels.choices()) {
+      choices[key] = kernels::NameOf(variant);
+    }
+    return choices;
+  }
+
   absl::Status Prepare(const std::optional<std::string>& resume) {
     absl::StatusOr<std::unique_ptr<Execution>> execution =
         Execution::Create(plan_, setup_.device.get());
@@ -61,6 +97,8 @@ class TrainingRun {
     state_.set_job_hash(setup_.job_hash);
     state_.set_base_hash(setup_.base_hash);
     state_.set_data_hash(setup_.train_data.report.sha256);
+    for (const auto& [key, variant] : ChoicesNow())
+      (*state_.mutable_kernel_choices())[key] = variant;
     if (resume.has_value()) {
       absl::StatusOr<proto::RunState> state = LoadCheckpoint(setup_.env, *resume, execution_.get());
       if (!state.ok()) return proto::Annotate(state.status(), *resume);
@@ -306,6 +344,7 @@ class TrainingRun {
   const proto::Training& training_;
   Console& console_;
   const volatile std::sig_atomic_t& stop_;
+  RecordOptions record_;
   Plan plan_;
   std::unique_ptr<Execution> execution_;
   std::optional<RunLog> log_;

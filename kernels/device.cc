@@ -4,6 +4,20 @@
 
 namespace qlora::kernels {
 
+const char* NameOf(LinearVariant variant) {
+  switch (variant) {
+    case LinearVariant::kFused:
+      return "FUSED";
+    case LinearVariant::kDequantized:
+      return "DEQUANTIZED";
+    case LinearVariant::kHopper:
+      break;
+  }
+  return "HOPPER";
+}
+
+std::vector<LinearVariant> Device::Variants(const Op&) const { return {LinearVariant::kFused}; }
+
 absl::Status Device::RunOnce(std::vector<Op> ops) {
   absl::StatusOr<std::unique_ptr<Piece>> piece = Prepare(std::move(ops));
   if (!piece.ok()) return piece.status();

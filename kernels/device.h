@@ -43,6 +43,9 @@ class Device {
   // Scratch bytes that `op` needs behind its `workspace` view; a function of shapes and types
   // alone.
   virtual int64_t WorkspaceBytes(const Op& op) const = 0;
+  // The variants in which the device can run a linear op, by shapes and types; the one that its
+  // table for this device and shape names comes first. One for every other op.
+  virtual std::vector<LinearVariant> Variants(const Op& op) const;
   // Memory that the device itself keeps for all ops together (per-thread panels), beside buffers
   // and workspaces.
   virtual int64_t PrivateBytes() const = 0;

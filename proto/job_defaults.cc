@@ -84,6 +84,7 @@ Job WithDefaults(const Job& given) {
   QLORA_DEFAULT(job, device, DeviceKind::AUTO);
   QLORA_DEFAULT(job, num_threads, 0);
   QLORA_DEFAULT(job, cpu_isa, CpuIsa::AUTO);
+  QLORA_DEFAULT(job, kernel_selection, KernelSelection::TABLE);
   if (job.mode() == Mode::QLORA) FillQuantization(*job.mutable_quantization());
   if (job.mode() != Mode::FULL) FillLora(*job.mutable_lora());
   FillTraining(job.mode(), *job.mutable_training());

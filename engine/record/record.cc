@@ -98,14 +98,14 @@ class RunRecorder {
 
   template <class F>
   int64_t Piece(const char* name, F&& record) {
-    Recorder recorder(&run_.program, &device_, name);
+    Recorder recorder(&run_.program, &device_, &options_.kernels, name);
     record(recorder);
     recorder.Finish(false);
     return int64_t(run_.program.pieces().size()) - 1;
   }
 
   void RecordMicroBatch(TrainPieces* t) {
-    Recorder recorder(&run_.program, &device_, "micro-batch");
+    Recorder recorder(&run_.program, &device_, &options_.kernels, "micro-batch");
     ModelPass pass(run_.storage, t->inputs, &recorder, true);
     const Tensor h = pass.Forward(nullptr);
     recorder.BeginBackward();

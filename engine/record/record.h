@@ -35,6 +35,7 @@ struct RecordOptions {
   std::optional<BatchCapacity> eval;  // loss on held-out data
   bool eval_logits = false;           // and the logits of every token
   std::optional<GenerationShape> generate;
+  KernelSelection kernels;
 };
 
 // Sums over a training step's micro-batches, or over one evaluation batch. Persistent.

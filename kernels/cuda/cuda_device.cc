@@ -6,6 +6,7 @@
 #include <variant>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/cuda/linear_variants.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/paged_memory.h"
 #include "kernels/cuda/staging.h"
@@ -68,6 +69,7 @@ class CudaDevice : public Device {
   int64_t WorkspaceBytes(const Op& op) const override {
     return std::visit([this](const auto& o) { return cuda::WorkspaceBytes(o, card_); }, op);
   }
+  std::vector<LinearVariant> Variants(const Op& op) const override { return VariantsOf(op, card_); }
   int64_t PrivateBytes() const override { return 0; }
 
   absl::StatusOr<Buffer> Allocate(int64_t bytes) override {

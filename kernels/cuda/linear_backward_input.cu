@@ -1,10 +1,14 @@
+#include "kernels/cuda/linear_dequantized.h"
 #include "kernels/cuda/product.h"
 
 namespace qlora::kernels::cuda {
 
-int64_t WorkspaceBytes(const LinearBackwardInput&, const gpu::Properties&) { return 0; }
+int64_t WorkspaceBytes(const LinearBackwardInput& op, const gpu::Properties&) {
+  return op.variant == LinearVariant::kDequantized ? DequantizedWorkspaceBytes(op) : 0;
+}
 
 void Run(const LinearBackwardInput& op, const Context& context) {
+  if (op.variant == LinearVariant::kDequantized) return RunDequantized(op, context);
   const bool bf16 = op.dy.dtype == DType::kBf16;
   const Operand dy = DenseOperand(op.dy, false);
   Product product;

@@ -1,11 +1,15 @@
+#include "kernels/cuda/linear_dequantized.h"
 #include "kernels/cuda/linear_skinny.h"
 #include "kernels/cuda/product.h"
 
 namespace qlora::kernels::cuda {
 
-int64_t WorkspaceBytes(const LinearForward&, const gpu::Properties&) { return 0; }
+int64_t WorkspaceBytes(const LinearForward& op, const gpu::Properties&) {
+  return op.variant == LinearVariant::kDequantized ? DequantizedWorkspaceBytes(op) : 0;
+}
 
 void Run(const LinearForward& op, const Context& context) {
+  if (op.variant == LinearVariant::kDequantized) return RunDequantized(op, context);
   if (IsSkinny(op)) return RunSkinny(op, context);
   const bool bf16 = op.x.dtype == DType::kBf16;
   const Operand x = DenseOperand(op.x, false);

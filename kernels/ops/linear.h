@@ -78,6 +78,16 @@ struct AdapterSegment {
   }
 };
 
+// How a backend computes a linear op with its base; one that has no choice ignores it. Chosen
+// before the plan is made, since workspaces depend on it. The results of two variants differ within
+// the op's bound, those of one are always the same.
+enum class LinearVariant : uint8_t {
+  kFused,        // the weight is decoded inside the product
+  kDequantized,  // the weight is written out into the workspace for the vendor's dense product
+  kHopper,       // decoded inside a product by sm_90's own instructions (wgmma, TMA)
+};
+const char* NameOf(LinearVariant variant);  // "FUSED", ...
+
 struct LinearForward {
   ConstTensor x;  // bf16 or f32 [T, K]
   LinearBase base;
@@ -86,7 +96,8 @@ struct LinearForward {
   std::vector<AdapterSegment> adapters;
   std::vector<Tensor> low;  // one per adapter: x's type [T, r]
   Tensor y;                 // bf16 or f32 [T, N]
-  Tensor workspace;         // u8 [1, Workspace(op)]
+  LinearVariant variant = LinearVariant::kFused;
+  Tensor workspace;  // u8 [1, Workspace(op)]
 
   static constexpr const char* kName = "linear_forward";
   static void Visit(auto& op, auto&& f) {
@@ -105,6 +116,7 @@ struct LinearBackwardInput {
   bool accumulate = false;  // dx += instead of dx =
   std::vector<Tensor> up;   // one per adapter: dy's type [T, r]
   Tensor dx;                // dy's type [T, K]; empty: only `up` is wanted
+  LinearVariant variant = LinearVariant::kFused;
   Tensor workspace;
 
   static constexpr const char* kName = "linear_backward_input";

@@ -34,6 +34,7 @@ struct Case {
   kernels::DType compute = kernels::DType::kBf16;
   bool eight_bit_states = false;
   float dropout = 0;
+  proto::KernelSelection::Value kernels = proto::KernelSelection::FUSED;
 };
 
 class CudaTraining : public testing::TestWithParam<Case> {
@@ -48,7 +49,7 @@ class CudaTraining : public testing::TestWithParam<Case> {
     record.storage.compute = c.compute;
     record.storage.eight_bit_states = c.eight_bit_states;
     record.storage.lora_dropout = c.dropout;
-    return {.model = c.model, .record = record, .recompute = recompute};
+    return {.model = c.model, .record = record, .recompute = recompute, .kernels = c.kernels};
   }
 
   std::vector<double> Losses(ModelRun* run, int64_t steps) {
@@ -86,6 +87,14 @@ double DistanceBound(kernels::DType compute, int64_t layers) {
 
 TEST_P(CudaTraining, TheFirstStepIsTheCpusWithinTheBound) {
   ModelRun cpu(Options(), CpuDevice(2)), cuda(Options(), CudaDevice());
+  const bool by_library = GetParam().kernels == proto::KernelSelection::DEQUANTIZED;
+  int64_t library_ops = 0;
+  for (const auto& op : cuda.plan().run.program.Ops()) {
+    if (const auto* linear = std::get_if<kernels::LinearForward>(&op)) {
+      library_ops += linear->variant == kernels::LinearVariant::kDequantized;
+    }
+  }
+  EXPECT_EQ(library_ops > 10, by_library);
   const double expected = Losses(&cpu, 1)[0], found = Losses(&cuda, 1)[0];
   const double bound = DistanceBound(GetParam().compute, cpu.storage().spec.layers);
   EXPECT_NEAR(found, expected, bound * expected);
@@ -160,6 +169,9 @@ INSTANTIATE_TEST_SUITE_P(
                          .model = "mistral",
                          .eight_bit_states = true,
                          .dropout = 0.25f},
+                    Case{.name = "qlora_dequantized",
+                         .model = "llama3_tied",
+                         .kernels = proto::KernelSelection::DEQUANTIZED},
                     Case{.name = "lora_biases", .model = "qwen2_window", .mode = proto::Mode::LORA},
                     Case{.name = "full_tied", .model = "llama3_tied", .mode = proto::Mode::FULL}),
     [](const auto& info) { return std::string(info.param.name); });

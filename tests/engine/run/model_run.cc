@@ -8,6 +8,7 @@
 #include "engine/lora/initialize.h"
 #include "engine/model/families.h"
 #include "engine/model/load_weights.h"
+#include "gmock/gmock.h"
 #include "kernels/cpu/cpu_device.h"
 #include "tests/engine/model/golden_files.h"
 
@@ -83,6 +84,11 @@ ModelRun::ModelRun(Options options, std::unique_ptr<kernels::Device> device)
   } else {
     limits.loading_bytes = LoadingBytes(model, spec, storage, *device_, false);
   }
+  std::vector<std::string> selection_warnings;
+  options.record.kernels =
+      Require(SelectKernels(Record(spec, options.record, *device_).program.Ops(), options.kernels,
+                            {}, device_.get(), &selection_warnings));
+  EXPECT_THAT(selection_warnings, testing::IsEmpty());
   const MachineRates rates{.matmul_flops = 1e9, .memory_bytes = 1e9};
   plan_ = Require(MakePlan(spec, options.record, *device_, rates, limits));
   execution_ = Require(Execution::Create(plan_, device_.get()));

@@ -37,6 +37,7 @@ class ModelRun {
     uint64_t seed = 7;
     PagingLimits paging;
     bool may_offload = false;
+    proto::KernelSelection::Value kernels = proto::KernelSelection::TABLE;
     // Mode FULL: so many layers of the model's kind, with random weights. 0: the model as it is.
     int64_t random_layers = 0;
   };

@@ -1,0 +1,325 @@
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/cuda/decode.h"
+#include "kernels/cuda/dense_matmul.h"
+#include "kernels/cuda/elements.h"
+#include "kernels/cuda/linear_dequantized.h"
+#include "kernels/cuda/product.h"
+#include "kernels/cuda/vectors.h"
+
+namespace qlora::kernels::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kPerThread = 8;  // elements: 16 bytes of bf16, 4 bytes of codes
+constexpr int64_t kWorkspaceAlignment = 256;
+// Adapters' ranks together are rounded up to this: the depth of one tensor-core step.
+constexpr int64_t kTailAlignment = 16;
+constexpr int kMaxSegments = 8;
+
+int64_t AlignUp(int64_t value, int64_t alignment) { return CeilDiv(value, alignment) * alignment; }
+
+// Views that stand side by side, or one below the other, behind a matrix.
+struct Tail {
+  ConstTensor parts[kMaxSegments];
+  float scale[kMaxSegments];  // of each part
+  int count = 0;
+};
+
+// Eight elements of a weight's row from `column` on.
+QLORA_DEVICE void LoadWeights(const DecodeSource& source, const ConstTensor& dense, int64_t columns,
+                              int64_t row, int64_t column, gpu::Shared<float> table,
+                              float (&w)[kPerThread]) {
+  if (dense.data != nullptr) {
+    LoadVector(RowOf<Bf16>(dense, row), column, columns, true, w);
+    return;
+  }
+  const int64_t first = row * columns + column;
+  const float scale = BlockScale(source, first >> source.log2_block);
+  const uint32_t codes = *reinterpret_cast<const uint32_t*>(source.codes + first / 2);
+  QLORA_UNROLL
+  for (int i = 0; i < kPerThread; ++i) {
+    // Byte i/2, its high nibble first.
+    const uint32_t code = codes >> (i / 2 * 8 + (i % 2 == 0 ? 4 : 0)) & 15u;
+    w[i] = ValueOf(table, code) * scale;
+  }
+}
+
+// out[n] = [W[n] | scale₀·B₀[n] | scale₁·B₁[n] | ... | 0]: several rows a block, so that the table
+// of values is filled seldom.
+QLORA_KERNEL void ExpandBeside(DecodeSource source, ConstTensor dense, int64_t columns, Tail tail,
+                               Tensor out) {
+  gpu::SharedMemory memory;
+  gpu::Shared<float> table = memory.Take<float>(kValueTableFloats);
+  FillValueTable(source, table);
+  gpu::SyncThreads();
+  for (int64_t row = gpu::BlockX(); row < out.rows; row += gpu::GridX()) {
+    for (int64_t first = (gpu::BlockY() * kThreads + gpu::ThreadX()) * kPerThread; first < out.cols;
+         first += gpu::GridY() * kThreads * kPerThread) {
+      float w[kPerThread];
+      if (first < columns) {
+        LoadWeights(source, dense, columns, row, first, table, w);
+      } else {
+        QLORA_UNROLL
+        for (int i = 0; i < kPerThread; ++i) {
+          int64_t at = first + i - columns;
+          w[i] = 0.0f;
+          for (int part = 0; part < tail.count; ++part) {
+            const ConstTensor& b = tail.parts[part];
+            if (at >= 0 && at < b.cols) w[i] = tail.scale[part] * Widen(RowOf<Bf16>(b, row)[at]);
+            at -= b.cols;
+          }
+        }
+      }
+      StoreVector(RowOf<Bf16>(out, row), first, out.cols, true, w);
+    }
+  }
+}
+
+// out = [W ; A₀ ; A₁ ; ... ; 0], likewise.
+QLORA_KERNEL void ExpandAbove(DecodeSource source, ConstTensor dense, int64_t weight_rows,
+                              Tail tail, Tensor out) {
+  gpu::SharedMemory memory;
+  gpu::Shared<float> table = memory.Take<float>(kValueTableFloats);
+  FillValueTable(source, table);
+  gpu::SyncThreads();
+  for (int64_t row = gpu::BlockX(); row < out.rows; row += gpu::GridX()) {
+    for (int64_t first = (gpu::BlockY() * kThreads + gpu::ThreadX()) * kPerThread; first < out.cols;
+         first += gpu::GridY() * kThreads * kPerThread) {
+      float w[kPerThread];
+      if (row < weight_rows) {
+        LoadWeights(source, dense, out.cols, row, first, table, w);
+      } else {
+        QLORA_UNROLL
+        for (int i = 0; i < kPerThread; ++i) w[i] = 0.0f;
+        int64_t at = row - weight_rows;
+        for (int part = 0; part < tail.count; ++part) {
+          const ConstTensor& a = tail.parts[part];
+          if (at >= 0 && at < a.rows) {
+            LoadVector(RowOf<Bf16>(a, at), first, out.cols, false, w);
+          }
+          at -= a.rows;
+        }
+      }
+      StoreVector(RowOf<Bf16>(out, row), first, out.cols, true, w);
+    }
+  }
+}
+
+// out[t] = [x[t] | low₀[t] | low₁[t] | ... | 0] for live rows, zeros behind them.
+QLORA_KERNEL void Widened(ConstTensor x, Tail tail, LiveRows live, Tensor out) {
+  const int64_t row = gpu::BlockX();
+  const bool alive = row < LiveRowCount(live, x.rows);
+  for (int64_t first = (gpu::BlockY() * kThreads + gpu::ThreadX()) * kPerThread; first < out.cols;
+       first += gpu::GridY() * kThreads * kPerThread) {
+    float v[kPerThread];
+    QLORA_UNROLL
+    for (int i = 0; i < kPerThread; ++i) v[i] = 0.0f;
+    if (alive && first < x.cols) {
+      LoadVector(RowOf<Bf16>(x, row), first, x.cols, true, v);
+    } else if (alive) {
+      for (int i = 0; i < kPerThread; ++i) {
+        int64_t at = first + i - x.cols;
+        for (int part = 0; part < tail.count; ++part) {
+          const ConstTensor& low = tail.parts[part];
+          if (at >= 0 && at < low.cols) v[i] = Widen(RowOf<Bf16>(low, row)[at]);
+          at -= low.cols;
+        }
+      }
+    }
+    StoreVector(RowOf<Bf16>(out, row), first, out.cols, true, v);
+  }
+}
+
+int64_t TailDepth(const std::vector<AdapterSegment>& adapters) {
+  int64_t ranks = 0;
+  for (const AdapterSegment& segment : adapters) ranks += segment.a.rows;
+  return AlignUp(ranks, kTailAlignment);
+}
+
+bool IsPowerOfTwo(float x) {
+  int exponent;
+  return std::frexp(std::fabs(x), &exponent) == 0.5f;
+}
+
+bool AreConcatenable(const std::vector<AdapterSegment>& adapters, bool dropout) {
+  if (adapters.size() > kMaxSegments) return false;
+  return std::all_of(adapters.begin(), adapters.end(), [&](const AdapterSegment& s) {
+    return s.rows.cols == 0 && IsPowerOfTwo(s.scale) && (dropout || !(s.dropout.probability > 0));
+  });
+}
+
+bool IsExpandable(const LinearBase& base) {
+  if (base.out_features % kPerThread != 0 || base.in_features % kPerThread != 0) return false;
+  if (base.kind == LinearBase::Kind::kQuantized) return IsAligned(base.quantized.codes, 4);
+  return base.kind == LinearBase::Kind::kDense && base.dense.dtype == DType::kBf16 &&
+         IsAligned(base.dense, 16);
+}
+
+// Where the parts of a workspace lie.
+struct Layout {
+  Tensor weight, wide;  // empty where the operand is used as it is
+  void* library = nullptr;
+  int64_t bytes = 0;
+};
+
+// The expanded weight is [weight_rows, weight_columns]; activations are widened where there is a
+// tail.
+Layout LayoutOf(const LinearBase& base, int64_t weight_rows, int64_t weight_columns, int64_t rows,
+                int64_t depth, int64_t tail, const Tensor& workspace) {
+  Layout layout;
+  uint8_t* const begin = static_cast<uint8_t*>(workspace.data);
+  const auto take = [&](int64_t bytes) {
+    uint8_t* const at = begin + layout.bytes;
+    layout.bytes += AlignUp(bytes, kWorkspaceAlignment);
+    return at;
+  };
+  // The library's part first: a workspace begins at a multiple of 64 bytes only.
+  layout.bytes = AlignUp(reinterpret_cast<uintptr_t>(begin), kWorkspaceAlignment) -
+                 reinterpret_cast<uintptr_t>(begin);
+  layout.library = take(gpu::DenseMatmulWorkspaceBytes());
+  const auto matrix = [&](int64_t r, int64_t c) {
+    return Tensor{take(r * c * 2), DType::kBf16, r, c, c};
+  };
+  if (tail > 0 || base.kind == LinearBase::Kind::kQuantized) {
+    layout.weight = matrix(weight_rows, weight_columns);
+  }
+  if (tail > 0) layout.wide = matrix(rows, depth + tail);
+  return layout;
+}
+
+int64_t BytesOf(const Layout& layout) { return layout.bytes + kWorkspaceAlignment; }
+
+Layout LayoutOf(const LinearForward& op) {
+  const int64_t tail = TailDepth(op.adapters);
+  const LinearBase& base = op.base;
+  return LayoutOf(base, base.out_features, base.in_features + tail, op.x.rows, base.in_features,
+                  tail, op.workspace);
+}
+
+Layout LayoutOf(const LinearBackwardInput& op) {
+  const int64_t tail = TailDepth(op.adapters);
+  const LinearBase& base = op.base;
+  return LayoutOf(base, base.out_features + tail, base.in_features, op.dy.rows, base.out_features,
+                  tail, op.workspace);
+}
+
+gpu::LaunchShape RowsOf(const Tensor& out, bool table) {
+  constexpr int64_t kRowsOfABlock = 8;
+  return {.blocks_x = table ? CeilDiv(out.rows, kRowsOfABlock) : out.rows,
+          .blocks_y = std::min<int64_t>(CeilDiv(out.cols, kThreads * kPerThread), 4),
+          .threads = kThreads,
+          .shared_bytes = table ? kValueTableFloats * 4 : 0};
+}
+
+DecodeSource SourceOf(const LinearBase& base) {
+  return base.kind == LinearBase::Kind::kQuantized ? DecodeSourceOf(base.quantized)
+                                                   : DecodeSource{};
+}
+ConstTensor DenseOf(const LinearBase& base) {
+  return base.kind == LinearBase::Kind::kDense ? base.dense : ConstTensor{};
+}
+
+// low = alpha · D∘x · op(a)ᵀ: by the library where it can, else by our own product.
+void FirstProduct(const char* name, const ConstTensor& x, const ConstTensor& a, bool transpose,
+                  float alpha, const Dropout& dropout, const LiveRows& live, const Tensor& low,
+                  void* library, const Context& context) {
+  const bool plain = !(dropout.probability > 0) && IsAligned(x, 16) && IsAligned(a, 16) &&
+                     IsAligned(low, 16) && low.cols % 8 == 0;
+  if (plain) {
+    gpu::RunDenseMatmul(
+        context.launcher, name,
+        {.a = x, .b = a, .c = low, .transpose_b = transpose, .alpha = alpha, .workspace = library});
+    return;
+  }
+  Product product;
+  product.rows = x.rows;
+  product.columns = low.cols;
+  product.live = PointerOf(live);
+  product.alpha = alpha;
+  product.c = low;
+  ProductTerm* term = AddTerm(&product, context);
+  term->a = DenseOperand(x, false);
+  term->b = DenseOperand(a, !transpose);
+  term->depth = x.cols;
+  term->mask_a = MaskOf(dropout, x.cols);
+  if (term->mask_a.threshold > 0) product.alpha *= KeptScale(dropout);
+  RunProduct(name, product, /*bf16=*/true, context);
+}
+
+}  // namespace
+
+bool IsDequantizable(const LinearForward& op) {
+  return op.x.dtype == DType::kBf16 && op.y.dtype == DType::kBf16 && IsAligned(op.x, 16) &&
+         IsAligned(op.y, 16) && IsExpandable(op.base) &&
+         AreConcatenable(op.adapters, /*dropout=*/true) &&
+         (op.bias.cols == 0 || op.bias.dtype == DType::kBf16);
+}
+
+bool IsDequantizable(const LinearBackwardInput& op) {
+  return op.dy.dtype == DType::kBf16 && op.dx.cols != 0 && IsAligned(op.dy, 16) &&
+         IsAligned(op.dx, 16) && IsExpandable(op.base) &&
+         AreConcatenable(op.adapters, /*dropout=*/false);
+}
+
+int64_t DequantizedWorkspaceBytes(const LinearForward& op) { return BytesOf(LayoutOf(op)); }
+int64_t DequantizedWorkspaceBytes(const LinearBackwardInput& op) { return BytesOf(LayoutOf(op)); }
+
+void RunDequantized(const LinearForward& op, const Context& context) {
+  const Layout layout = LayoutOf(op);
+  Tail up, low;
+  for (size_t i = 0; i < op.adapters.size(); ++i) {
+    const AdapterSegment& segment = op.adapters[i];
+    FirstProduct(LinearForward::kName, op.x, segment.a, true, 1.0f, segment.dropout, op.live_rows,
+                 op.low[i], layout.library, context);
+    up.parts[up.count] = segment.b;
+    up.scale[up.count++] = segment.scale;
+    low.parts[low.count++] = op.low[i];
+  }
+  if (layout.weight) {
+    gpu::Launch(context.launcher, LinearForward::kName, &ExpandBeside, RowsOf(layout.weight, true),
+                SourceOf(op.base), DenseOf(op.base), op.base.in_features, up, layout.weight);
+  }
+  if (layout.wide) {
+    gpu::Launch(context.launcher, LinearForward::kName, &Widened, RowsOf(layout.wide, false), op.x,
+                low, op.live_rows, layout.wide);
+  }
+  gpu::RunDenseMatmul(context.launcher, LinearForward::kName,
+                      {.a = layout.wide ? ConstTensor(layout.wide) : op.x,
+                       .b = layout.weight ? ConstTensor(layout.weight) : op.base.dense,
+                       .bias = op.bias,
+                       .c = op.y,
+                       .transpose_b = true,
+                       .workspace = layout.library});
+}
+
+void RunDequantized(const LinearBackwardInput& op, const Context& context) {
+  const Layout layout = LayoutOf(op);
+  Tail down, up;
+  for (size_t i = 0; i < op.adapters.size(); ++i) {
+    const AdapterSegment& segment = op.adapters[i];
+    FirstProduct(LinearBackwardInput::kName, op.dy, segment.b, false, segment.scale, {},
+                 op.live_rows, op.up[i], layout.library, context);
+    down.parts[down.count++] = segment.a;
+    up.parts[up.count++] = op.up[i];
+  }
+  if (layout.weight) {
+    gpu::Launch(context.launcher, LinearBackwardInput::kName, &ExpandAbove,
+                RowsOf(layout.weight, true), SourceOf(op.base), DenseOf(op.base),
+                op.base.out_features, down, layout.weight);
+  }
+  if (layout.wide) {
+    gpu::Launch(context.launcher, LinearBackwardInput::kName, &Widened, RowsOf(layout.wide, false),
+                op.dy, up, op.live_rows, layout.wide);
+  }
+  gpu::RunDenseMatmul(context.launcher, LinearBackwardInput::kName,
+                      {.a = layout.wide ? ConstTensor(layout.wide) : op.dy,
+                       .b = layout.weight ? ConstTensor(layout.weight) : op.base.dense,
+                       .c = op.dx,
+                       .transpose_b = false,
+                       .accumulate = op.accumulate,
+                       .workspace = layout.library});
+}
+
+}  // namespace qlora::kernels::cuda

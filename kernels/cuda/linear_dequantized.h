@@ -1,0 +1,35 @@
+// The linear op by a dense product of the vendor's library: the weight is written out as bf16 into
+// the op's workspace, with the adapters beside it as further depth, so that they cost no pass over
+// the result.
+//   forward:   y  = [x | low] · [W | scale·B]ᵀ (+ bias)
+//   backward:  dx = [dy | up] · [W ; A] (+ dx)
+// It runs on every card, is what other kernels are compared with at start-up, and is the faster way
+// for many rows where no fused kernel is better.
+//
+// Rows behind the live ones are written too, with what nobody reads.
+
+#ifndef QLORA_KERNELS_CUDA_LINEAR_DEQUANTIZED_H_
+#define QLORA_KERNELS_CUDA_LINEAR_DEQUANTIZED_H_
+
+#include "kernels/cuda/ops.h"
+#include "kernels/ops/linear.h"
+
+namespace qlora::kernels::cuda {
+
+// bf16 activations over a quantized or bf16 base; features in multiples of 8; adapters over all
+// rows whose scale is a power of two (scale·B is then exact in bf16) and, in backward, without
+// dropout; a bf16 bias; rows at multiples of 16 bytes. Asked before there are addresses and with
+// them.
+bool IsDequantizable(const LinearForward& op);
+bool IsDequantizable(const LinearBackwardInput& op);
+
+int64_t DequantizedWorkspaceBytes(const LinearForward& op);
+int64_t DequantizedWorkspaceBytes(const LinearBackwardInput& op);
+
+// LoadDenseMatmul() must have been OK.
+void RunDequantized(const LinearForward& op, const Context& context);
+void RunDequantized(const LinearBackwardInput& op, const Context& context);
+
+}  // namespace qlora::kernels::cuda
+
+#endif  // QLORA_KERNELS_CUDA_LINEAR_DEQUANTIZED_H_

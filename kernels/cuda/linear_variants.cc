@@ -1,0 +1,40 @@
+#include "kernels/cuda/linear_variants.h"
+
+#include <variant>
+
+#include "kernels/cuda/dense_matmul.h"
+#include "kernels/cuda/linear_dequantized.h"
+
+namespace qlora::kernels::cuda {
+namespace {
+
+// Writing a 4-bit weight out costs the same whatever the number of rows M: about 300/M of a bf16
+// product's time on an H100 (716 TFLOP/s, 3.0 TB/s), 200/M on an A100 (250 TFLOP/s, 1.6 TB/s). The
+// fused product decodes instead, but by mma.sync reaches 0.4 of the library's rate on the former
+// (wgmma alone does more) and 0.7 on the latter, at best. From these many rows on the library wins;
+// figures of a cost model, not yet measured.
+int64_t FewestRowsForTheLibrary(const gpu::Properties& card) { return card.major >= 9 ? 256 : 512; }
+
+template <class LinearOp>
+std::vector<LinearVariant> Variants(const LinearOp& op, int64_t rows, const gpu::Properties& card) {
+  using enum LinearVariant;
+  if (!IsDequantizable(op) || !gpu::LoadDenseMatmul().ok()) return {kFused};
+  const int64_t fewest =
+      op.base.kind == LinearBase::Kind::kDense ? 17 : FewestRowsForTheLibrary(card);
+  if (rows >= fewest) return {kDequantized, kFused};
+  return {kFused, kDequantized};
+}
+
+}  // namespace
+
+std::vector<LinearVariant> VariantsOf(const Op& op, const gpu::Properties& card) {
+  if (const auto* forward = std::get_if<LinearForward>(&op)) {
+    return Variants(*forward, forward->x.rows, card);
+  }
+  if (const auto* backward = std::get_if<LinearBackwardInput>(&op)) {
+    return Variants(*backward, backward->dy.rows, card);
+  }
+  return {LinearVariant::kFused};
+}
+
+}  // namespace qlora::kernels::cuda
