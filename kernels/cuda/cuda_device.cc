@@ -26,6 +26,7 @@ absl::Status StartAll(const std::vector<Op>& ops, gpu::Stream stream, const gpu:
   gpu::Launcher launcher(stream);
   const Context context{launcher, card};
   for (const Op& op : ops) {
+    const gpu::NamedRange range(NameOf(op));
     std::visit([&](const auto& o) { cuda::Run(o, context); }, op);
   }
   return launcher.status();

@@ -52,11 +52,14 @@ QLORA_DEVICE float BlockScale(const DecodeSource& s, int64_t block) {
 // ever meet in a bank.
 inline constexpr int kValueTableFloats = 16 * 32;
 
-// All threads of the block take part; a barrier must follow.
+// Called by all threads of the block; a barrier must follow. One warp writes: with an index that is
+// known when it is compiled the values stay in the kernel's arguments, with any other they would be
+// copied to local memory first.
 QLORA_DEVICE void FillValueTable(const DecodeSource& s, gpu::Shared<float> table) {
-  for (int i = gpu::ThreadX(); i < kValueTableFloats; i += gpu::ThreadCount()) {
-    table[i] = s.values[i >> 5];
-  }
+  const int lane = gpu::ThreadX();
+  if (lane >= 32) return;
+  QLORA_UNROLL
+  for (int code = 0; code < 16; ++code) table[code * 32 + lane] = s.values[code];
 }
 QLORA_DEVICE float ValueOf(gpu::Shared<float> table, uint32_t code) {
   return table[int(code << 5) + gpu::Lane()];

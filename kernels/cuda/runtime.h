@@ -96,6 +96,14 @@ absl::Status Record(Event event, Stream stream);
 absl::Status Wait(Stream stream, Event event);
 absl::Status SynchronizeEvent(Event event);
 
+// Marks what is started meanwhile with a name in a profiler's timeline; nests.
+class NamedRange {
+ public:
+  explicit NamedRange(const char* name);
+  ~NamedRange();
+  NamedRange(const NamedRange&) = delete;
+};
+
 // ---- Graphs: launches and copies recorded once, started together
 
 absl::Status BeginCapture(Stream stream);

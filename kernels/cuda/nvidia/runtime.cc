@@ -1,6 +1,7 @@
 #include "kernels/cuda/runtime.h"
 
 #include <cuda_runtime.h>
+#include <nvtx3/nvToolsExt.h>
 
 #include <utility>
 
@@ -207,6 +208,9 @@ absl::Status Wait(Stream stream, Event event) {
 absl::Status SynchronizeEvent(Event event) {
   return StatusOf(cudaEventSynchronize(Native(event)), "waiting for the GPU");
 }
+
+NamedRange::NamedRange(const char* name) { nvtxRangePushA(name); }
+NamedRange::~NamedRange() { nvtxRangePop(); }
 
 absl::Status BeginCapture(Stream stream) {
   return StatusOf(cudaStreamBeginCapture(Native(stream), cudaStreamCaptureModeThreadLocal),

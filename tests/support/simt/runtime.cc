@@ -305,6 +305,9 @@ absl::Status SynchronizeEvent(Event event) {
   return RunUntil([&] { return event->reached >= ticket; });
 }
 
+NamedRange::NamedRange(const char*) {}
+NamedRange::~NamedRange() {}
+
 absl::Status BeginCapture(Stream stream) {
   if (stream->capturing) return absl::InternalError("the stream is being captured already");
   stream->capturing = true;
