@@ -179,6 +179,24 @@ class Planner {
   const PlanLimits& limits_;
 };
 
+// Bytes that linear ops move only to have their 4-bit weights in 16 bits: read once, written once.
+double DequantizedBytes(absl::Span<const kernels::Op> ops) {
+  double bytes = 0;
+  for (const kernels::Op& op : ops) {
+    std::visit(
+        [&](const auto& o) {
+          if constexpr (requires { o.variant; }) {
+            if (o.variant != kernels::LinearVariant::kDequantized) return;
+            if (o.base.kind != kernels::LinearBase::Kind::kQuantized) return;
+            bytes += kernels::BaseBytes(o.base) +
+                     2.0 * double(o.base.out_features) * double(o.base.in_features);
+          }
+        },
+        op);
+  }
+  return bytes;
+}
+
 // The changes of a job that were tried, each with the plan's size under it.
 std::string Remedies(const ModelSpec& spec, const RecordOptions& options,
                      const kernels::Device& device, const PlanLimits& limits) {
@@ -296,6 +314,10 @@ absl::StatusOr<Plan> MakePlan(const ModelSpec& spec, const RecordOptions& option
   const std::vector<PieceProgram>& pieces = plan.run.program.pieces();
   if (plan.run.train.has_value()) {
     plan.micro_batch_seconds = BoundSeconds(pieces[plan.run.train->micro_batch].ops, rates);
+    plan.recompute_seconds = std::max(plan.recompute_cost.flops / rates.matmul_flops,
+                                      plan.recompute_cost.bytes / rates.memory_bytes);
+    plan.dequantize_seconds =
+        DequantizedBytes(pieces[plan.run.train->micro_batch].ops) / rates.memory_bytes;
     plan.update_seconds = BoundSeconds(pieces[plan.run.train->finish].ops, rates);
     for (const int64_t piece : plan.run.train->update) {
       plan.update_seconds += BoundSeconds(pieces[piece].ops, rates);

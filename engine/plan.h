@@ -78,6 +78,8 @@ struct Plan {
 
   // Seconds, by the ops' own counts and the machine's measured rates. 0 for what the run has not.
   double micro_batch_seconds = 0;
+  // Of these, what is spent on computing values again, and on writing 4-bit weights out.
+  double recompute_seconds = 0, dequantize_seconds = 0;
   double update_seconds = 0;
   double eval_batch_seconds = 0;
 };

@@ -11,7 +11,7 @@
 namespace qlora::engine {
 
 struct RecomputeCost {
-  double flops = 0;
+  double flops = 0, bytes = 0;  // by the ops' own counts
   int64_t ops = 0;
 };
 

@@ -64,6 +64,9 @@ class Device {
   virtual absl::Status CopyIn(void* device, const void* host, int64_t bytes) = 0;
   virtual absl::Status CopyOut(void* host, const void* device, int64_t bytes) = 0;
   virtual absl::Status Synchronize() = 0;
+  // Seconds that the device has spent in pieces since it was opened, up to the last Synchronize();
+  // 0 where it does not count them.
+  virtual double BusySeconds() const { return 0; }
 
   // Prepares, runs and waits: for loading and tests, not for the step.
   absl::Status RunOnce(std::vector<Op> ops);

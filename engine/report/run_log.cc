@@ -36,6 +36,9 @@ absl::Status RunLog::Train(const TrainRecord& record, proto::RunState* state) {
                                {"train/epoch", float(record.epoch)},
                                {"speed/tokens_per_second", float(record.tokens_per_second)},
                                {"speed/share_of_light", float(record.share_of_light)},
+                               {"speed/recompute_share", float(record.recompute_share)},
+                               {"speed/dequantize_share", float(record.dequantize_share)},
+                               {"speed/host_gap_share", float(record.host_gap_share)},
                                {"memory/paged_in_bytes", float(record.paged_in_bytes)},
                                {"memory/paged_out_bytes", float(record.paged_out_bytes)}});
 }

@@ -21,6 +21,9 @@ struct TrainRecord {
   // Of this machine and moment: in the events only, so that the log of a resumed run equals an
   // undisturbed one's.
   double tokens_per_second = 0, share_of_light = 0;
+  // Where the rest went, as shares of the step: values computed again and weights written out in 16
+  // bits, both at their bound; and time in which the device had nothing to do.
+  double recompute_share = 0, dequantize_share = 0, host_gap_share = 0;
   // Paged optimizer states moved to the device and back by this step.
   int64_t paged_in_bytes = 0, paged_out_bytes = 0;
 };

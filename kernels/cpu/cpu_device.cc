@@ -3,6 +3,7 @@
 #include <sched.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <cstring>
 #include <utility>
 #include <variant>
@@ -16,17 +17,22 @@ namespace {
 
 class CpuPiece : public Piece {
  public:
-  CpuPiece(std::vector<Op> ops, Context context) : ops_(std::move(ops)), context_(context) {}
+  CpuPiece(std::vector<Op> ops, Context context, double* busy_seconds)
+      : ops_(std::move(ops)), context_(context), busy_seconds_(*busy_seconds) {}
   absl::Status Run() override {
+    const auto begin = std::chrono::steady_clock::now();
     for (const Op& op : ops_) {
       std::visit([this](const auto& o) { cpu::Run(o, context_); }, op);
     }
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
+    busy_seconds_ += seconds.count();
     return absl::OkStatus();
   }
 
  private:
   const std::vector<Op> ops_;
   const Context context_;
+  double& busy_seconds_;  // the device's
 };
 
 class CpuDevice : public Device {
@@ -48,7 +54,7 @@ class CpuDevice : public Device {
     return CreatePagedMemory(shape);
   }
   absl::StatusOr<std::unique_ptr<Piece>> Prepare(std::vector<Op> ops) override {
-    return std::make_unique<CpuPiece>(std::move(ops), Context{*pool_, isa_});
+    return std::make_unique<CpuPiece>(std::move(ops), Context{*pool_, isa_}, &busy_seconds_);
   }
   absl::Status Stage(void* device, const void* host, int64_t bytes) override {
     return CopyIn(device, host, bytes);
@@ -61,11 +67,13 @@ class CpuDevice : public Device {
     return CopyIn(host, device, bytes);
   }
   absl::Status Synchronize() override { return absl::OkStatus(); }
+  double BusySeconds() const override { return busy_seconds_; }
 
  private:
   DeviceInfo info_;
   const std::unique_ptr<ThreadPool> pool_;
   const Isa isa_;
+  double busy_seconds_ = 0;
 };
 
 int UsableCores() {

@@ -9,6 +9,7 @@
 #include "kernels/cuda/linear_variants.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/paged_memory.h"
+#include "kernels/cuda/piece_clock.h"
 #include "kernels/cuda/staging.h"
 
 namespace qlora::kernels::cuda {
@@ -34,25 +35,33 @@ absl::Status StartAll(const std::vector<Op>& ops, gpu::Stream stream, const gpu:
 
 class StartedPiece : public Piece {
  public:
-  StartedPiece(std::vector<Op> ops, gpu::Stream stream, const gpu::Properties& card)
-      : ops_(std::move(ops)), stream_(stream), card_(card) {}
-  absl::Status Run() override { return StartAll(ops_, stream_, card_); }
+  StartedPiece(std::vector<Op> ops, gpu::Stream stream, const gpu::Properties& card,
+               PieceClock* clock)
+      : ops_(std::move(ops)), stream_(stream), card_(card), clock_(*clock) {}
+  absl::Status Run() override {
+    return clock_.Time(stream_, [this] { return StartAll(ops_, stream_, card_); });
+  }
 
  private:
   const std::vector<Op> ops_;
   const gpu::Stream stream_;
   const gpu::Properties& card_;
+  PieceClock& clock_;
 };
 
 class CapturedPiece : public Piece {
  public:
-  CapturedPiece(gpu::Graph graph, gpu::Stream stream) : graph_(graph), stream_(stream) {}
+  CapturedPiece(gpu::Graph graph, gpu::Stream stream, PieceClock* clock)
+      : graph_(graph), stream_(stream), clock_(*clock) {}
   ~CapturedPiece() override { gpu::DestroyGraph(graph_); }
-  absl::Status Run() override { return gpu::LaunchGraph(graph_, stream_); }
+  absl::Status Run() override {
+    return clock_.Time(stream_, [this] { return gpu::LaunchGraph(graph_, stream_); });
+  }
 
  private:
   const gpu::Graph graph_;
   const gpu::Stream stream_;
+  PieceClock& clock_;
 };
 
 class CudaDevice : public Device {
@@ -90,7 +99,7 @@ class CudaDevice : public Device {
 
   absl::StatusOr<std::unique_ptr<Piece>> Prepare(std::vector<Op> ops) override {
     if (!options_.capture) {
-      return std::make_unique<StartedPiece>(std::move(ops), stream_, card_);
+      return std::make_unique<StartedPiece>(std::move(ops), stream_, card_, &clock_);
     }
     if (absl::Status s = gpu::BeginCapture(stream_); !s.ok()) return s;
     const absl::Status started = StartAll(ops, stream_, card_);
@@ -98,7 +107,7 @@ class CudaDevice : public Device {
     if (graph.ok() && !started.ok()) gpu::DestroyGraph(*graph);
     if (!started.ok()) return started;
     if (!graph.ok()) return graph.status();
-    return std::make_unique<CapturedPiece>(*graph, stream_);
+    return std::make_unique<CapturedPiece>(*graph, stream_, &clock_);
   }
 
   absl::Status Stage(void* device, const void* host, int64_t bytes) override {
@@ -112,13 +121,18 @@ class CudaDevice : public Device {
     if (absl::Status s = gpu::CopyAsync(host, device, bytes, stream_); !s.ok()) return s;
     return Synchronize();
   }
-  absl::Status Synchronize() override { return gpu::Synchronize(stream_); }
+  absl::Status Synchronize() override {
+    if (absl::Status s = gpu::Synchronize(stream_); !s.ok()) return s;
+    return clock_.Collect();
+  }
+  double BusySeconds() const override { return clock_.seconds(); }
 
  private:
   const CudaOptions options_;
   const gpu::Properties card_;
   const gpu::Stream stream_;
   StagingRing staging_;
+  PieceClock clock_;
   DeviceInfo info_;
 };
 

@@ -90,11 +90,15 @@ void DestroyStream(Stream stream);
 // Waits for all that was started on it, and reports what failed.
 absl::Status Synchronize(Stream stream);
 absl::StatusOr<Event> CreateEvent();
+// One whose time counts, for SecondsBetween.
+absl::StatusOr<Event> CreateTimedEvent();
 void DestroyEvent(Event event);
 absl::Status Record(Event event, Stream stream);
 // What is started on `stream` from now on waits for the event's last Record.
 absl::Status Wait(Stream stream, Event event);
 absl::Status SynchronizeEvent(Event event);
+// Between two timed events that the card has passed.
+absl::StatusOr<double> SecondsBetween(Event first, Event second);
 
 // Marks what is started meanwhile with a name in a profiler's timeline; nests.
 class NamedRange {

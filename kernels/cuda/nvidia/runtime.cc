@@ -189,15 +189,17 @@ absl::Status Synchronize(Stream stream) {
   return StatusOf(cudaStreamSynchronize(Native(stream)), "waiting for the GPU");
 }
 
-absl::StatusOr<Event> CreateEvent() {
+namespace {
+absl::StatusOr<Event> CreateEventWith(unsigned flags) {
   cudaEvent_t event;
-  if (auto s =
-          StatusOf(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreate");
-      !s.ok()) {
+  if (auto s = StatusOf(cudaEventCreateWithFlags(&event, flags), "cudaEventCreate"); !s.ok()) {
     return s;
   }
   return reinterpret_cast<Event>(event);
 }
+}  // namespace
+absl::StatusOr<Event> CreateEvent() { return CreateEventWith(cudaEventDisableTiming); }
+absl::StatusOr<Event> CreateTimedEvent() { return CreateEventWith(cudaEventDefault); }
 void DestroyEvent(Event event) { cudaEventDestroy(Native(event)); }
 absl::Status Record(Event event, Stream stream) {
   return StatusOf(cudaEventRecord(Native(event), Native(stream)), "cudaEventRecord");
@@ -207,6 +209,15 @@ absl::Status Wait(Stream stream, Event event) {
 }
 absl::Status SynchronizeEvent(Event event) {
   return StatusOf(cudaEventSynchronize(Native(event)), "waiting for the GPU");
+}
+absl::StatusOr<double> SecondsBetween(Event first, Event second) {
+  float milliseconds = 0;
+  if (auto s = StatusOf(cudaEventElapsedTime(&milliseconds, Native(first), Native(second)),
+                        "cudaEventElapsedTime");
+      !s.ok()) {
+    return s;
+  }
+  return milliseconds * 1e-3;
 }
 
 NamedRange::NamedRange(const char* name) { nvtxRangePushA(name); }

@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
@@ -25,8 +26,9 @@
 namespace qlora::gpu {
 
 struct EventState {
-  int64_t recorded = 0;  // how often Record was called
-  int64_t reached = 0;   // the last Record that the stream has passed
+  int64_t recorded = 0;                        // how often Record was called
+  int64_t reached = 0;                         // the last Record that the stream has passed
+  std::chrono::steady_clock::time_point time;  // when it did
 };
 
 struct Task {
@@ -280,7 +282,11 @@ absl::Status Synchronize(Stream stream) {
 }
 
 absl::StatusOr<Event> CreateEvent() { return new EventState; }
+absl::StatusOr<Event> CreateTimedEvent() { return CreateEvent(); }
 void DestroyEvent(Event event) { delete event; }
+absl::StatusOr<double> SecondsBetween(Event first, Event second) {
+  return std::chrono::duration<double>(second->time - first->time).count();
+}
 absl::Status Record(Event event, Stream stream) {
   if (stream->capturing) {
     Enqueue(stream, {.run = [event] {
@@ -292,6 +298,7 @@ absl::Status Record(Event event, Stream stream) {
   const int64_t ticket = ++event->recorded;
   Enqueue(stream, {.run = [event, ticket] {
             event->reached = std::max(event->reached, ticket);
+            event->time = std::chrono::steady_clock::now();
             return absl::OkStatus();
           }});
   return absl::OkStatus();
