@@ -314,8 +314,11 @@ absl::StatusOr<Plan> MakePlan(const ModelSpec& spec, const RecordOptions& option
   const std::vector<PieceProgram>& pieces = plan.run.program.pieces();
   if (plan.run.train.has_value()) {
     plan.micro_batch_seconds = BoundSeconds(pieces[plan.run.train->micro_batch].ops, rates);
-    plan.recompute_seconds = std::max(plan.recompute_cost.flops / rates.matmul_flops,
-                                      plan.recompute_cost.bytes / rates.memory_bytes);
+    std::vector<kernels::Op> again;
+    for (const int64_t i : plan.recompute_cost.indices) {
+      again.push_back(pieces[plan.run.train->micro_batch].ops[i]);
+    }
+    plan.recompute_seconds = BoundSeconds(again, rates);
     plan.dequantize_seconds =
         DequantizedBytes(pieces[plan.run.train->micro_batch].ops) / rates.memory_bytes;
     plan.update_seconds = BoundSeconds(pieces[plan.run.train->finish].ops, rates);

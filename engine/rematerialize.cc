@@ -74,7 +74,7 @@ class Rewriter {
       }
     });
     cost_.flops += kernels::FlopsOf(copy);
-    cost_.bytes += kernels::BytesOf(copy);
+    cost_.indices.push_back(int64_t(result_.size()));
     ++cost_.ops;
     result_.push_back(std::move(copy));
   }

@@ -5,14 +5,17 @@
 #ifndef QLORA_ENGINE_REMATERIALIZE_H_
 #define QLORA_ENGINE_REMATERIALIZE_H_
 
+#include <vector>
+
 #include "absl/container/flat_hash_set.h"
 #include "engine/program.h"
 
 namespace qlora::engine {
 
 struct RecomputeCost {
-  double flops = 0, bytes = 0;  // by the ops' own counts
+  double flops = 0;
   int64_t ops = 0;
+  std::vector<int64_t> indices;  // of these ops in the rewritten piece
 };
 
 // Rewrites piece `piece_index` so that no buffer in `dropped` is kept from forward to backward. A

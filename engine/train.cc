@@ -166,10 +166,10 @@ class TrainingRun {
     const bool is_last = state_.step() == setup_.total_steps;
     if (!IsDue(training_.logging_steps(), state_.step(), is_last)) return absl::OkStatus();
     TrainRecord record = Record(*result, rate);
-    const double again = double(batch.size()) / seconds;
-    record.recompute_share = again * plan_.recompute_seconds;
-    record.dequantize_share = again * plan_.dequantize_seconds;
-    record.host_gap_share = 1 - (setup_.device->BusySeconds() - busy_before) / seconds;
+    const double busy = (setup_.device->BusySeconds() - busy_before) / seconds;
+    record.recompute_share = busy * plan_.recompute_seconds / plan_.micro_batch_seconds;
+    record.dequantize_share = busy * plan_.dequantize_seconds / plan_.micro_batch_seconds;
+    record.host_gap_share = 1 - busy;
     record.paged_in_bytes = step->paged_in() - paged_in;
     record.paged_out_bytes = step->paged_out() - paged_out;
     return LogStep(record);
@@ -241,13 +241,11 @@ class TrainingRun {
     if (!console_.live()) {
       console_.Line(absl::StrFormat(
           "step %d/%d  epoch %.2f  loss %.4f  lr %.2e  grad norm %.3f  %.0f tokens/s  %.0f%% of "
-          "light",
+          "light (recompute %.0f%%, dequantization %.0f%%, host %.0f%%)",
           record.step, setup_.total_steps, record.epoch, record.loss, record.learning_rate,
-          record.grad_norm, record.tokens_per_second, 100 * record.share_of_light));
-      console_.Line(
-          absl::StrFormat("  of the step: %.0f%% recompute, %.0f%% dequantization, %.0f%% host",
-                          100 * record.recompute_share, 100 * record.dequantize_share,
-                          100 * record.host_gap_share));
+          record.grad_norm, record.tokens_per_second, 100 * record.share_of_light,
+          100 * record.recompute_share, 100 * record.dequantize_share,
+          100 * record.host_gap_share));
       if (record.paged_in_bytes + record.paged_out_bytes > 0) {
         console_.Line(absl::StrCat("  paged states: ", FormatBytes(record.paged_in_bytes), " in, ",
                                    FormatBytes(record.paged_out_bytes), " out in this step"));
