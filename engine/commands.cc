@@ -12,6 +12,7 @@
 #include "engine/io/atomic_file.h"
 #include "engine/io/atomic_folder.h"
 #include "engine/io/safetensors_writer.h"
+#include "engine/load_model.h"
 #include "engine/report/run_summary.h"
 
 namespace qlora::engine {

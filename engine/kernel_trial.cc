@@ -16,13 +16,10 @@ using kernels::DType;
 constexpr int kTries = 5;
 // Ops of one timed piece: what starting it costs disappears.
 constexpr int kRepeats = 8;
+// Of each operand, in bytes.
+constexpr int64_t kAlignment = 256;
 // Numbers are repeated after so many: that they are many is all that counts.
 constexpr int64_t kPatternElements = int64_t{1} << 16;
-
-int64_t AlignUp(int64_t bytes) {
-  constexpr int64_t kAlignment = 256;
-  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
-}
 
 // Codes are any byte, scales positive and small, matrices symmetric around 0.
 std::vector<uint8_t> Pattern(DType dtype) {
@@ -71,7 +68,7 @@ absl::Status KernelTrial::Allocate() {
   kernels::VisitTensors(op_, [&](const char*, auto& view) {
     // Whatever lay between the rows is left out; an operand is there where it has columns.
     view.pitch = view.cols;
-    bytes += AlignUp(view.Extent());
+    bytes += kernels::AlignUp(view.Extent(), kAlignment);
   });
   absl::StatusOr<kernels::Buffer> memory = device_.Allocate(bytes);
   if (!memory.ok()) return memory.status();
@@ -80,7 +77,7 @@ absl::Status KernelTrial::Allocate() {
   absl::Status status;
   kernels::VisitTensors(op_, [&](const char* name, auto& view) {
     view.data = view.Extent() > 0 ? next : nullptr;
-    next += AlignUp(view.Extent());
+    next += kernels::AlignUp(view.Extent(), kAlignment);
     if (std::string_view(name) == "y" || std::string_view(name) == "dx") {
       if constexpr (std::is_same_v<std::remove_cvref_t<decltype(view)>, kernels::Tensor>) {
         result_ = view;

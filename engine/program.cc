@@ -11,11 +11,6 @@ namespace {
 using kernels::Op;
 using kernels::Tensor;
 
-int64_t AlignUp(int64_t bytes) {
-  return (bytes + kernels::kBufferAlignment - 1) / kernels::kBufferAlignment *
-         kernels::kBufferAlignment;
-}
-
 }  // namespace
 
 const char* NameOf(BufferClass c) {
@@ -37,7 +32,7 @@ const char* NameOf(BufferClass c) {
 
 Tensor Program::AddBuffer(std::string name, BufferClass c, kernels::DType dtype, int64_t rows,
                           int64_t cols, int layer) {
-  const int64_t bytes = AlignUp(rows * cols * kernels::SizeOf(dtype));
+  const int64_t bytes = kernels::BufferBytes(rows * cols * kernels::SizeOf(dtype));
   buffers_.push_back({std::move(name), c, bytes, layer});
   return {AddressOf(BufferId(buffers_.size()) - 1), dtype, rows, cols, cols};
 }

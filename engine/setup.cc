@@ -15,10 +15,8 @@
 #include "engine/job_identity.h"
 #include "engine/model/families.h"
 #include "engine/model/load_weights.h"
-#include "engine/model/quantize_cache.h"
+#include "engine/open_device.h"
 #include "engine/text/chat_format.h"
-#include "kernels/cpu/cpu_device.h"
-#include "kernels/cuda/cuda_device.h"
 #include "proto/memory_size.h"
 
 namespace qlora::engine {
@@ -216,49 +214,9 @@ class Preparation {
     return absl::OkStatus();
   }
 
-  // AUTO takes the first GPU, if its kernels have passed on such a card. A GPU that is there and
-  // not used is worth a warning: a run on the CPU in its stead would be a surprise.
   absl::Status OpenDevice() {
-    if (s_.job.device() == proto::DeviceKind::CPU) return OpenCpu();
-    const bool named = s_.job.device() == proto::DeviceKind::CUDA;
-    absl::StatusOr<std::unique_ptr<kernels::Device>> device = kernels::cuda::CreateCudaDevice({});
-    if (!device.ok() && named) {
-      return proto::NoDeviceError(absl::StrCat("device: CUDA was asked for, but ",
-                                               device.status().message(),
-                                               " (device: CPU or AUTO runs without a GPU)"));
-    }
-    if (!device.ok()) {
-      if (!absl::IsNotFound(device.status())) {
-        s_.warnings.push_back(absl::StrCat("the GPU can't be used, the job runs on the CPU: ",
-                                           device.status().message()));
-      }
-      return OpenCpu();
-    }
-    const kernels::DeviceInfo& info = (*device)->info();
-    if (!info.is_qualified) {
-      s_.warnings.push_back(absl::StrCat(
-          info.name, ": the CUDA kernels have not yet passed their tests on such a card; ",
-          named ? "check the results against the CPU's"
-                : "the job runs on the CPU (device: CUDA takes the GPU all the same)"));
-      if (!named) return OpenCpu();
-    }
-    s_.device = *std::move(device);
-    return absl::OkStatus();
-  }
-
-  absl::Status OpenCpu() {
-    kernels::cpu::CpuOptions options{.threads = s_.job.num_threads()};
-    if (s_.job.cpu_isa() != proto::CpuIsa::AUTO) {
-      options.isa = kernels::cpu::Isa(int(s_.job.cpu_isa()) - int(proto::CpuIsa::PORTABLE));
-    }
-    absl::StatusOr<std::unique_ptr<kernels::Device>> device =
-        kernels::cpu::CreateCpuDevice(options);
-    if (absl::IsResourceExhausted(device.status())) {
-      return proto::DoesNotFitError(device.status().message());
-    }
-    if (!device.ok()) {
-      return proto::NoDeviceError(absl::StrCat("cpu_isa: ", device.status().message()));
-    }
+    absl::StatusOr<std::unique_ptr<kernels::Device>> device = OpenJobDevice(s_.job, &s_.warnings);
+    if (!device.ok()) return device.status();
     s_.device = *std::move(device);
     return absl::OkStatus();
   }
@@ -554,44 +512,6 @@ std::vector<int32_t> StopIds(const Setup& setup) {
     if (const auto id = setup.tokenizer->TokenId((*format)->end_of_turn)) ids.push_back(*id);
   }
   return ids;
-}
-
-namespace {
-
-absl::Status LoadBase(const Setup& setup, Execution* execution, Console* console) {
-  const auto progress = [&](double share) {
-    console->Live(absl::StrCat("loading ", Bar(share, 30)));
-  };
-  const std::string& folder = setup.job.quantization().quantize_cache();
-  if (setup.job.mode() != proto::Mode::QLORA || folder.empty()) {
-    return LoadWeights(*setup.model, execution, progress);
-  }
-  std::vector<std::string> notes;
-  const absl::Status status = LoadWeightsCached({setup.env, folder, setup.base_hash}, *setup.model,
-                                                execution, progress, &notes);
-  for (const std::string& note : notes) console->Line(note);
-  return status;
-}
-
-}  // namespace
-
-absl::Status LoadModel(const Setup& setup, const std::string& adapter, Execution* execution,
-                       Console* console) {
-  if (!setup.model) return InitializeWeights(setup.job.seed(), execution);
-  const absl::Status loaded = LoadBase(setup, execution, console);
-  console->EndLive();
-  if (!loaded.ok()) return loaded;
-  if (setup.targets.modules.empty()) return absl::OkStatus();
-  if (!adapter.empty()) return LoadAdapter(setup.env, adapter, execution);
-  const Storage& storage = execution->plan().run.storage;
-  std::vector<float> flat(storage.space.size());
-  for (size_t i = 0; i < storage.adapters.size(); ++i) {
-    const AdaptedModule& module = setup.targets.modules[i];
-    const Parameter& a = storage.space.parameters()[storage.adapters[i].a_parameter];
-    InitializeLoraA(setup.job.seed(), module,
-                    absl::MakeSpan(flat).subspan(a.offset, module.rank * module.in));
-  }
-  return WriteTrained(execution, flat);
 }
 
 }  // namespace qlora::engine

@@ -57,11 +57,6 @@ absl::StatusOr<std::unique_ptr<Setup>> PrepareSetup(const proto::Job& job, proto
 // turn.
 std::vector<int32_t> StopIds(const Setup& setup);
 
-// Fills the run's weights: from the checkpoint, or at random; adapters at their start, from
-// init_from, or from `adapter`. Progress, and what the quantize cache did, go to the console.
-absl::Status LoadModel(const Setup& setup, const std::string& adapter, Execution* execution,
-                       Console* console);
-
 }  // namespace qlora::engine
 
 #endif  // QLORA_ENGINE_SETUP_H_

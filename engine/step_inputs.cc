@@ -15,11 +15,6 @@ using kernels::Tensor;
 constexpr int64_t kScalarBytes = kernels::kBufferAlignment;
 enum ScalarSlot : int64_t { kLiveTokens, kDocumentCount, kTrainedCount, kRandomCounter };
 
-int64_t AlignUp(int64_t bytes) {
-  return (bytes + kernels::kBufferAlignment - 1) / kernels::kBufferAlignment *
-         kernels::kBufferAlignment;
-}
-
 Tensor At(const Tensor& buffer, int64_t offset, DType dtype, int64_t rows, int64_t cols) {
   return {static_cast<uint8_t*>(buffer.data) + offset, dtype, rows, cols, cols};
 }
@@ -33,9 +28,9 @@ void Put(std::vector<uint8_t>* bytes, const BatchViews& views, const Tensor& vie
 }  // namespace
 
 BatchViews AddBatchInputs(Program* program, const BatchCapacity& capacity, const char* name) {
-  const int64_t token_bytes = AlignUp(capacity.tokens * 4);
-  const int64_t document_bytes = AlignUp(capacity.documents * 16);
-  const int64_t row_bytes = AlignUp(capacity.trained_rows * 4);
+  const int64_t token_bytes = kernels::BufferBytes(capacity.tokens * 4);
+  const int64_t document_bytes = kernels::BufferBytes(capacity.documents * 16);
+  const int64_t row_bytes = kernels::BufferBytes(capacity.trained_rows * 4);
   const int64_t bytes = kScalarBytes + 2 * token_bytes + document_bytes + 2 * row_bytes;
   const Tensor buffer = program->AddBuffer(absl::StrCat(name, " inputs"), BufferClass::kStepInputs,
                                            DType::kU8, 1, bytes);
@@ -60,7 +55,7 @@ BatchViews AddBatchInputs(Program* program, const BatchCapacity& capacity, const
 std::vector<uint8_t> EncodeBatch(const BatchViews& views, const MicroBatchInputs& batch,
                                  const RandomCounter& counter) {
   const int64_t end =
-      Program::OffsetOf(views.targets.data) + AlignUp(views.capacity.trained_rows * 4);
+      Program::OffsetOf(views.targets.data) + kernels::BufferBytes(views.capacity.trained_rows * 4);
   std::vector<uint8_t> bytes(end - Program::OffsetOf(views.live_tokens.data));
   const int32_t scalars[7] = {int32_t(batch.ids.size()),
                               int32_t(batch.documents.size()),

@@ -11,6 +11,7 @@
 #include "engine/host_memory.h"
 #include "engine/input_error.h"
 #include "engine/io/atomic_file.h"
+#include "engine/load_model.h"
 #include "engine/optim/schedule.h"
 #include "engine/output_folder.h"
 #include "engine/report/loss_curve.h"

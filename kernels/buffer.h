@@ -14,6 +14,8 @@ namespace qlora::kernels {
 
 // Every buffer begins at a multiple of this many bytes: a cache line, and the widest vector.
 inline constexpr int64_t kBufferAlignment = 64;
+// Bytes from the begin of one buffer to that of the next.
+constexpr int64_t BufferBytes(int64_t bytes) { return AlignUp(bytes, kBufferAlignment); }
 
 class Buffer {
  public:

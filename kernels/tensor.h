@@ -46,6 +46,11 @@ struct bf16 {
 };
 
 // `rows` × `cols` elements; row r begins `r * pitch` elements after `data`. A scalar is 1 × 1.
+// The next multiple of `alignment`.
+constexpr int64_t AlignUp(int64_t bytes, int64_t alignment) {
+  return (bytes + alignment - 1) / alignment * alignment;
+}
+
 struct ConstTensor {
   const void* data = nullptr;
   DType dtype = DType::kF32;

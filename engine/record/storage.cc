@@ -9,14 +9,11 @@
 namespace qlora::engine {
 namespace {
 
+using kernels::AlignUp;
 using kernels::ConstTensor;
 using kernels::DType;
 using kernels::LinearBase;
 using kernels::Tensor;
-
-int64_t AlignUp(int64_t bytes, int64_t alignment) {
-  return (bytes + alignment - 1) / alignment * alignment;
-}
 
 class Builder {
  public:

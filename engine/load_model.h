@@ -1,0 +1,22 @@
+// The model of a run, from where the job says into the run's memory.
+
+#ifndef QLORA_ENGINE_LOAD_MODEL_H_
+#define QLORA_ENGINE_LOAD_MODEL_H_
+
+#include <string>
+
+#include "absl/status/status.h"
+#include "engine/execution.h"
+#include "engine/report/console.h"
+#include "engine/setup.h"
+
+namespace qlora::engine {
+
+// Fills the run's weights: from the checkpoint, or at random; adapters at their start, from
+// init_from, or from `adapter`. Progress, and what the quantize cache did, go to the console.
+absl::Status LoadModel(const Setup& setup, const std::string& adapter, Execution* execution,
+                       Console* console);
+
+}  // namespace qlora::engine
+
+#endif  // QLORA_ENGINE_LOAD_MODEL_H_
