@@ -9,6 +9,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/engine/run/model_run.h"
+#include "tests/support/forwarding_device.h"
 
 namespace qlora::engine {
 namespace {
@@ -19,30 +20,20 @@ using kernels::Op;
 using testing::HasSubstr;
 
 // The CPU, which pretends to have two kernels for a linear op.
-class TwoKernels : public kernels::Device {
+class TwoKernels : public kernels::optest::ForwardingDevice {
  public:
   struct Fused {
     double scale_error = 0;  // of an adapter's scale
     bool slow = false;
     bool not_finite = false;
   };
-  explicit TwoKernels(Fused fused) : fused_(fused) { info_ = inner_->info(); }
+  explicit TwoKernels(Fused fused) : ForwardingDevice(CpuDevice()), fused_(fused) {}
 
-  const kernels::DeviceInfo& info() const override { return info_; }
   std::vector<LinearVariant> Variants(const Op& op) const override {
     const bool linear = std::holds_alternative<LinearForward>(op) ||
                         std::holds_alternative<kernels::LinearBackwardInput>(op);
     if (!linear) return {LinearVariant::kFused};
     return {LinearVariant::kFused, LinearVariant::kDequantized};
-  }
-  int64_t WorkspaceBytes(const Op& op) const override { return inner_->WorkspaceBytes(op); }
-  int64_t PrivateBytes() const override { return inner_->PrivateBytes(); }
-  absl::StatusOr<kernels::Buffer> Allocate(int64_t bytes) override {
-    return inner_->Allocate(bytes);
-  }
-  absl::StatusOr<std::unique_ptr<kernels::PagedMemory>> AllocatePaged(
-      const kernels::PagedShape& shape) override {
-    return inner_->AllocatePaged(shape);
   }
   absl::StatusOr<std::unique_ptr<kernels::Piece>> Prepare(std::vector<Op> ops) override {
     int slow_ops = 0;
@@ -60,20 +51,10 @@ class TwoKernels : public kernels::Device {
           },
           op);
     }
-    auto piece = inner_->Prepare(std::move(ops));
+    auto piece = ForwardingDevice::Prepare(std::move(ops));
     if (!piece.ok() || slow_ops == 0) return piece;
     return std::make_unique<SlowPiece>(*std::move(piece), std::chrono::milliseconds(slow_ops));
   }
-  absl::Status Stage(void* device, const void* host, int64_t bytes) override {
-    return inner_->Stage(device, host, bytes);
-  }
-  absl::Status CopyIn(void* device, const void* host, int64_t bytes) override {
-    return inner_->CopyIn(device, host, bytes);
-  }
-  absl::Status CopyOut(void* host, const void* device, int64_t bytes) override {
-    return inner_->CopyOut(host, device, bytes);
-  }
-  absl::Status Synchronize() override { return inner_->Synchronize(); }
 
  private:
   class SlowPiece : public kernels::Piece {
@@ -91,8 +72,6 @@ class TwoKernels : public kernels::Device {
   };
 
   const Fused fused_;
-  std::unique_ptr<kernels::Device> inner_ = CpuDevice();
-  kernels::DeviceInfo info_;
 };
 
 class KernelSelectionTest : public testing::Test {

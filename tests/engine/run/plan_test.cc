@@ -7,6 +7,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/engine/run/model_run.h"
+#include "tests/support/forwarding_device.h"
 
 namespace qlora::engine {
 namespace {
@@ -14,40 +15,20 @@ namespace {
 using testing::HasSubstr;
 
 // A CPU that counts what it is asked for.
-class CountingDevice : public kernels::Device {
+class CountingDevice : public kernels::optest::ForwardingDevice {
  public:
-  const kernels::DeviceInfo& info() const override { return inner_->info(); }
-  int64_t WorkspaceBytes(const kernels::Op& op) const override {
-    return inner_->WorkspaceBytes(op);
-  }
-  int64_t PrivateBytes() const override { return inner_->PrivateBytes(); }
+  CountingDevice() : ForwardingDevice(CpuDevice()) {}
   absl::StatusOr<kernels::Buffer> Allocate(int64_t bytes) override {
     allocated += bytes;
-    return inner_->Allocate(bytes);
+    return ForwardingDevice::Allocate(bytes);
   }
   absl::StatusOr<std::unique_ptr<kernels::PagedMemory>> AllocatePaged(
       const kernels::PagedShape& shape) override {
     allocated += shape.DeviceBytes();
-    return inner_->AllocatePaged(shape);
+    return ForwardingDevice::AllocatePaged(shape);
   }
-  absl::StatusOr<std::unique_ptr<kernels::Piece>> Prepare(std::vector<kernels::Op> ops) override {
-    return inner_->Prepare(std::move(ops));
-  }
-  absl::Status Stage(void* device, const void* host, int64_t bytes) override {
-    return inner_->Stage(device, host, bytes);
-  }
-  absl::Status CopyIn(void* device, const void* host, int64_t bytes) override {
-    return inner_->CopyIn(device, host, bytes);
-  }
-  absl::Status CopyOut(void* host, const void* device, int64_t bytes) override {
-    return inner_->CopyOut(host, device, bytes);
-  }
-  absl::Status Synchronize() override { return inner_->Synchronize(); }
 
   int64_t allocated = 0;
-
- private:
-  std::unique_ptr<kernels::Device> inner_ = CpuDevice();
 };
 
 RecordOptions Training(const Dataset& data, proto::Mode::Value mode = proto::Mode::QLORA) {
@@ -72,6 +53,22 @@ TEST(Plan, ListsExactlyWhatTheRunAllocates) {
     RunSteps(&run, data, 2, 4, 2);
     EXPECT_EQ(counting.allocated, before) << "a step allocated memory";
   }
+}
+
+TEST(Plan, ListsWhatAPagedRunKeepsOnTheDevice) {
+  const Dataset data = GoldenDocuments("qlora_llama");
+  auto device = std::make_unique<CountingDevice>();
+  CountingDevice& counting = *device;
+  ModelRun run({.model = "llama3_tied",
+                .record = Training(data),
+                .paging = {.allowed = true,
+                           .budget_bytes = 5 * 4096,
+                           .window_bytes = 4096,
+                           .folder = testing::TempDir()}},
+               std::move(device));
+  EXPECT_EQ(run.plan().paging.resident, 2);
+  EXPECT_EQ(run.plan().paging.slots, 3);
+  EXPECT_EQ(counting.allocated + run.device().PrivateBytes(), run.plan().total_bytes);
 }
 
 class Refusal : public testing::Test {
@@ -147,6 +144,28 @@ TEST_F(Refusal, RemediesWork) {
           << plan.status().message();
     }
   }
+}
+
+// States leave memory before anything is recomputed; what is left over takes windows back; what
+// host memory has no room for is refused.
+TEST_F(Refusal, PagedStatesAreTheFirstToLeave) {
+  const RecordOptions record = Training(data_);
+  const int64_t all = Make(record, int64_t{1} << 40)->total_bytes;
+  PlanLimits limits{.memory_bytes = all - 1,
+                    .memory_source = "memory_limit",
+                    .paging = {.allowed = true, .window_bytes = 4096},
+                    .other = {{"this process", 1000}}};
+  const MachineRates rates{.matmul_flops = 1e9, .memory_bytes = 1e9};
+  const absl::StatusOr<Plan> most = MakePlan(spec_, record, *device_, rates, limits);
+  ASSERT_TRUE(most.ok()) << most.status();
+  EXPECT_EQ(Describe(most->recompute, 2), "nothing is recomputed");
+  EXPECT_GT(most->paging.resident, 5);
+  EXPECT_LT(most->paging.resident, most->paging.windows);
+  EXPECT_GT(most->total_bytes + 4096, limits.memory_bytes) << "room for a window was left";
+  limits.host_bytes = most->HostBytes() - 1;
+  const absl::StatusOr<Plan> refused = MakePlan(spec_, record, *device_, rates, limits);
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("in host memory, which has"));
 }
 
 // Whoever shares bytes of the arena must not be alive at the same time.
