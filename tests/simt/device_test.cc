@@ -41,6 +41,24 @@ TEST(CudaDevice, RefusesACardThatIsTooOldOrNotThere) {
   EXPECT_TRUE(absl::IsNotFound(kernels::cuda::CreateCudaDevice({.ordinal = 3}).status()));
 }
 
+// Wherever in a step the card goes, the step says so and everything is released.
+TEST(CudaDevice, SaysWhenTheCardIsLost) {
+  const Dataset data = GoldenDocuments("qlora_llama");
+  const Batcher batcher(&data, {.rows_per_micro_batch = 1, .micro_batches_per_step = 2});
+  const std::vector<MicroBatch> batch = batcher.Step(0);
+  for (const int64_t launches : {0, 1, 50, 120}) {
+    ModelRun run({.model = "llama3_tied", .record = TrainingOptions("llama3_tied", data, 1, 2)},
+                 CudaDevice());
+    simt::SetCard({.launches_until_lost = launches});
+    TrainStep step(&run.execution(), {.micro_batches = 2});
+    const auto result =
+        step.Run(0, 0, 1e-3, Batcher::TrainedTokens(batch),
+                 [&](int64_t j) -> absl::StatusOr<MicroBatchInputs> { return batch[j].inputs(); });
+    EXPECT_TRUE(absl::IsUnavailable(result.status())) << launches << ": " << result.status();
+    simt::SetCard({});
+  }
+}
+
 TEST(CudaDevice, SaysWhenMemoryRunsOut) {
   simt::SetCard({.memory_bytes = 1 << 20});
   auto device = CudaDevice();

@@ -39,8 +39,13 @@ absl::StatusCode CodeOf(cudaError_t error) {
 absl::Status StatusOf(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return absl::OkStatus();
   cudaGetLastError();  // a failed call must not be reported again by the next launch
-  return absl::Status(CodeOf(error), absl::StrCat(what, ": ", cudaGetErrorName(error), " (",
-                                                  cudaGetErrorString(error), ")"));
+  const absl::StatusCode code = CodeOf(error);
+  return absl::Status(
+      code, absl::StrCat(what, ": ", cudaGetErrorName(error), " (", cudaGetErrorString(error), ")",
+                         code == absl::StatusCode::kUnavailable
+                             ? "; the GPU was lost. A training run started again by the same "
+                               "command goes on from its newest checkpoint"
+                             : ""));
 }
 
 // "13.0" of CUDA's 13000.

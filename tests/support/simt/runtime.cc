@@ -352,6 +352,10 @@ void LaunchBody(Launcher& launcher, const char* name, const LaunchShape& shape,
                            shape.blocks_z, shape.threads,  shape.shared_bytes};
   Enqueue(launcher.stream(), {.run = [grid, body = std::move(body)]() -> absl::Status {
             ++Get().counters.launches;
+            if (Get().card.launches_until_lost == 0) {
+              return absl::UnavailableError("the GPU was lost");
+            }
+            if (Get().card.launches_until_lost > 0) --Get().card.launches_until_lost;
             const std::string failure = simt::RunGrid(grid, body);
             return failure.empty() ? absl::OkStatus() : absl::InternalError(failure);
           }});

@@ -16,6 +16,8 @@ struct CardOptions {
   bool concurrent_managed = true;
   // Whether kernels may reach managed pages that lie in host memory where they were advised to.
   bool remote_access = true;
+  // Kernels that still run before the card falls off its bus; −1: it does not.
+  int64_t launches_until_lost = -1;
   // Where streams may overtake each other, this decides who does.
   uint64_t seed = 1;
 };
