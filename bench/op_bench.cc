@@ -1,9 +1,13 @@
-// Speed of the ops on the CPU backend, over the makers of the tests' cases.
+// Speed of the ops.
 //
-// Prints GB/s and GFLOP/s as the op's own Bytes() and Flops() count them, and `limit`: the larger
-// of their shares of what the machine was measured to do at the start. QLORA_BENCH_THREADS and
-// QLORA_BENCH_ISA (portable, avx2, avx512, avx512_bf16) choose the device; flags are Google
-// Benchmark's.
+//   op_bench [--device=cpu|cuda] [Google Benchmark's own flags]
+//
+// Prints GB/s and GFLOP/s (on a GPU TFLOP/s) as the op's own Bytes() and Flops() count them, and
+// `limit`: the larger of their shares of what the machine was measured to do at the start.
+// On the CPU the cases come from the makers of the tests' cases; QLORA_BENCH_THREADS and
+// QLORA_BENCH_ISA (portable, avx2, avx512, avx512_bf16) choose the device. On a GPU they are those
+// of gpu_cases.h, the marks the driver's device-to-device copy and the fastest dense bf16 product.
+// Exit codes: 64 a wrong flag, 69 no usable GPU, 1 anything else that fails before the first case.
 
 #include <algorithm>
 #include <cstdlib>
@@ -13,10 +17,14 @@
 #include <string>
 #include <thread>
 
+#include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "bench/gpu_bench.h"
 #include "bench/machine_limits.h"
 #include "benchmark/benchmark.h"
 #include "kernels/cpu/cpu_device.h"
+#include "kernels/cuda/cuda_device.h"
 #include "tests/kernels/op_cases.h"
 #include "tests/support/op_harness.h"
 
@@ -25,6 +33,8 @@ namespace {
 
 using namespace kernels;          // NOLINT: the ops
 using namespace kernels::optest;  // NOLINT: their makers
+
+constexpr int kWrongFlag = 64, kNoGpu = 69;  // as in sysexits.h
 
 struct Setup {
   std::unique_ptr<Device> device;
@@ -125,9 +135,12 @@ void RegisterLargestCase(const Setup& setup) {
   });
 }
 
-int Main(int argc, char** argv) {
-  benchmark::Initialize(&argc, argv);
-  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
+int Fail(int code, const absl::Status& status) {
+  std::cerr << "op_bench: " << status.message() << "\n";
+  return code;
+}
+
+int RunCpu() {
   cpu::CpuOptions options;
   const char* threads = std::getenv("QLORA_BENCH_THREADS");
   options.threads =
@@ -138,10 +151,7 @@ int Main(int argc, char** argv) {
     }
   }
   auto device = cpu::CreateCpuDevice(options);
-  if (!device.ok()) {
-    std::cerr << device.status() << "\n";
-    return 1;
-  }
+  if (!device.ok()) return Fail(1, device.status());
   const Setup setup = {*std::move(device), MeasureLimits(options.isa, options.threads)};
   benchmark::AddCustomContext("cpu", CpuModel());
   benchmark::AddCustomContext("device", setup.device->info().name);
@@ -154,8 +164,42 @@ int Main(int argc, char** argv) {
   QLORA_FOR_EACH_OP(QLORA_REGISTER)
 #undef QLORA_REGISTER
   benchmark::RunSpecifiedBenchmarks();
-  benchmark::Shutdown();
   return 0;
+}
+
+int RunGpu() {
+  const auto device = cuda::CreateCudaDevice({});
+  if (absl::IsNotFound(device.status())) return Fail(kNoGpu, device.status());
+  if (!device.ok()) return Fail(1, device.status());
+  const absl::StatusOr<GpuMarks> marks = MeasureMarks(device->get(), {});
+  if (!marks.ok()) return Fail(1, marks.status());
+  benchmark::AddCustomContext("device", (*device)->info().name);
+  benchmark::AddCustomContext("limit_tflops", absl::StrCat(marks->product_flops_per_second / 1e12));
+  benchmark::AddCustomContext("limit_tflops_by", kernels::NameOf(marks->product_variant));
+  benchmark::AddCustomContext("limit_gbytes",
+                              absl::StrCat(marks->card.copy_bytes_per_second / 1e9));
+  RegisterGpu(device->get(), *marks, GpuCases(TrainingShapes()));
+  benchmark::RunSpecifiedBenchmarks();
+  return 0;
+}
+
+int Main(int argc, char** argv) {
+  benchmark::Initialize(&argc, argv);
+  std::string device = "cpu";
+  constexpr absl::string_view kDevice = "--device=";
+  if (argc > 1 && absl::string_view(argv[1]).substr(0, kDevice.size()) == kDevice) {
+    device = argv[1] + kDevice.size();
+    argv[1] = argv[0];
+    ++argv, --argc;
+  }
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return kWrongFlag;
+  if (device != "cpu" && device != "cuda") {
+    return Fail(kWrongFlag, absl::InvalidArgumentError(
+                                absl::StrCat("--device=", device, "; allowed: cpu, cuda")));
+  }
+  const int code = device == "cuda" ? RunGpu() : RunCpu();
+  benchmark::Shutdown();
+  return code;
 }
 
 }  // namespace

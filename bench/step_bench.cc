@@ -3,11 +3,14 @@
 //
 //   step_bench --model=FOLDER [--device=cuda|cpu] [--mode=QLORA|LORA|FULL] [--rank=16]
 //              [--tokens=2048] [--rows=2] [--accumulation=4] [--steps=5] [--memory_limit=BYTES]
-//              [--recompute=AUTO|NONE|FULL] [--json=FILE]
+//              [--recompute=AUTO|NONE|FULL] [--paged=1] [--json=FILE]
 //
 // Prints the plan's table, then one line: tokens per second (median step) and its share of the
 // speed of light, that is of the dense bf16 matmul rate measured in the same process. With --json
-// the same as one JSON object, appended.
+// the same as one JSON object, appended, and what the card's driver says is taken of its memory
+// after the last step. Nothing is given back or taken between steps: that is also the peak.
+// --paged=1 lets optimizer states leave the card where the plan needs their room.
+// Exit codes: 64 a wrong flag, 69 no usable GPU, 1 anything else.
 
 #include <algorithm>
 #include <chrono>
@@ -22,7 +25,9 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "bench/gpu_limits.h"
 #include "engine/execution.h"
+#include "engine/host_memory.h"
 #include "engine/io/env.h"
 #include "engine/lora/targets.h"
 #include "engine/model/families.h"
@@ -73,6 +78,19 @@ T Require(absl::StatusOr<T> value) {
   if (value.ok()) return *std::move(value);
   std::cerr << "step_bench: " << value.status().message() << "\n";
   std::exit(1);
+}
+std::unique_ptr<kernels::Device> CreateDevice(const std::string& kind) {
+  if (kind == "cpu") return Require(kernels::cpu::CreateCpuDevice({}));
+  if (kind != "cuda") {
+    std::cerr << "step_bench: --device=" << kind << "; allowed: cpu, cuda\n";
+    std::exit(64);
+  }
+  auto device = kernels::cuda::CreateCudaDevice({});
+  if (absl::IsNotFound(device.status())) {
+    std::cerr << "step_bench: " << device.status().message() << "\n";
+    std::exit(69);
+  }
+  return Require(std::move(device));
 }
 void Require(const absl::Status& status) {
   if (status.ok()) return;
@@ -135,10 +153,7 @@ int Main(int argc, char** argv) {
   Env* env = Env::Default();
   const std::string folder = options.Text("model", "");
   const ModelSpec spec = Require(ReadModelConfig(env, folder));
-  const bool cuda = options.Text("device", "cuda") == "cuda";
-  const std::unique_ptr<kernels::Device> device = cuda
-                                                      ? Require(kernels::cuda::CreateCudaDevice({}))
-                                                      : Require(kernels::cpu::CreateCpuDevice({}));
+  const std::unique_ptr<kernels::Device> device = CreateDevice(options.Text("device", "cuda"));
   const int64_t tokens = options.Number("tokens", 2048), rows = options.Number("rows", 2);
   const int64_t accumulation = options.Number("accumulation", 4);
   const std::string mode = options.Text("mode", "QLORA");
@@ -165,6 +180,11 @@ int Main(int argc, char** argv) {
   const std::string recompute = options.Text("recompute", "AUTO");
   if (!proto::Recompute::Value_Parse(recompute, &limits.recompute)) {
     Require(absl::InvalidArgumentError(recompute));
+  }
+  if (!device->info().is_host) {
+    limits.paging.allowed = options.Number("paged", 0) > 0;
+    limits.may_offload = true;
+    limits.host_bytes = AvailableHostMemory() - ResidentHostMemory();
   }
   const Plan plan = Require(MakePlan(spec, record, *device, rates, limits));
   std::cout << PlanTable(plan, limits) << std::flush;
@@ -222,9 +242,12 @@ int Main(int argc, char** argv) {
                          {"accumulation", accumulation},
                          {"tokens_per_second", double(step_tokens) / median},
                          {"share_of_light", share},
+                         {"useful_tflops", flops / median / 1e12},
                          {"dense_tflops", rates.matmul_flops / 1e12},
                          {"planned_bytes", plan.total_bytes},
+                         {"host_bytes", plan.HostBytes()},
                          {"recompute", Describe(plan.recompute, spec.layers)}};
+  if (!device->info().is_host) line["device_bytes"] = Require(bench::GpuBytesInUse());
   std::ofstream(json, std::ios::app) << line.dump() << "\n";
   return 0;
 }
