@@ -2,8 +2,11 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <utility>
 #include <vector>
+
+#include "quant/float_formats.h"
 
 namespace qlora::engine {
 namespace {
@@ -44,6 +47,28 @@ absl::StatusOr<double> RateOf(kernels::Device& device, const Op& op, double amou
   return amount / seconds;
 }
 
+// Numbers as a product meets them: over zeros a GPU draws less power and runs faster, 13 % on an
+// H200.
+absl::Status FillRandom(kernels::Device& device, uint8_t* to, int64_t bytes, kernels::DType dtype) {
+  std::vector<uint8_t> pattern(size_t{1} << 20);
+  uint32_t random = 1;
+  for (size_t i = 0; i < pattern.size(); i += kernels::SizeOf(dtype)) {
+    random = random * 1664525u + 1013904223u;
+    const float value = float(random >> 8) / float(1 << 24) - 0.5f;
+    const uint16_t narrow = quant::Bf16FromF32(value);
+    if (dtype == kernels::DType::kBf16) {
+      std::memcpy(pattern.data() + i, &narrow, 2);
+    } else {
+      std::memcpy(pattern.data() + i, &value, 4);
+    }
+  }
+  for (int64_t done = 0; done < bytes; done += int64_t(pattern.size())) {
+    const int64_t count = std::min<int64_t>(bytes - done, int64_t(pattern.size()));
+    if (absl::Status s = device.CopyIn(to + done, pattern.data(), count); !s.ok()) return s;
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<MachineRates> MeasureRates(kernels::Device& device, kernels::DType compute) {
@@ -68,6 +93,9 @@ absl::StatusOr<MachineRates> MeasureRates(kernels::Device& device, kernels::DTyp
     op.x.data = at;
     op.y.data = at + x_bytes;
     op.base.dense.data = at + 2 * x_bytes;
+    for (const auto& [data, bytes] : {std::pair{at, x_bytes}, {at + 2 * x_bytes, w_bytes}}) {
+      if (absl::Status s = FillRandom(device, data, bytes, compute); !s.ok()) return s;
+    }
     op.workspace = {at + 2 * x_bytes + w_bytes, kernels::DType::kU8, 1, workspace, workspace};
     absl::StatusOr<double> rate = RateOf(device, op, Flops(op));
     if (!rate.ok()) return rate.status();
