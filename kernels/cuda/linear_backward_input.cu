@@ -1,3 +1,4 @@
+#include "kernels/cuda/hopper_product.h"
 #include "kernels/cuda/linear_dequantized.h"
 #include "kernels/cuda/product.h"
 
@@ -9,6 +10,7 @@ int64_t WorkspaceBytes(const LinearBackwardInput& op, const gpu::Properties&) {
 
 void Run(const LinearBackwardInput& op, const Context& context) {
   if (op.variant == LinearVariant::kDequantized) return RunDequantized(op, context);
+  if (op.variant == LinearVariant::kHopper) return RunHopperProduct(op, context);
   const bool bf16 = op.dy.dtype == DType::kBf16;
   const Operand dy = DenseOperand(op.dy, false);
   Product product;

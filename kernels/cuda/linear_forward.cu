@@ -1,3 +1,4 @@
+#include "kernels/cuda/hopper_product.h"
 #include "kernels/cuda/linear_dequantized.h"
 #include "kernels/cuda/linear_skinny.h"
 #include "kernels/cuda/product.h"
@@ -10,6 +11,7 @@ int64_t WorkspaceBytes(const LinearForward& op, const gpu::Properties&) {
 
 void Run(const LinearForward& op, const Context& context) {
   if (op.variant == LinearVariant::kDequantized) return RunDequantized(op, context);
+  if (op.variant == LinearVariant::kHopper) return RunHopperProduct(op, context);
   if (IsSkinny(op)) return RunSkinny(op, context);
   const bool bf16 = op.x.dtype == DType::kBf16;
   const Operand x = DenseOperand(op.x, false);

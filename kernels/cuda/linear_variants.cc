@@ -3,6 +3,7 @@
 #include <variant>
 
 #include "kernels/cuda/dense_matmul.h"
+#include "kernels/cuda/hopper_product.h"
 #include "kernels/cuda/linear_dequantized.h"
 
 namespace qlora::kernels::cuda {
@@ -18,11 +19,15 @@ int64_t FewestRowsForTheLibrary(const gpu::Properties& card) { return card.major
 template <class LinearOp>
 std::vector<LinearVariant> Variants(const LinearOp& op, int64_t rows, const gpu::Properties& card) {
   using enum LinearVariant;
-  if (!IsDequantizable(op) || !gpu::LoadDenseMatmul().ok()) return {kFused};
-  const int64_t fewest =
-      op.base.kind == LinearBase::Kind::kDense ? 17 : FewestRowsForTheLibrary(card);
-  if (rows >= fewest) return {kDequantized, kFused};
-  return {kFused, kDequantized};
+  std::vector<LinearVariant> variants = {kFused};
+  if (IsDequantizable(op) && gpu::LoadDenseMatmul().ok()) {
+    const int64_t fewest =
+        op.base.kind == LinearBase::Kind::kDense ? 17 : FewestRowsForTheLibrary(card);
+    variants.insert(rows >= fewest ? variants.begin() : variants.end(), kDequantized);
+  }
+  // Never the table's choice before it has passed on a card.
+  if (IsHopperProduct(op, card)) variants.push_back(kHopper);
+  return variants;
 }
 
 }  // namespace

@@ -43,5 +43,15 @@ attention_backward 0 3700
 linear_skinny 0 2900
 dequantize 0 530
 linear_dequantized 0 1770
+hopper_product 0 3880
 END
+
+# sm_90's own instructions are what that product is there for.
+"$nvcc" -std=c++20 -O3 -fmad=false --expt-relaxed-constexpr -diag-suppress=2810 -arch=sm_90a -ptx "${includes[@]}" \
+  "$source/kernels/cuda/hopper_product.cu" -o "$out/hopper.ptx"
+for instruction in wgmma.mma_async cp.async.bulk.tensor setmaxnreg; do
+  count=$(grep -c "$instruction" "$out/hopper.ptx" || true)
+  echo "hopper_product sm_90a: $count $instruction"
+  [ "$count" -gt 0 ] || status=1
+done
 exit $status

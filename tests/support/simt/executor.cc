@@ -4,7 +4,9 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -39,12 +41,13 @@ struct PendingCopy {
   std::source_location where;
 };
 
-enum class Waits : uint8_t { kNothing, kWarp, kBlock, kDone };
+enum class Waits : uint8_t { kNothing, kWarp, kBlock, kCondition, kDone };
 
 struct Thread {
   Fiber fiber;
   Waits waits = Waits::kDone;
   std::source_location where;
+  std::function<bool()> ready;                   // kCondition
   std::vector<std::vector<PendingCopy>> groups;  // committed copies, oldest first
   std::vector<PendingCopy> open;
 };
@@ -128,6 +131,17 @@ class Executor {
     thread.waits = Waits::kBlock;
     SwitchFiber(&thread.fiber, &scheduler_);
   }
+
+  void WaitUntil(std::function<bool()> ready, const std::source_location& where) {
+    if (ready()) return;
+    Thread& thread = Current();
+    thread.where = where;
+    thread.ready = std::move(ready);
+    thread.waits = Waits::kCondition;
+    SwitchFiber(&thread.fiber, &scheduler_);
+  }
+  void Later(std::function<void()> action) { later_.push_back(std::move(action)); }
+  int64_t serial() const { return serial_; }
 
   const uint8_t* Meet(const void* bring, int bytes, const std::source_location& where) {
     Thread& thread = Current();
@@ -257,8 +271,10 @@ class Executor {
   // nothing guarantees comes out differently.
   void RunBlock() {
     ++block_serial_;
+    ++serial_;
     ++tick_;
     at_barrier_ = 0;
+    later_.clear();
     // A kernel must not count on what a block before it left behind.
     std::memset(shared_, 0xff, grid_->shared_bytes);
     while (int(threads_.size()) < grid_->threads) {
@@ -278,7 +294,10 @@ class Executor {
       bool progress = false;
       for (int w = 0; w < warps; ++w) progress |= RunWarp(backwards ? warps - 1 - w : w, backwards);
       if (!failure_.empty()) return Abandon();
-      if (!progress) break;
+      if (progress) continue;
+      if (later_.empty()) break;
+      RunOneLater(backwards);
+      if (!failure_.empty()) return Abandon();
     }
     // Nothing can go on: all are done, or somebody waits for one who will not come.
     for (int i = 0; i < grid_->threads; ++i) {
@@ -287,10 +306,22 @@ class Executor {
       failure_ = absl::StrCat(
           "kernel ", grid_->kernel, ", block (", position_.block_x, ", ", position_.block_y, ", ",
           position_.block_z, "), thread ", i, ", ", LineOf(thread.where),
-          thread.waits == Waits::kBlock ? ": divergent barrier: not all threads of the block come"
-                                        : ": divergent warp: not all its lanes come");
+          thread.waits == Waits::kCondition ? ": waits for what nobody will do"
+          : thread.waits == Waits::kBlock ? ": divergent barrier: not all threads of the block come"
+                                          : ": divergent warp: not all its lanes come");
       return Abandon();
     }
+  }
+
+  void RunOneLater(bool backwards) {
+    const auto at = backwards ? later_.end() - 1 : later_.begin();
+    const std::function<void()> action = std::move(*at);
+    later_.erase(at);
+    for (int i = 0; i < grid_->threads; ++i) {
+      if (threads_[i]->waits != Waits::kDone) return action();
+    }
+    failure_ = absl::StrCat("kernel ", grid_->kernel,
+                            ": ends with asynchronous work that nobody has waited for");
   }
 
   bool RunWarp(int warp, bool backwards) {
@@ -300,7 +331,9 @@ class Executor {
       for (int i = 0; i < kWarpSize; ++i) {
         const int lane = backwards ? kWarpSize - 1 - i : i;
         const int index = warp * kWarpSize + lane;
-        if (threads_[index]->waits != Waits::kNothing) continue;
+        Thread& thread = *threads_[index];
+        if (thread.waits == Waits::kCondition && thread.ready()) thread.waits = Waits::kNothing;
+        if (thread.waits != Waits::kNothing) continue;
         position_.thread = index;
         SwitchFiber(&scheduler_, &threads_[index]->fiber);
         if (!failure_.empty()) return true;
@@ -328,6 +361,8 @@ class Executor {
   int at_barrier_ = 0;
   std::source_location barrier_place_;
   int32_t tick_ = 0, block_serial_ = 0;
+  int64_t serial_ = 0;
+  std::vector<std::function<void()>> later_;
   uint8_t* shared_ = nullptr;
   std::vector<CellHistory> history_;
 };
@@ -353,6 +388,11 @@ void BlockBarrier(const std::source_location& where) { Executor::Get().Barrier(w
 const uint8_t* WarpExchange(const void* bring, int bytes, const std::source_location& where) {
   return Executor::Get().Meet(bring, bytes, where);
 }
+void WaitUntil(std::function<bool()> ready, const std::source_location& where) {
+  Executor::Get().WaitUntil(std::move(ready), where);
+}
+void Later(std::function<void()> action) { Executor::Get().Later(std::move(action)); }
+int64_t BlockSerial() { return Executor::Get().serial(); }
 uint8_t* SharedBase() { return Executor::Get().shared(); }
 void CheckSharedRead(const void* data, int bytes, const std::source_location& where) {
   Executor::Get().Read(data, bytes, where);

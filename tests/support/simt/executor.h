@@ -52,6 +52,14 @@ void BlockBarrier(const std::source_location& where);
 inline constexpr int kExchangeBytes = 64;
 const uint8_t* WarpExchange(const void* bring, int bytes, const std::source_location& where);
 
+// Stops the calling thread until `ready` says true.
+void WaitUntil(std::function<bool()> ready, const std::source_location& where);
+// Runs `action` once no thread can go on without it; the last asked for first in odd blocks, the
+// first in even ones. Asynchronous work that nobody waits for is a fault.
+void Later(std::function<void()> action);
+// A number for each block that ran, never the same twice.
+int64_t BlockSerial();
+
 uint8_t* SharedBase();
 // Notes that the calling thread reads or writes these bytes of shared memory, and faults where it
 // must not.
