@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <numeric>
 #include <string>
 #include <utility>
 #include <vector>
@@ -27,15 +29,51 @@ BatcherOptions EvalBatcherOptions(int64_t rows, int64_t max_length) {
   return {.rows_per_micro_batch = rows, .max_length = max_length, .shuffle = false};
 }
 
+namespace {
+
+// What one batch adds to the result; sent between ranks as it lies in memory.
+struct BatchSums {
+  double loss = 0;
+  int64_t correct = 0;
+};
+
+// Every rank's values at its own places (index mod size) on all ranks.
+template <class T>
+absl::Status Exchange(Ranks* ranks, const std::string& what, std::vector<T>* values) {
+  if (ranks == nullptr) return absl::OkStatus();
+  absl::StatusOr<std::vector<std::string>> all = ranks->control().AllGather(
+      what, {reinterpret_cast<const char*>(values->data()), values->size() * sizeof(T)});
+  if (!all.ok()) return all.status();
+  for (size_t i = 0; i < values->size(); ++i) {
+    const std::string& bytes = (*all)[i % size_t(ranks->size())];
+    if (bytes.size() != values->size() * sizeof(T)) {
+      return absl::InternalError("ranks disagree on the number of evaluation batches");
+    }
+    std::memcpy(&(*values)[i], bytes.data() + i * sizeof(T), sizeof(T));
+  }
+  return absl::OkStatus();
+}
+
+bool IsMine(const Ranks* ranks, int64_t index) {
+  return ranks == nullptr || index % ranks->size() == ranks->rank();
+}
+
+}  // namespace
+
 absl::StatusOr<EvalResult> EvaluateLoss(Execution* execution, const Batcher& batcher,
-                                        const LogitsSink& logits_of) {
+                                        const LogitsSink& logits_of, Ranks* ranks) {
   const EvalPieces& pieces = *execution->plan().run.eval;
   EvalResult result;
   std::vector<float> logits;
   const int64_t batches = batcher.StepsOf(1.0);
+  std::vector<BatchSums> sums(batches);
   for (int64_t i = 0; i < batches; ++i) {
     const std::vector<MicroBatch> step = batcher.Step(i);
     const MicroBatch& batch = step.front();
+    result.tokens += int64_t(batch.rows.size());
+    result.samples += int64_t(batch.documents.size());
+    if (!IsMine(ranks, i)) continue;
+    if (ranks != nullptr) ranks->control().Progress();
     const std::vector<uint8_t> inputs = EncodeBatch(pieces.inputs, batch.inputs(), {});
     if (absl::Status s = execution->Stage(pieces.inputs.live_tokens, inputs.data(), inputs.size());
         !s.ok()) {
@@ -46,10 +84,7 @@ absl::StatusOr<EvalResult> EvaluateLoss(Execution* execution, const Batcher& bat
     if (!loss.ok()) return loss.status();
     const absl::StatusOr<int32_t> correct = execution->ReadScalar<int32_t>(pieces.loss.correct);
     if (!correct.ok()) return correct.status();
-    result.loss_sum += *loss;
-    result.correct += *correct;
-    result.tokens += int64_t(batch.rows.size());
-    result.samples += int64_t(batch.documents.size());
+    sums[i] = {*loss, *correct};
     if (logits_of && pieces.logits) {
       logits.resize(batch.ids.size() * pieces.logits.cols);
       if (absl::Status s =
@@ -59,6 +94,11 @@ absl::StatusOr<EvalResult> EvaluateLoss(Execution* execution, const Batcher& bat
       }
       if (absl::Status s = logits_of(batch, logits); !s.ok()) return s;
     }
+  }
+  if (absl::Status s = Exchange(ranks, "evaluation", &sums); !s.ok()) return s;
+  for (const BatchSums& batch : sums) {
+    result.loss_sum += batch.loss;
+    result.correct += batch.correct;
   }
   return result;
 }
@@ -73,25 +113,36 @@ std::pair<int64_t, int64_t> LastTrainedRun(const Sample& sample) {
 
 absl::StatusOr<int64_t> CountExactMatches(Execution* execution, const Dataset& dataset,
                                           const Tokenizer& tokenizer,
-                                          const GenerationOptions& options) {
+                                          const GenerationOptions& options, Ranks* ranks) {
+  // Whole rounds of generation, as many sequences at a time as one rank alone would take.
+  const int64_t round = execution->plan().run.generate->logits.rows;
   std::vector<std::vector<int32_t>> prompts;
   std::vector<std::string> answers;
   const auto text_of = [&](absl::Span<const int32_t> ids) {
     return std::string(absl::StripAsciiWhitespace(tokenizer.Decode(ids, true)));
   };
-  for (const Sample& sample : dataset.samples) {
+  for (size_t i = 0; i < dataset.samples.size(); ++i) {
+    if (!IsMine(ranks, int64_t(i) / round)) continue;
+    const Sample& sample = dataset.samples[i];
     const auto [begin, end] = LastTrainedRun(sample);
     prompts.emplace_back(sample.ids.begin(), sample.ids.begin() + begin);
     answers.push_back(text_of(absl::MakeConstSpan(sample.ids).subspan(begin, end - begin)));
   }
-  absl::StatusOr<std::vector<std::vector<int32_t>>> generated =
-      Generate(execution, prompts, options);
-  if (!generated.ok()) return generated.status();
-  int64_t matches = 0;
-  for (size_t i = 0; i < answers.size(); ++i) {
-    if (text_of((*generated)[i]) == answers[i]) ++matches;
+  std::vector<std::vector<int32_t>> generated;
+  if (!prompts.empty()) {
+    absl::StatusOr<std::vector<std::vector<int32_t>>> result =
+        Generate(execution, prompts, options);
+    if (!result.ok()) return result.status();
+    generated = *std::move(result);
   }
-  return matches;
+  // One count a rank, at its own place.
+  std::vector<int64_t> matches(ranks == nullptr ? 1 : ranks->size());
+  int64_t& mine = matches[ranks == nullptr ? 0 : ranks->rank()];
+  for (size_t i = 0; i < answers.size(); ++i) {
+    if (text_of(generated[i]) == answers[i]) ++mine;
+  }
+  if (absl::Status s = Exchange(ranks, "exact matches", &matches); !s.ok()) return s;
+  return std::accumulate(matches.begin(), matches.end(), int64_t{0});
 }
 
 }  // namespace qlora::engine

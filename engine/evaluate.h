@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "absl/status/statusor.h"
+#include "engine/comm/ranks.h"
 #include "engine/data/batcher.h"
 #include "engine/execution.h"
 #include "engine/generate.h"
@@ -35,22 +36,24 @@ std::string DescribeEval(const EvalResult& result);
 // How evaluation batches are cut: samples in order, `rows` at a time.
 BatcherOptions EvalBatcherOptions(int64_t rows, int64_t max_length);
 
-// The loss of all of `batcher`'s samples. `logits_of` (may be empty) sees each batch's bound
-// logits, where recorded.
+// The loss of all of `batcher`'s samples, spread over the ranks (null: this one alone): each takes
+// every size-th batch, and all get the result, which does not tell how many they were. `logits_of`
+// (may be empty) sees each of this rank's batches' bound logits, where recorded.
 using LogitsSink =
     std::function<absl::Status(const MicroBatch& batch, absl::Span<const float> logits)>;
 absl::StatusOr<EvalResult> EvaluateLoss(Execution* execution, const Batcher& batcher,
-                                        const LogitsSink& logits_of);
+                                        const LogitsSink& logits_of, Ranks* ranks = nullptr);
 
 // Where the sample's answer stands: the last trained tokens in a row (of a chat the assistant's
 // last turn), without the sample's first token, which nothing predicts.
 std::pair<int64_t, int64_t> LastTrainedRun(const Sample& sample);
 
 // Generates an answer to what stands before each sample's last trained run, greedily, and counts
-// those whose text equals the run's, white space at both ends aside.
+// those whose text equals the run's, white space at both ends aside. Spread over the ranks likewise.
 absl::StatusOr<int64_t> CountExactMatches(Execution* execution, const Dataset& dataset,
                                           const Tokenizer& tokenizer,
-                                          const GenerationOptions& options);
+                                          const GenerationOptions& options,
+                                          Ranks* ranks = nullptr);
 
 }  // namespace qlora::engine
 

@@ -29,7 +29,7 @@ absl::StatusOr<std::string> HashBase(Env* env, const std::string& config_file,
   return Sha256Hex(lines);
 }
 
-std::string DecisiveJobText(const proto::Job& job, const std::string& device) {
+std::string DecisiveJobText(const proto::Job& job, const std::string& device, int ranks) {
   proto::Job decisive = job;
   decisive.clear_model();
   decisive.clear_output_dir();
@@ -40,8 +40,11 @@ std::string DecisiveJobText(const proto::Job& job, const std::string& device) {
   decisive.clear_memory_limit();
   decisive.clear_eval();
   decisive.clear_generate();
+  decisive.clear_parallel();
   decisive.mutable_quantization()->clear_quantize_cache();
   proto::Training* training = decisive.mutable_training();
+  // The global batch is what counts, however many ranks share it.
+  training->set_gradient_accumulation_steps(training->gradient_accumulation_steps() * ranks);
   training->clear_logging_steps();
   training->clear_eval_steps();
   training->clear_save_steps();
@@ -57,7 +60,13 @@ std::string DecisiveJobText(const proto::Job& job, const std::string& device) {
   std::string text;
   google::protobuf::TextFormat::PrintToString(decisive, &text);
   // "cpu (avx512, 2 threads)": the number of threads changes nothing.
-  return absl::StrCat(text, "# ", device.substr(0, device.find(',')), "\n");
+  absl::StrAppend(&text, "# ", device.substr(0, device.find(',')), "\n");
+  const auto is_power_of_two = [](int64_t n) { return (n & (n - 1)) == 0; };
+  if (ranks > 1 && (training->gradient_sum() == proto::GradientSum::SEQUENTIAL ||
+                    !is_power_of_two(training->gradient_accumulation_steps()))) {
+    absl::StrAppend(&text, "# ", ranks, " ranks: the order of these sums depends on it\n");
+  }
+  return text;
 }
 
 std::string DifferingLines(const std::string& before, const std::string& after) {

@@ -21,7 +21,7 @@ absl::StatusOr<std::string> HashBase(Env* env, const std::string& config_file,
 
 // The job in text format without what changes no byte of the result: paths, logging, saving,
 // evaluation, limits. The device stands in it, since backends round differently.
-std::string DecisiveJobText(const proto::Job& job, const std::string& device);
+std::string DecisiveJobText(const proto::Job& job, const std::string& device, int ranks);
 
 // Lines that only one of two texts has, marked − (`before`) and + (`after`).
 std::string DifferingLines(const std::string& before, const std::string& after);

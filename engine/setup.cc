@@ -34,9 +34,10 @@ constexpr int64_t kPrefillTokens = 512;
 
 class Preparation {
  public:
-  Preparation(const proto::Job& job, Command command, Env* env, Setup* setup)
+  Preparation(const proto::Job& job, Command command, Env* env, Ranks* ranks, Setup* setup)
       : command_(command), s_(*setup) {
     s_.job = job;
+    s_.ranks = ranks;
     s_.env = env;
     trains_ =
         command == Command::kTrain || command == Command::kPlan || command == Command::kInspect;
@@ -214,7 +215,13 @@ class Preparation {
     return absl::OkStatus();
   }
 
+  // Ranks of one machine share its cores and its memory.
+  int RanksHere() const { return s_.ranks == nullptr ? 1 : s_.ranks->control().local_size(); }
+
   absl::Status OpenDevice() {
+    if (s_.job.num_threads() == 0 && RanksHere() > 1) {
+      s_.job.set_num_threads(std::max(1, int(std::thread::hardware_concurrency()) / RanksHere()));
+    }
     absl::StatusOr<std::unique_ptr<kernels::Device>> device = OpenJobDevice(s_.job, &s_.warnings);
     if (!device.ok()) return device.status();
     s_.device = *std::move(device);
@@ -302,7 +309,8 @@ class Preparation {
       s_.train_batches.emplace(
           &s_.train_data,
           BatcherOptions{.rows_per_micro_batch = training.per_device_train_batch_size(),
-                         .micro_batches_per_step = training.gradient_accumulation_steps(),
+                         .micro_batches_per_step =
+                             int64_t{training.gradient_accumulation_steps()} * s_.world(),
                          .max_length = data.max_length(),
                          .packing = data.packing(),
                          .shuffle = data.shuffle(),
@@ -356,6 +364,7 @@ class Preparation {
     if (training.gradient_sum() == proto::GradientSum::TREE) {
       storage.pending_gradients = PendingGradients(training.gradient_accumulation_steps());
     }
+    s_.record.ranks = s_.world();
     s_.record.adam = {.beta1 = training.adam_beta1(),
                       .beta2 = training.adam_beta2(),
                       .epsilon = float(training.adam_epsilon()),
@@ -409,8 +418,11 @@ class Preparation {
   absl::Status ChooseLimits() {
     s_.limits.recompute = s_.job.training().recompute();
     const bool is_host = s_.device->info().is_host;
-    s_.limits.memory_bytes = is_host ? AvailableHostMemory() : s_.device->info().memory_bytes;
-    s_.limits.memory_source = is_host ? "this machine's free memory" : "the GPU's free memory";
+    s_.limits.memory_bytes =
+        is_host ? AvailableHostMemory() / RanksHere() : s_.device->info().memory_bytes;
+    s_.limits.memory_source = !is_host          ? "the GPU's free memory"
+                              : RanksHere() > 1 ? "this rank's share of this machine's free memory"
+                                                : "this machine's free memory";
     if (s_.job.has_memory_limit()) {
       absl::StatusOr<int64_t> limit = proto::ParseMemorySize(s_.job.memory_limit());
       if (!limit.ok()) return proto::BadJobError(limit.status().message());
@@ -481,7 +493,7 @@ class Preparation {
     absl::StatusOr<std::string> base = HashBase(s_.env, s_.config_file, s_.model);
     if (!base.ok()) return AsInputError(base.status());
     s_.base_hash = *base;
-    s_.job_text = DecisiveJobText(s_.job, s_.device->info().name);
+    s_.job_text = DecisiveJobText(s_.job, s_.device->info().name, s_.world());
     s_.job_hash =
         Sha256Hex(absl::StrCat(s_.job_text, "\n", s_.base_hash, "\n", s_.train_data.report.sha256));
     return absl::OkStatus();
@@ -496,9 +508,9 @@ class Preparation {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Setup>> PrepareSetup(const proto::Job& job, Command command,
-                                                    Env* env) {
+                                                    Env* env, Ranks* ranks) {
   auto setup = std::make_unique<Setup>();
-  if (absl::Status s = Preparation(job, command, env, setup.get()).Run(); !s.ok()) return s;
+  if (absl::Status s = Preparation(job, command, env, ranks, setup.get()).Run(); !s.ok()) return s;
   return setup;
 }
 

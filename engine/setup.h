@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "engine/comm/ranks.h"
 #include "engine/data/batcher.h"
 #include "engine/execution.h"
 #include "engine/io/checkpoint_files.h"
@@ -38,6 +39,7 @@ struct Setup {
   Dataset train_data, eval_data;  // empty where the command has none
   std::optional<Batcher> train_batches, eval_batches;
   int64_t total_steps = 0;
+  Ranks* ranks = nullptr;  // all that train together; null: this process alone. Borrowed
   std::vector<std::vector<int32_t>> prompts;  // command generate
   RecordOptions record;
   MachineRates rates;
@@ -46,12 +48,17 @@ struct Setup {
   std::string job_text;   // what of the job decides the result, one field a line
   std::string job_hash;   // SHA-256 of job_text, base_hash and the data's hashes
   std::vector<std::string> warnings;
+
+  int world() const { return ranks == nullptr ? 1 : ranks->size(); }
+  // Whether this process is the one that talks and writes.
+  bool is_first() const { return ranks == nullptr || ranks->is_first(); }
 };
 
 // `job` is checked and has its defaults. Errors carry their exit code. The adapter of commands eval
-// and generate is looked at (its rank and targets decide the program) but not read.
+// and generate is looked at (its rank and targets decide the program) but not read. `ranks`, where
+// several processes train together, must outlive the result.
 absl::StatusOr<std::unique_ptr<Setup>> PrepareSetup(const proto::Job& job, proto::Command command,
-                                                    Env* env);
+                                                    Env* env, Ranks* ranks = nullptr);
 
 // Tokens that end a generated answer: the model's end tokens and, with a chat format, its end of
 // turn.

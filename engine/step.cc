@@ -1,24 +1,28 @@
 #include "engine/step.h"
 
 #include <cmath>
+#include <utility>
 #include <vector>
 
 namespace qlora::engine {
 
-TrainStep::TrainStep(Execution* execution, const StepOptions& options)
-    : execution_(*execution), pieces_(*execution->plan().run.train), options_(options) {
+TrainStep::TrainStep(Execution* execution, const StepOptions& options, Comm* comm)
+    : execution_(*execution),
+      pieces_(*execution->plan().run.train),
+      options_(options),
+      comm_(comm) {
   if (execution->paged_states() != nullptr) pager_.emplace(execution->paged_states());
 }
 
 absl::StatusOr<StepResult> TrainStep::Run(int64_t step, int64_t updates, double learning_rate,
                                           int64_t trained_tokens, Batches batches) {
-  if (absl::Status s = execution_.Run(pieces_.begin_step); !s.ok()) return s;
+  const int64_t first = comm_ == nullptr ? 0 : comm_->rank() * options_.micro_batches;
   for (int64_t j = 0; j < options_.micro_batches; ++j) {
-    absl::StatusOr<MicroBatchInputs> batch = batches(j);
+    absl::StatusOr<MicroBatchInputs> batch = batches(first + j);
     if (!batch.ok()) return batch.status();
-    const std::vector<uint8_t> inputs =
-        EncodeBatch(pieces_.inputs, *batch,
-                    {.seed = options_.seed, .step = int32_t(step), .micro_batch = int32_t(j)});
+    const std::vector<uint8_t> inputs = EncodeBatch(
+        pieces_.inputs, *batch,
+        {.seed = options_.seed, .step = int32_t(step), .micro_batch = int32_t(first + j)});
     if (absl::Status s = execution_.Stage(pieces_.inputs.live_tokens, inputs.data(), inputs.size());
         !s.ok()) {
       return s;
@@ -36,6 +40,7 @@ absl::StatusOr<StepResult> TrainStep::Run(int64_t step, int64_t updates, double 
     }
   }
 
+  if (absl::Status s = SumOverRanks(); !s.ok()) return s;
   const std::vector<uint8_t> update =
       EncodeUpdate({.learning_rate = float(learning_rate),
                     .bias_correction1 = float(1.0 - std::pow(options_.beta1, double(updates + 1))),
@@ -60,6 +65,20 @@ absl::StatusOr<StepResult> TrainStep::Run(int64_t step, int64_t updates, double 
   result.gradient_norm = *norm;
   result.skipped = *skip != 0;
   return result;
+}
+
+absl::Status TrainStep::SumOverRanks() {
+  if (comm_ == nullptr) return absl::OkStatus();
+  for (const auto& [sum, scratch] :
+       {std::pair(execution_.plan().run.storage.gradient, pieces_.gradients_arriving),
+        std::pair(pieces_.loss.loss, pieces_.losses_arriving)}) {
+    if (absl::Status s = comm_->StartSum(sum.dtype, execution_.Bind(sum).data,
+                                         execution_.Bind(scratch).data, sum.Count());
+        !s.ok()) {
+      return s;
+    }
+  }
+  return comm_->Finish();
 }
 
 absl::Status TrainStep::Update() {

@@ -1,4 +1,8 @@
 // One training step: micro-batches forward and backward, their gradients summed, one update.
+//
+// Of a global batch of N·n micro-batches, rank r of N runs n, from r·n on. With tree sums each rank
+// makes one subtree, and the sum over ranks the tree above them, so that for powers of two the
+// gradients do not tell how many ranks there were.
 
 #ifndef QLORA_ENGINE_STEP_H_
 #define QLORA_ENGINE_STEP_H_
@@ -8,6 +12,7 @@
 
 #include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
+#include "engine/comm/comm.h"
 #include "engine/execution.h"
 #include "engine/optim/state_pager.h"
 #include "engine/step_inputs.h"
@@ -16,7 +21,7 @@ namespace qlora::engine {
 
 struct StepOptions {
   uint64_t seed = 0;
-  int64_t micro_batches = 1;  // of the global batch
+  int64_t micro_batches = 1;  // of the global batch, that this rank runs
   bool tree_sum = true;       // a balanced tree over micro-batches, or one after another
   double beta1 = 0.9, beta2 = 0.999;
 };
@@ -30,10 +35,10 @@ struct StepResult {
 
 class TrainStep {
  public:
-  // `execution` must outlive it.
-  TrainStep(Execution* execution, const StepOptions& options);
+  // Both must outlive it. `comm`: null where this is the only rank.
+  TrainStep(Execution* execution, const StepOptions& options, Comm* comm = nullptr);
 
-  // Gives micro-batch j of the step. The spans live until the next call.
+  // Gives micro-batch j of the global batch. The spans live until the next call.
   using Batches = absl::FunctionRef<absl::StatusOr<MicroBatchInputs>(int64_t j)>;
 
   // `step` counts from 0 and feeds the random counter; `updates` is how many updates were made
@@ -47,11 +52,13 @@ class TrainStep {
 
  private:
   absl::Status SumGradients(int64_t j);
+  absl::Status SumOverRanks();
   absl::Status Update();
 
   Execution& execution_;
   const TrainPieces& pieces_;
   const StepOptions options_;
+  Comm* const comm_;
   std::optional<StatePager> pager_;  // none where the states are not paged
 };
 

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "engine/checkpoint.h"
@@ -11,6 +12,7 @@
 #include "engine/host_memory.h"
 #include "engine/input_error.h"
 #include "engine/io/atomic_file.h"
+#include "engine/job_identity.h"
 #include "engine/load_model.h"
 #include "engine/optim/schedule.h"
 #include "engine/output_folder.h"
@@ -34,9 +36,10 @@ class TrainingRun {
         record_(setup.record) {}
 
   absl::Status Run() {
+    if (absl::Status s = AgreeOnJob(); !s.ok()) return s;
     console_.Line(StartSummary(setup_));
     if (absl::Status s = MakePlan(); !s.ok()) return s;
-    absl::StatusOr<std::optional<std::string>> resume = CheckOutputFolder(setup_, &console_);
+    absl::StatusOr<std::optional<std::string>> resume = FindStart();
     if (!resume.ok()) return resume.status();
     if (resume->has_value()) {
       if (absl::Status s = TakeKernelsOf(**resume); !s.ok()) return s;
@@ -49,6 +52,61 @@ class TrainingRun {
   }
 
  private:
+  Ranks* ranks() const { return setup_.ranks; }
+
+  void Enter(Phase phase, absl::string_view detail = "") {
+    if (ranks() != nullptr) ranks()->control().Enter(phase, std::string(detail));
+  }
+
+  // Comes back when all ranks are here.
+  absl::Status Meet(const std::string& what) {
+    return ranks() == nullptr ? absl::OkStatus() : ranks()->control().AllGather(what, "").status();
+  }
+
+  // Ranks that train something else, or were built otherwise, must not be summed.
+  absl::Status AgreeOnJob() {
+    if (ranks() == nullptr) return absl::OkStatus();
+    const std::string mine = absl::StrCat(setup_.job_text, "model ", setup_.base_hash, "\ndata ",
+                                          setup_.train_data.report.sha256, "\nheld out ",
+                                          setup_.eval_data.report.sha256, "\n");
+    absl::StatusOr<std::vector<std::string>> all = ranks()->control().AllGather("the job", mine);
+    if (!all.ok()) return all.status();
+    for (size_t rank = 1; rank < all->size(); ++rank) {
+      if ((*all)[rank] == (*all)[0]) continue;
+      return proto::BadJobError(absl::StrCat("ranks disagree on what to train (- rank 0, + rank ",
+                                             rank, "):\n", DifferingLines((*all)[0], (*all)[rank]),
+                                             "Give all of them the same job, model and data"));
+    }
+    return absl::OkStatus();
+  }
+
+  // The checkpoint to go on from: what rank 0, which wrote it, finds.
+  absl::StatusOr<std::optional<std::string>> FindStart() {
+    std::string found;
+    if (setup_.is_first()) {
+      absl::StatusOr<std::optional<std::string>> resume = CheckOutputFolder(setup_, &console_);
+      if (!resume.ok() || ranks() == nullptr) return resume;
+      found = resume->value_or("");
+    }
+    absl::StatusOr<std::string> agreed = ranks()->control().FromFirst("where to begin", found);
+    if (!agreed.ok()) return agreed.status();
+    return agreed->empty() ? std::nullopt : std::optional<std::string>(*agreed);
+  }
+
+  // Into a cache of the quantized base one rank writes; the others read what it left.
+  absl::Status Load() {
+    const bool in_turns = ranks() != nullptr && !setup_.job.quantization().quantize_cache().empty();
+    const std::string turn = "the first rank's quantized base";
+    if (in_turns && !setup_.is_first()) {
+      if (absl::Status s = Meet(turn); !s.ok()) return s;
+    }
+    Enter(Phase::kLoading, "the model");
+    absl::Status loaded =
+        LoadModel(setup_, setup_.job.lora().init_from(), execution_.get(), &console_);
+    if (!loaded.ok() || !in_turns || !setup_.is_first()) return loaded;
+    return Meet(turn);
+  }
+
   absl::Status MakePlan() {
     absl::StatusOr<Plan> plan =
         engine::MakePlan(setup_.spec, record_, *setup_.device, setup_.rates, setup_.limits);
@@ -88,12 +146,10 @@ class TrainingRun {
         Execution::Create(plan_, setup_.device.get());
     if (!execution.ok()) return proto::DoesNotFitError(execution.status().message());
     execution_ = *std::move(execution);
-    if (absl::Status s =
-            LoadModel(setup_, setup_.job.lora().init_from(), execution_.get(), &console_);
-        !s.ok()) {
-      return s;
+    if (absl::Status s = Load(); !s.ok()) return s;
+    if (setup_.is_first()) {
+      if (absl::Status s = TakeOutputFolder(setup_); !s.ok()) return s;
     }
-    if (absl::Status s = TakeOutputFolder(setup_); !s.ok()) return s;
     schedule_ = ScheduleOf(training_, setup_.total_steps);
     state_.set_job_hash(setup_.job_hash);
     state_.set_base_hash(setup_.base_hash);
@@ -105,6 +161,10 @@ class TrainingRun {
       if (!state.ok()) return proto::Annotate(state.status(), *resume);
       state_ = *std::move(state);
       console_.Line(absl::StrCat("going on from ", *resume));
+    }
+    if (absl::Status s = Meet("everything is loaded"); !s.ok()) return s;
+    if (!setup_.is_first()) {
+      return resume.has_value() || !setup_.eval_batches ? absl::OkStatus() : EvaluateNow();
     }
     absl::StatusOr<RunLog> log = RunLog::Open(setup_.env, setup_.job.output_dir(), state_.step());
     if (!log.ok()) return AsInputError(log.status());
@@ -119,7 +179,8 @@ class TrainingRun {
                     .micro_batches = training_.gradient_accumulation_steps(),
                     .tree_sum = training_.gradient_sum() == proto::GradientSum::TREE,
                     .beta1 = training_.adam_beta1(),
-                    .beta2 = training_.adam_beta2()});
+                    .beta2 = training_.adam_beta2()},
+                   ranks() == nullptr ? nullptr : &ranks()->comm());
     begin_seconds_ = setup_.env->MonotonicSeconds();
     begin_step_ = state_.step();
     while (state_.step() < setup_.total_steps) {
@@ -129,7 +190,9 @@ class TrainingRun {
       if (IsDue(training_.eval_steps(), done, is_last) && setup_.eval_batches) {
         if (absl::Status s = EvaluateNow(); !s.ok()) return s;
       }
-      const int signal = stop_;
+      absl::StatusOr<int> agreed = AgreeOnStop();
+      if (!agreed.ok()) return agreed.status();
+      const int signal = *agreed;
       if (IsDue(training_.save_steps(), done, is_last) || signal != 0) {
         if (absl::Status s = Save(); !s.ok()) return s;
       }
@@ -146,7 +209,23 @@ class TrainingRun {
     return is_last || (every > 0 && done % every == 0);
   }
 
+  // The signal to stop after this step, 0 where no rank has one: all see the same, so that none
+  // waits for one that is gone.
+  absl::StatusOr<int> AgreeOnStop() {
+    const int mine = stop_;
+    if (ranks() == nullptr) return mine;
+    absl::StatusOr<std::vector<std::string>> all =
+        ranks()->control().AllGather("whether to stop", absl::StrCat(mine));
+    if (!all.ok()) return all.status();
+    for (const std::string& text : *all) {
+      int signal;
+      if (absl::SimpleAtoi(text, &signal) && signal != 0) return signal;
+    }
+    return 0;
+  }
+
   absl::Status OneStep(TrainStep* step) {
+    Enter(Phase::kComputing, absl::StrCat("step ", state_.step() + 1));
     const double begin = setup_.env->MonotonicSeconds();
     const double busy_before = setup_.device->BusySeconds();
     const int64_t index = state_.step();
@@ -154,9 +233,11 @@ class TrainingRun {
     const int64_t trained = Batcher::TrainedTokens(batch);
     const int64_t paged_in = step->paged_in(), paged_out = step->paged_out();
     const double rate = LearningRate(schedule_, state_.updates());
-    absl::StatusOr<StepResult> result =
-        step->Run(index, state_.updates(), rate, trained,
-                  [&](int64_t j) -> absl::StatusOr<MicroBatchInputs> { return batch[j].inputs(); });
+    absl::StatusOr<StepResult> result = step->Run(
+        index, state_.updates(), rate, trained, [&](int64_t j) -> absl::StatusOr<MicroBatchInputs> {
+          if (ranks() != nullptr) ranks()->control().Progress();
+          return batch[j].inputs();
+        });
     if (!result.ok()) return result.status();
     state_.set_step(index + 1);
     if (absl::Status s = Account(*result); !s.ok()) return s;
@@ -209,7 +290,7 @@ class TrainingRun {
     speed_.seconds += seconds;
     const double flops = UsefulFlops(setup_.spec, setup_.job.mode() == proto::Mode::FULL,
                                      setup_.targets.ParameterCount(), tokens, pairs);
-    share_of_light_ = flops / setup_.rates.matmul_flops / seconds;
+    share_of_light_ = flops / (setup_.rates.matmul_flops * setup_.world()) / seconds;
   }
 
   void ShowProgress(const StepResult& result, double rate) {
@@ -238,6 +319,7 @@ class TrainingRun {
   absl::Status LogStep(const TrainRecord& record) {
     state_.set_loss_since_log(0);
     state_.set_tokens_since_log(0);
+    if (!setup_.is_first()) return absl::OkStatus();
     if (absl::Status s = log_->Train(record, &state_); !s.ok()) return AsInputError(s);
     if (!console_.live()) {
       console_.Line(absl::StrFormat(
@@ -257,33 +339,42 @@ class TrainingRun {
 
   absl::Status EvaluateNow() {
     console_.Live("evaluating");
-    absl::StatusOr<EvalResult> result = EvaluateLoss(execution_.get(), *setup_.eval_batches, {});
+    Enter(Phase::kEvaluating);
+    absl::StatusOr<EvalResult> result =
+        EvaluateLoss(execution_.get(), *setup_.eval_batches, {}, ranks());
     if (!result.ok()) return result.status();
     if (setup_.record.generate.has_value()) {
       GenerationOptions options{.max_new_tokens = setup_.job.eval().max_new_tokens(),
                                 .stop_ids = StopIds(setup_)};
-      absl::StatusOr<int64_t> exact =
-          CountExactMatches(execution_.get(), setup_.eval_data, *setup_.tokenizer, options);
+      absl::StatusOr<int64_t> exact = CountExactMatches(execution_.get(), setup_.eval_data,
+                                                        *setup_.tokenizer, options, ranks());
       if (!exact.ok()) return exact.status();
       result->exact_matches = *exact;
     }
     console_.Line(absl::StrCat("step ", state_.step(), "  held out: ", DescribeEval(*result)));
     const double epoch = setup_.train_batches->EpochAt(state_.step());
+    if (!setup_.is_first()) return KeepIfBest(*result);
     if (absl::Status s = log_->Eval(state_.step(), epoch, *result, &state_); !s.ok()) {
       return AsInputError(s);
     }
-    // Only a state that is saved can be the best one.
+    return KeepIfBest(*result);
+  }
+
+  // Only a state that is saved can be the best one.
+  absl::Status KeepIfBest(const EvalResult& result) {
     const bool is_last = state_.step() == setup_.total_steps;
     const bool is_saved =
         state_.step() > 0 && IsDue(training_.save_steps(), state_.step(), is_last);
-    if (is_saved && (!state_.has_best_eval_loss() || result->Loss() < state_.best_eval_loss())) {
-      state_.set_best_eval_loss(result->Loss());
+    if (is_saved && (!state_.has_best_eval_loss() || result.Loss() < state_.best_eval_loss())) {
+      state_.set_best_eval_loss(result.Loss());
       state_.set_best_checkpoint(CheckpointName(state_.step()));
     }
     return absl::OkStatus();
   }
 
   absl::Status Save() {
+    if (!setup_.is_first()) return absl::OkStatus();
+    Enter(Phase::kSaving, CheckpointName(state_.step()));
     if (absl::Status s = log_->Sync(); !s.ok()) return AsInputError(s);
     const std::string& folder = setup_.job.output_dir();
     if (absl::Status s = SaveCheckpoint(setup_.env, folder, execution_.get(), Files(), state_);
@@ -317,6 +408,16 @@ class TrainingRun {
   }
 
   absl::Status Finish() {
+    if (setup_.is_first()) {
+      if (absl::Status s = WriteResults(); !s.ok()) return s;
+    }
+    if (absl::Status s = Meet("the end"); !s.ok()) return s;
+    Enter(Phase::kFinished);
+    return absl::OkStatus();
+  }
+
+  absl::Status WriteResults() {
+    Enter(Phase::kSaving, "the result");
     if (training_.load_best_model_at_end() && !state_.best_checkpoint().empty() &&
         state_.best_checkpoint() != CheckpointName(state_.step())) {
       const std::string best = JoinPath(setup_.job.output_dir(), state_.best_checkpoint());

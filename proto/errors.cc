@@ -60,6 +60,27 @@ absl::Status StoppedError(int signal_number, absl::string_view message) {
   return Make(absl::StatusCode::kCancelled, message, 128 + signal_number);
 }
 
+absl::Status ErrorOfExitCode(int exit_code, absl::string_view message) {
+  switch (exit_code) {
+    case kExitBadJob:
+      return BadJobError(message);
+    case kExitBadData:
+      return BadDataError(message);
+    case kExitNoDevice:
+      return NoDeviceError(message);
+    case kExitDoesNotFit:
+      return DoesNotFitError(message);
+    case kExitIo:
+      return IoError(message);
+    case kExitPeerLost:
+      return PeerLostError(message);
+    case kExitNumbersBad:
+      return NumbersBadError(message);
+  }
+  return Make(exit_code > 128 ? absl::StatusCode::kCancelled : absl::StatusCode::kInternal, message,
+              exit_code);
+}
+
 bool HasExitCode(const absl::Status& status) { return status.GetPayload(kExitCodeUrl).has_value(); }
 
 absl::Status Annotate(const absl::Status& status, absl::string_view context) {

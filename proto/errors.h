@@ -24,6 +24,9 @@ absl::Status NumbersBadError(absl::string_view message);  // kAborted, 76: NaN o
 // The run ended on `signal_number` (SIGINT, SIGTERM) with its checkpoint saved: 128 + number.
 absl::Status StoppedError(int signal_number, absl::string_view message);
 
+// The error that another process ended with: of its class, with its code. `exit_code` is not 0.
+absl::Status ErrorOfExitCode(int exit_code, absl::string_view message);
+
 // True for statuses made by the constructors above.
 bool HasExitCode(const absl::Status& status);
 

@@ -101,6 +101,8 @@ Job WithDefaults(const Job& given) {
   QLORA_DEFAULT(generate, temperature, 0);
   QLORA_DEFAULT(generate, top_p, 1);
   QLORA_DEFAULT(generate, seed, job.seed());
+
+  QLORA_DEFAULT(*job.mutable_parallel(), silence_seconds, 60);
   return job;
 }
 

@@ -29,6 +29,7 @@ constexpr RealRange kReal[] = {
     {"data.eval_fraction", 0, 1, false, /*max_open=*/true},
     {"generate.temperature", 0, 100},
     {"generate.top_p", 0, 1, /*min_open=*/true},
+    {"parallel.silence_seconds", 1, 86'400},
 };
 
 constexpr IntRange kInt[] = {

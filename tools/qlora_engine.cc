@@ -14,7 +14,9 @@
 #include <vector>
 
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "engine/comm/ranks.h"
 #include "engine/commands.h"
 #include "engine/input_error.h"
 #include "engine/lora/targets.h"
@@ -38,7 +40,10 @@ constexpr char kUsage[] =
     "  generate  text from a prompt\n"
     "  verify    check the checkpoints of an output folder\n"
     "  version   print the version\n"
-    "--set sets one field of the job: --set training.learning_rate=1e-4\n";
+    "--set sets one field of the job: --set training.learning_rate=1e-4\n"
+    "several processes train together under mpirun or srun, or by hand:\n"
+    "  --rank R --world N --rendezvous HOST:PORT   this is process R of N; process 0 listens "
+    "there\n";
 
 constexpr int64_t kMaxJobBytes = 1 << 20;
 
@@ -86,16 +91,37 @@ std::optional<proto::Command> CommandOf(const std::string& name) {
 struct Arguments {
   std::string command, target;
   std::vector<std::string> overrides;
+  engine::LaunchOptions launch;
 };
+
+// The value of "--name value" or "--name=value" at words[*i]; none where another word stands there.
+std::optional<std::string> TakeOption(const std::vector<std::string>& words, const char* name,
+                                      size_t* i) {
+  if (words[*i] == name && *i + 1 < words.size()) return words[++*i];
+  const std::string prefix = absl::StrCat(name, "=");
+  if (absl::StartsWith(words[*i], prefix)) return words[*i].substr(prefix.size());
+  return std::nullopt;
+}
+
+bool TakeNumber(const std::vector<std::string>& words, const char* name, size_t* i,
+                std::optional<int>* to) {
+  const std::optional<std::string> text = TakeOption(words, name, i);
+  int number;
+  if (!text || !absl::SimpleAtoi(*text, &number)) return false;
+  *to = number;
+  return true;
+}
 
 std::optional<Arguments> ParseArguments(const std::vector<std::string>& words) {
   Arguments arguments;
   for (size_t i = 0; i < words.size(); ++i) {
-    if (words[i] == "--set") {
-      if (++i == words.size()) return std::nullopt;
-      arguments.overrides.push_back(words[i]);
-    } else if (absl::StartsWith(words[i], "--set=")) {
-      arguments.overrides.push_back(words[i].substr(6));
+    if (const auto set = TakeOption(words, "--set", &i)) {
+      arguments.overrides.push_back(*set);
+    } else if (const auto place = TakeOption(words, "--rendezvous", &i)) {
+      arguments.launch.rendezvous = *place;
+    } else if (TakeNumber(words, "--rank", &i, &arguments.launch.rank) ||
+               TakeNumber(words, "--world", &i, &arguments.launch.world)) {
+      continue;
     } else if (absl::StartsWith(words[i], "-")) {
       return std::nullopt;
     } else if (arguments.command.empty()) {
@@ -110,15 +136,39 @@ std::optional<Arguments> ParseArguments(const std::vector<std::string>& words) {
   return arguments;
 }
 
-absl::Status RunJob(const Arguments& arguments, proto::Command command, engine::Console* console) {
-  engine::Env* env = engine::Env::Default();
-  absl::StatusOr<std::string> text = env->ReadFile(arguments.target, kMaxJobBytes);
-  if (!text.ok()) return proto::BadJobError(text.status().message());
-  absl::StatusOr<proto::Job> job = proto::LoadJob(*text, arguments.target, arguments.overrides,
-                                                  command, engine::CheckTargetPattern);
-  if (!job.ok()) return job.status();
-  absl::StatusOr<std::unique_ptr<engine::Setup>> setup = engine::PrepareSetup(*job, command, env);
+// Ends a process whose main thread hangs in something that the abort of its job can't reach.
+void EndAtOnce(const absl::Status& status) {
+  const std::string message = absl::StrCat("error: ", std::string(status.message()), "\n");
+  [[maybe_unused]] const ssize_t n = write(STDERR_FILENO, message.data(), message.size());
+  _exit(proto::ExitCodeOf(status));
+}
+
+// Null where this process is alone.
+absl::StatusOr<std::unique_ptr<engine::Ranks>> JoinRanks(const Arguments& arguments,
+                                                         proto::Command command,
+                                                         const proto::Job& job,
+                                                         engine::Console* console) {
+  absl::StatusOr<engine::World> world = engine::FindWorld(
+      arguments.launch, [](const char* name) -> const char* { return getenv(name); });
+  if (!world.ok()) return world.status();
+  if (world->size == 1) return nullptr;
+  if (command != proto::Command::kTrain) {
+    return proto::BadJobError(absl::StrCat(arguments.command, " runs in one process; found ",
+                                           world->size, ": start it without mpirun or srun"));
+  }
+  if (world->rank != 0) console->Mute(absl::StrCat("rank ", world->rank, ": "));
+  return engine::Ranks::Join(
+      *world, {.silence_seconds = job.parallel().silence_seconds(), .last_resort = EndAtOnce});
+}
+
+absl::Status RunPrepared(const proto::Job& job, proto::Command command, engine::Env* env,
+                         engine::Ranks* ranks, engine::Console* console) {
+  absl::StatusOr<std::unique_ptr<engine::Setup>> setup =
+      engine::PrepareSetup(job, command, env, ranks);
   if (!setup.ok()) return setup.status();
+  if (ranks != nullptr) {
+    if (absl::Status s = ranks->OpenComm((*setup)->device.get()); !s.ok()) return s;
+  }
   for (const std::string& warning : (*setup)->warnings) console->Warning(warning);
   switch (command) {
     case proto::Command::kTrain:
@@ -133,6 +183,23 @@ absl::Status RunJob(const Arguments& arguments, proto::Command command, engine::
       return engine::GenerateText(**setup, console);
   }
   return absl::InternalError("unknown command");
+}
+
+absl::Status RunJob(const Arguments& arguments, proto::Command command, engine::Console* console) {
+  engine::Env* env = engine::Env::Default();
+  absl::StatusOr<std::string> text = env->ReadFile(arguments.target, kMaxJobBytes);
+  if (!text.ok()) return proto::BadJobError(text.status().message());
+  absl::StatusOr<proto::Job> job = proto::LoadJob(*text, arguments.target, arguments.overrides,
+                                                  command, engine::CheckTargetPattern);
+  if (!job.ok()) return job.status();
+  absl::StatusOr<std::unique_ptr<engine::Ranks>> ranks =
+      JoinRanks(arguments, command, *job, console);
+  if (!ranks.ok()) return ranks.status();
+  const absl::Status status = RunPrepared(*job, command, env, ranks->get(), console);
+  if (!status.ok() && !absl::IsCancelled(status) && *ranks != nullptr) {
+    (*ranks)->control().Abort(status);
+  }
+  return status;
 }
 
 int Main(const std::vector<std::string>& words) {

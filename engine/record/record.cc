@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "engine/comm/comm.h"
 
 namespace qlora::engine {
 namespace {
@@ -26,19 +27,25 @@ class RunRecorder {
     t.gradient_scale = Output("gradient scale", DType::kF32);
     t.skip = Output("skip", DType::kI32);
 
-    t.begin_step = Piece("begin step", [&](Recorder& r) { r.Emit(kernels::Zero{t.loss.loss}); });
-    t.begin_sum =
-        Piece("begin sum", [&](Recorder& r) { r.Emit(kernels::Zero{run_.storage.gradient}); });
+    t.begin_sum = Piece("begin sum", [&](Recorder& r) {
+      r.Emit(kernels::Zero{run_.storage.gradient});
+      r.Emit(kernels::Zero{t.loss.loss});
+    });
     RecordMicroBatch(&t);
     for (const Tensor& pending : run_.storage.pending_gradients) {
+      const Tensor pending_loss = Output("loss awaiting its pair", DType::kF64);
       t.take.push_back(Piece("take gradients", [&](Recorder& r) {
         r.Emit(kernels::AddGradient{.from = pending, .into = run_.storage.gradient});
+        r.Emit(kernels::AddGradient{.from = pending_loss, .into = t.loss.loss});
       }));
       t.keep.push_back(Piece("keep gradients", [&](Recorder& r) {
         r.Emit(kernels::Zero{pending});
         r.Emit(kernels::AddGradient{.from = run_.storage.gradient, .into = pending});
+        r.Emit(kernels::Zero{pending_loss});
+        r.Emit(kernels::AddGradient{.from = t.loss.loss, .into = pending_loss});
       }));
     }
+    if (options_.ranks > 1) RecordArrivals(&t);
     RecordUpdate(&t);
   }
 
@@ -116,6 +123,15 @@ class RunRecorder {
     t->layer_inputs = pass.LayerInputs();
     recorder.Finish(true);
     t->micro_batch = int64_t(run_.program.pieces().size()) - 1;
+  }
+
+  void RecordArrivals(TrainPieces* t) {
+    t->gradients_arriving = run_.program.AddBuffer(
+        "gradients arriving from other ranks", BufferClass::kGradients, DType::kF32, 1,
+        Comm::ScratchCount(run_.storage.space.size(), options_.ranks));
+    t->losses_arriving =
+        run_.program.AddBuffer("losses arriving from other ranks", BufferClass::kStepOutputs,
+                               DType::kF64, 1, Comm::ScratchCount(1, options_.ranks));
   }
 
   void RecordUpdate(TrainPieces* t) {

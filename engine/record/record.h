@@ -36,6 +36,7 @@ struct RecordOptions {
   bool eval_logits = false;           // and the logits of every token
   std::optional<GenerationShape> generate;
   KernelSelection kernels;
+  int ranks = 1;  // whose gradients are summed; more than one need room for what the others send
 };
 
 // Sums over a training step's micro-batches, or over one evaluation batch. Persistent.
@@ -49,12 +50,12 @@ struct TrainPieces {
   BatchViews inputs;
   UpdateViews update_inputs;
   LossViews loss;
+  kernels::Tensor gradients_arriving, losses_arriving;  // scratch of the sums over ranks, or empty
   kernels::Tensor sum_of_squares, nonfinite, gradient_norm, gradient_scale, skip;
-  int64_t begin_step = -1;                                    // zeroes the step's loss
-  int64_t begin_sum = -1;                                     // zeroes the gradients
+  int64_t begin_sum = -1;                                     // zeroes the gradients and the loss
   int64_t micro_batch = -1;                                   // forward, loss, backward
-  std::vector<int64_t> take;                                  // gradients += pending[i]
-  std::vector<int64_t> keep;                                  // pending[i] = gradients
+  std::vector<int64_t> take;                                  // gradients, loss += pending[i]
+  std::vector<int64_t> keep;                                  // pending[i] = gradients, loss
   int64_t finish = -1;                                        // norm, clip factor
   std::vector<int64_t> update;                                // of each window of states
   std::vector<std::vector<std::vector<BufferId>>> recompute;  // of micro_batch

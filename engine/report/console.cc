@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -50,7 +51,15 @@ void Console::EndLive() {
   showing_ = false;
 }
 
+void Console::Mute(std::string speaker) {
+  EndLive();
+  live_ = false;
+  muted_ = true;
+  speaker_ = std::move(speaker);
+}
+
 void Console::Line(absl::string_view text) {
+  if (muted_) return;
   if (showing_) Print(stdout, "\r\x1b[K");
   showing_ = false;
   Print(stdout, absl::StrCat(absl::StripSuffix(text, "\n"), "\n"));
@@ -58,12 +67,12 @@ void Console::Line(absl::string_view text) {
 
 void Console::Warning(absl::string_view text) {
   EndLive();
-  Print(stderr, absl::StrCat("warning: ", Harmless(text), "\n"));
+  Print(stderr, absl::StrCat(speaker_, "warning: ", Harmless(text), "\n"));
 }
 
 void Console::Error(absl::string_view text) {
   EndLive();
-  Print(stderr, absl::StrCat("error: ", Harmless(text), "\n"));
+  Print(stderr, absl::StrCat(speaker_, "error: ", Harmless(text), "\n"));
 }
 
 void Console::Live(absl::string_view text) {

@@ -19,6 +19,10 @@ class Console {
   explicit Console(bool live) : live_(live) {}
   ~Console() { EndLive(); }
 
+  // For a process that is not to be heard unless something is wrong: no lines any more, and
+  // `speaker` before each warning and error.
+  void Mute(std::string speaker);
+
   // A line that stays. May hold several lines.
   void Line(absl::string_view text);
   // To standard error, with "warning: ".
@@ -32,6 +36,8 @@ class Console {
 
  private:
   bool live_;
+  bool muted_ = false;
+  std::string speaker_;
   bool showing_ = false;
   std::string shown_;  // the live line
 };

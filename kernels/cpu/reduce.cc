@@ -63,12 +63,16 @@ int64_t WorkspaceBytes(const ContentHash& op, Isa) {
   return CeilDiv(op.x.Count() * SizeOf(op.x.dtype), kHashChunk) * int64_t{sizeof(uint64_t)};
 }
 
-void Run(const AddGradient& op, const Context& context) {
+template <class T>
+static void Add(const AddGradient& op, const Context& context) {
   ForTiles(context.pool, op.into.Count(), kTileElements, [&](int64_t begin, int64_t end) {
-    const float* from = op.from.Row<float>(0);
-    float* into = op.into.Row<float>(0);
+    const T* from = op.from.Row<T>(0);
+    T* into = op.into.Row<T>(0);
     for (int64_t i = begin; i < end; ++i) into[i] += from[i];
   });
+}
+void Run(const AddGradient& op, const Context& context) {
+  op.into.dtype == DType::kF64 ? Add<double>(op, context) : Add<float>(op, context);
 }
 int64_t WorkspaceBytes(const AddGradient&, Isa) { return 0; }
 

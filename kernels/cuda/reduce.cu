@@ -27,6 +27,11 @@ QLORA_KERNEL void AddGradientKernel(const float* from, float* into, int64_t n) {
   }
 }
 
+QLORA_KERNEL void AddDoubles(const double* from, double* into, int64_t n) {
+  const int64_t i = gpu::BlockX() * kThreads + gpu::ThreadX();
+  if (i < n) into[i] += from[i];
+}
+
 // ---- Zero
 
 QLORA_KERNEL void ZeroRows(uint8_t* data, int64_t row_bytes, int64_t pitch_bytes) {
@@ -141,6 +146,12 @@ QLORA_KERNEL void GradientScaleKernel(ScaleArguments a) {
 int64_t WorkspaceBytes(const AddGradient&, const gpu::Properties&) { return 0; }
 void Run(const AddGradient& op, const Context& context) {
   const int64_t n = op.into.Count();
+  if (op.into.dtype == DType::kF64) {
+    gpu::Launch(context.launcher, AddGradient::kName, &AddDoubles,
+                {.blocks_x = CeilDiv(n, kThreads), .threads = kThreads},
+                static_cast<const double*>(op.from.data), static_cast<double*>(op.into.data), n);
+    return;
+  }
   const bool aligned = IsAligned(op.from, 16) && IsAligned(op.into, 16);
   gpu::Launch(context.launcher, AddGradient::kName,
               aligned ? &AddGradientKernel<true> : &AddGradientKernel<false>,

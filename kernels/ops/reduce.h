@@ -47,10 +47,10 @@ struct ContentHash {
   }
 };
 
-// into += from, in fp32: one edge of the balanced tree over micro-batches.
+// into += from: one edge of the balanced tree over micro-batches, for gradients and losses.
 struct AddGradient {
-  ConstTensor from;  // f32 [1, n]
-  Tensor into;       // f32 [1, n]
+  ConstTensor from;  // f32 or f64 [1, n]
+  Tensor into;       // from's type [1, n]
 
   static constexpr const char* kName = "add_gradient";
   static void Visit(auto& op, auto&& f) { f("from", op.from), f("into", op.into); }
@@ -90,7 +90,7 @@ inline double Bytes(const NormAndFinite& op) { return double(op.x.Count()) * Siz
 inline double Flops(const ContentHash&) { return 0.0; }
 inline double Bytes(const ContentHash& op) { return double(op.x.Count()) * SizeOf(op.x.dtype); }
 inline double Flops(const AddGradient& op) { return double(op.into.Count()); }
-inline double Bytes(const AddGradient& op) { return 12.0 * op.into.Count(); }
+inline double Bytes(const AddGradient& op) { return 3.0 * op.into.Count() * SizeOf(op.into.dtype); }
 inline double Flops(const Zero&) { return 0.0; }
 inline double Bytes(const Zero& op) { return double(op.x.Count()) * SizeOf(op.x.dtype); }
 inline double Flops(const GradientScale&) { return 8.0; }

@@ -140,9 +140,11 @@ OpCase<ContentHash> MakeContentHash(const UpdateParams& p) {
 OpCase<AddGradient> MakeAddGradient(const UpdateParams& p) {
   auto memory = NewMemory(p.seed, p.pitched);
   AddGradient op;
-  op.from = NewNormal(*memory, DType::kF32, p.n, 1);
-  op.into = NewNormal(*memory, DType::kF32, p.n, 1);
-  return {absl::StrCat("n ", p.n, p.pitched ? " misaligned" : "", " seed ", p.seed), memory, op};
+  op.from = NewNormal(*memory, p.dtype, p.n, 1);
+  op.into = NewNormal(*memory, p.dtype, p.n, 1);
+  return {absl::StrCat("n ", p.n, " ", NameOf(p.dtype), p.pitched ? " misaligned" : "", " seed ",
+                       p.seed),
+          memory, op};
 }
 
 OpCase<Zero> MakeZero(const UpdateParams& p) {
@@ -330,6 +332,7 @@ OpCase<AddGradient> OpCases<AddGradient>::Make(int index, uint64_t seed) {
   CountedRandom random = Stream(seed, 19, index);
   UpdateParams p = RandomParams(random, index, seed);
   if (index % 20 == 19) p.n = 70001;
+  if (index % 4 == 3) p.dtype = DType::kF64;
   return MakeAddGradient(p);
 }
 

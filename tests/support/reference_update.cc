@@ -171,7 +171,10 @@ Expectation Reference(const ContentHash& op) {
 Expectation Reference(const AddGradient& op) {
   Expectation result = {{"into", op.into}};
   for (int64_t i = 0; i < op.into.cols; ++i) {
-    result[0].SetExact(0, i, op.into.Row<float>(0)[i] + op.from.Row<float>(0)[i]);
+    result[0].SetExact(0, i,
+                       op.into.dtype == DType::kF64
+                           ? op.into.Row<double>(0)[i] + op.from.Row<double>(0)[i]
+                           : op.into.Row<float>(0)[i] + op.from.Row<float>(0)[i]);
   }
   return result;
 }

@@ -1,0 +1,481 @@
+#include "engine/comm/control_channel.h"
+
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <fstream>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+#include "engine/version.h"
+#include "proto/errors.h"
+#include "proto/exit_codes.h"
+
+namespace qlora::engine {
+namespace {
+
+using proto::ControlMessage;
+
+// A frame: magic and length, 4 bytes each in this machine's order, then the message.
+constexpr uint32_t kMagic = 0x31434c51;  // "QLC1"
+constexpr int64_t kFrameHeader = 8;
+constexpr uint32_t kMaxMessage = 256u << 20;
+// Who connects says so at once; anything else on the port is dropped.
+constexpr double kHelloSeconds = 5;
+// Heartbeats and notices are small: what does not take them at once is stopped or cut off.
+constexpr double kNoticeSeconds = 1;
+constexpr double kBeatsPerSilence = 6, kShortestBeat = 0.05, kLongestBeat = 5;
+constexpr size_t kReadBytes = 1 << 16;
+
+double Now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+std::string HostName() {
+  char name[256] = {};
+  gethostname(name, sizeof(name) - 1);
+  return name;
+}
+
+std::string Where() { return absl::StrCat("host ", HostName(), ", process ", getpid()); }
+
+// Containers share a boot id, machines may share a name.
+std::string Machine() {
+  std::ifstream file("/proc/sys/kernel/random/boot_id");
+  std::string boot;
+  std::getline(file, boot);
+  return absl::StrCat(HostName(), " ", boot);
+}
+
+std::string Frame(const ControlMessage& message) {
+  const std::string body = message.SerializeAsString();
+  const uint32_t header[2] = {kMagic, uint32_t(body.size())};
+  std::string frame(kFrameHeader, '\0');
+  std::memcpy(frame.data(), header, kFrameHeader);
+  return frame + body;
+}
+
+// Length of the message that a frame begins with; DataLoss where it is none.
+absl::StatusOr<uint32_t> LengthOf(absl::string_view frame) {
+  uint32_t header[2];
+  std::memcpy(header, frame.data(), kFrameHeader);
+  if (header[0] != kMagic || header[1] > kMaxMessage) {
+    return absl::DataLossError("this is no message of qlora_engine");
+  }
+  return header[1];
+}
+
+absl::StatusOr<ControlMessage> ReceiveOne(Socket* socket, double seconds) {
+  char header[kFrameHeader];
+  if (absl::Status s = socket->Receive(header, kFrameHeader, seconds); !s.ok()) return s;
+  absl::StatusOr<uint32_t> length = LengthOf({header, kFrameHeader});
+  if (!length.ok()) return length.status();
+  std::string body(*length, '\0');
+  if (absl::Status s = socket->Receive(body.data(), *length, seconds); !s.ok()) return s;
+  ControlMessage message;
+  if (!message.ParseFromString(body)) return absl::DataLossError("a message can't be read");
+  return message;
+}
+
+ControlMessage AbortMessage(int exit_code, absl::string_view reason) {
+  ControlMessage message;
+  message.mutable_abort()->set_exit_code(exit_code);
+  message.mutable_abort()->set_reason(std::string(reason));
+  return message;
+}
+
+}  // namespace
+
+ControlChannel::ControlChannel(const World& world, const ControlOptions& options)
+    : world_(world), options_(options) {}
+
+absl::StatusOr<std::unique_ptr<ControlChannel>> ControlChannel::Join(
+    const World& world, const ControlOptions& options) {
+  std::unique_ptr<ControlChannel> channel(new ControlChannel(world, options));
+  channel->wake_ = Socket(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  const absl::Status met = world.rank == 0 ? channel->WaitForAll() : channel->AttachToFirst();
+  if (!met.ok()) return met;
+  channel->service_ = std::thread([raw = channel.get()] { raw->Serve(); });
+  return channel;
+}
+
+absl::Status ControlChannel::WaitForAll() {
+  const double deadline = Now() + options_.join_seconds;
+  absl::StatusOr<Socket> listener = Socket::Listen(world_.rendezvous);
+  if (!listener.ok()) {
+    return proto::BadJobError(
+        absl::StrCat("rank 0 can't wait for the others: ", listener.status().message(),
+                     ". Give another --rendezvous HOST:PORT, of this machine"));
+  }
+  std::vector<std::string> machines(world_.size);
+  machines[0] = Machine();
+  while (int(peers_.size()) + 1 < world_.size) {
+    absl::StatusOr<Socket> socket = listener->Accept(std::max(0.0, deadline - Now()));
+    if (!socket.ok()) {
+      std::string missing;
+      for (int rank = 1; rank < world_.size; ++rank) {
+        if (machines[rank].empty()) absl::StrAppend(&missing, missing.empty() ? "" : ", ", rank);
+      }
+      return proto::PeerLostError(
+          absl::StrCat("after ", options_.join_seconds,
+                       " s these ranks have not reached rank 0 at ", world_.rendezvous, ": ",
+                       missing, ". See their own output, and whether they can reach that address"));
+    }
+    auto peer = std::make_unique<Peer>();
+    peer->socket = *std::move(socket);
+    absl::StatusOr<ControlMessage::Hello> hello = Greet(peer.get());
+    if (absl::IsDataLoss(hello.status()) || absl::IsUnavailable(hello.status()) ||
+        absl::IsDeadlineExceeded(hello.status())) {
+      continue;  // not one of ours
+    }
+    const bool twice = hello.ok() && !machines[hello->rank()].empty();
+    const absl::Status refused =
+        !hello.ok() ? hello.status()
+        : twice     ? proto::BadJobError(absl::StrCat("two processes call themselves rank ",
+                                                      hello->rank(), ": ", hello->where()))
+                    : absl::OkStatus();
+    peers_.push_back(std::move(peer));
+    if (!refused.ok()) {
+      SendToAll(AbortMessage(proto::ExitCodeOf(refused), refused.message()), kNoticeSeconds);
+      return refused;
+    }
+    peers_.back()->rank = hello->rank();
+    peers_.back()->where = absl::StrCat(" (", hello->where(), ")");
+    machines[hello->rank()] = hello->machine();
+  }
+  ControlMessage welcome;
+  for (const std::string& machine : machines) welcome.mutable_welcome()->add_machines(machine);
+  SendToAll(welcome, kHelloSeconds);
+  FindNeighbours(machines);
+  watchdog_ = std::make_unique<Watchdog>(world_.size, options_.silence_seconds, Now());
+  return absl::OkStatus();
+}
+
+absl::StatusOr<ControlMessage::Hello> ControlChannel::Greet(Peer* peer) {
+  absl::StatusOr<ControlMessage> message = ReceiveOne(&peer->socket, kHelloSeconds);
+  if (!message.ok()) return message.status();
+  const ControlMessage::Hello& hello = message->hello();
+  if (!message->has_hello()) return absl::DataLossError("no hello");
+  if (hello.version() != kEngineVersion) {
+    return proto::BadJobError(absl::StrCat("rank ", hello.rank(), " (", hello.where(),
+                                           ") runs version ", hello.version(), ", rank 0 version ",
+                                           kEngineVersion, ": start the same program everywhere"));
+  }
+  if (hello.world() != world_.size || hello.rank() < 1 || hello.rank() >= world_.size) {
+    return proto::BadJobError(absl::StrCat("rank ", hello.rank(), " (", hello.where(), ") counts ",
+                                           hello.world(), " ranks, rank 0 counts ", world_.size));
+  }
+  return hello;
+}
+
+absl::Status ControlChannel::AttachToFirst() {
+  const auto lost = [&](const absl::Status& status) {
+    return proto::PeerLostError(absl::StrCat("rank ", world_.rank, " can't reach rank 0 at ",
+                                             world_.rendezvous, ": ", status.message()));
+  };
+  absl::StatusOr<Socket> socket = Socket::Connect(world_.rendezvous, options_.join_seconds);
+  if (absl::IsInvalidArgument(socket.status())) {
+    return proto::BadJobError(absl::StrCat("--rendezvous: ", socket.status().message()));
+  }
+  if (!socket.ok()) return lost(socket.status());
+  peers_.push_back(std::make_unique<Peer>());
+  Peer* const first = peers_.back().get();
+  first->socket = *std::move(socket);
+  ControlMessage message;
+  ControlMessage::Hello* hello = message.mutable_hello();
+  hello->set_version(kEngineVersion);
+  hello->set_world(world_.size);
+  hello->set_rank(world_.rank);
+  hello->set_machine(Machine());
+  hello->set_where(Where());
+  if (absl::Status s = Send(first, message, kHelloSeconds); !s.ok()) return lost(s);
+  absl::StatusOr<ControlMessage> answer = ReceiveOne(&first->socket, options_.join_seconds);
+  if (!answer.ok()) return lost(answer.status());
+  if (answer->has_abort()) {
+    return proto::ErrorOfExitCode(answer->abort().exit_code(), answer->abort().reason());
+  }
+  const auto& machines = answer->welcome().machines();
+  if (machines.size() != world_.size) return lost(absl::DataLossError("it is no rank 0"));
+  FindNeighbours({machines.begin(), machines.end()});
+  watchdog_ = std::make_unique<Watchdog>(1, options_.silence_seconds, Now());
+  return absl::OkStatus();
+}
+
+void ControlChannel::FindNeighbours(const std::vector<std::string>& machines) {
+  const auto is_here = [&](const std::string& m) { return m == machines[world_.rank]; };
+  local_size_ = int(std::count_if(machines.begin(), machines.end(), is_here));
+  local_rank_ = int(std::count_if(machines.begin(), machines.begin() + world_.rank, is_here));
+}
+
+ControlChannel::~ControlChannel() {
+  {
+    absl::MutexLock lock(&mutex_);
+    leaving_ = true;
+  }
+  if (service_.joinable()) {
+    const uint64_t one = 1;
+    [[maybe_unused]] const ssize_t n = write(wake_.fd(), &one, sizeof(one));
+    service_.join();
+  }
+  ControlMessage goodbye;
+  goodbye.mutable_goodbye();
+  SendToAll(goodbye, kNoticeSeconds);
+}
+
+absl::Status ControlChannel::Send(Peer* peer, const ControlMessage& message, double seconds) {
+  absl::MutexLock lock(&peer->sending);
+  return peer->socket.Send(Frame(message), seconds);
+}
+
+void ControlChannel::SendToAll(const ControlMessage& message, double seconds) {
+  // Who can't be reached is found silent, or its connection closed, by the service thread.
+  for (const auto& peer : peers_) Send(peer.get(), message, seconds).IgnoreError();
+}
+
+absl::StatusOr<std::vector<std::string>> ControlChannel::AllGather(const std::string& what,
+                                                                   const std::string& mine) {
+  BeginCollective(what);
+  ControlMessage message;
+  ControlMessage::Part* part = message.mutable_part();
+  part->set_what(what);
+  part->set_contents(mine);
+  int64_t number;
+  {
+    absl::MutexLock lock(&mutex_);
+    number = agreements_++;
+    part->set_agreement(number);
+    if (world_.rank == 0) open_[number].parts.push_back(*part);
+  }
+  if (world_.rank != 0) {
+    Send(peers_[0].get(), message, options_.silence_seconds).IgnoreError();
+  }
+  std::vector<std::string> result;
+  {
+    absl::MutexLock lock(&mutex_);
+    const auto is_there = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+      if (!status_.ok()) return true;
+      const Agreement& a = open_[number];
+      return world_.rank == 0 ? int(a.parts.size()) == world_.size : !a.result.empty();
+    };
+    mutex_.Await(absl::Condition(&is_there));
+    if (!status_.ok()) return status_;
+    result = std::move(open_[number].result);
+    if (world_.rank == 0) {
+      result.resize(world_.size);
+      // The first contribution is this rank's own; the others' carry their rank in front.
+      for (ControlMessage::Part& p : open_[number].parts) {
+        result[p.rank()] = std::move(*p.mutable_contents());
+      }
+    }
+    open_.erase(number);
+  }
+  if (world_.rank == 0) {
+    ControlMessage agreed;
+    agreed.mutable_agreed()->set_agreement(number);
+    for (const std::string& contents : result) agreed.mutable_agreed()->add_contents(contents);
+    SendToAll(agreed, options_.silence_seconds);
+  }
+  EndCollective();
+  return result;
+}
+
+absl::StatusOr<std::string> ControlChannel::FromFirst(const std::string& what,
+                                                      const std::string& mine) {
+  absl::StatusOr<std::vector<std::string>> all = AllGather(what, world_.rank == 0 ? mine : "");
+  if (!all.ok()) return all.status();
+  return std::move((*all)[0]);
+}
+
+void ControlChannel::Enter(Phase phase, const std::string& detail) {
+  absl::MutexLock lock(&mutex_);
+  Progress();
+  beat_.phase = phase;
+  beat_.detail = detail;
+}
+
+void ControlChannel::BeginCollective(const std::string& name) {
+  absl::MutexLock lock(&mutex_);
+  Progress();
+  outer_.push_back(beat_);
+  beat_.phase = Phase::kCollective;
+  beat_.detail = name;
+  ++beat_.collective;
+}
+
+void ControlChannel::EndCollective() {
+  absl::MutexLock lock(&mutex_);
+  Progress();
+  beat_.phase = outer_.back().phase;
+  beat_.detail = outer_.back().detail;
+  outer_.pop_back();
+}
+
+Heartbeat ControlChannel::Beat() const {
+  absl::MutexLock lock(&mutex_);
+  Heartbeat beat = beat_;
+  beat.progress = progress_.load(std::memory_order_relaxed);
+  return beat;
+}
+
+absl::Status ControlChannel::status() const {
+  absl::MutexLock lock(&mutex_);
+  return status_;
+}
+
+bool ControlChannel::SetAborted(int exit_code, const std::string& reason) {
+  absl::MutexLock lock(&mutex_);
+  if (!status_.ok()) return false;
+  status_ = proto::ErrorOfExitCode(exit_code, reason);
+  aborted_.store(true, std::memory_order_release);
+  return true;
+}
+
+void ControlChannel::Abort(const absl::Status& error) {
+  const int exit_code = proto::ExitCodeOf(error);
+  const std::string reason =
+      absl::StrCat("rank ", world_.rank, " (", Where(), ") gave up: ", error.message());
+  if (SetAborted(exit_code, reason)) SendToAll(AbortMessage(exit_code, reason), kNoticeSeconds);
+}
+
+void ControlChannel::Lost(const std::string& reason) {
+  const std::string text = absl::StrCat(
+      reason,
+      ". Nothing is lost but the steps since the last checkpoint; the same command goes on "
+      "from there");
+  if (SetAborted(proto::kExitPeerLost, text)) {
+    SendToAll(AbortMessage(proto::kExitPeerLost, text), kNoticeSeconds);
+  }
+}
+
+void ControlChannel::Serve() {
+  const double interval =
+      std::clamp(options_.silence_seconds / kBeatsPerSilence, kShortestBeat, kLongestBeat);
+  double next_beat = 0, aborted_at = 0;
+  while (true) {
+    {
+      absl::MutexLock lock(&mutex_);
+      if (leaving_) return;
+    }
+    if (Now() >= next_beat) {
+      next_beat = Now() + interval;
+      SendHeartbeats();
+      CheckSilence();
+    }
+    if (aborted() && aborted_at == 0) aborted_at = Now();
+    if (aborted_at > 0 && Now() - aborted_at > kGraceSeconds && options_.last_resort) {
+      options_.last_resort(status());
+    }
+    std::vector<pollfd> waits = {{wake_.fd(), POLLIN, 0}};
+    for (const auto& peer : peers_)
+      waits.push_back({peer->left ? -1 : peer->socket.fd(), POLLIN, 0});
+    const double wait = std::max(0.0, std::min(next_beat, Now() + kShortestBeat * 4) - Now());
+    if (poll(waits.data(), waits.size(), int(wait * 1000) + 1) <= 0) continue;
+    for (size_t i = 0; i < peers_.size(); ++i) {
+      if (waits[i + 1].revents != 0) Receive(peers_[i].get());
+    }
+  }
+}
+
+void ControlChannel::SendHeartbeats() {
+  const Heartbeat beat = Beat();
+  if (world_.rank == 0) watchdog_->Heard(0, beat, Now());
+  ControlMessage message;
+  message.mutable_beat()->set_phase(int(beat.phase));
+  message.mutable_beat()->set_progress(beat.progress);
+  message.mutable_beat()->set_collective(beat.collective);
+  message.mutable_beat()->set_detail(beat.detail);
+  SendToAll(message, kNoticeSeconds);
+}
+
+void ControlChannel::CheckSilence() {
+  if (aborted()) return;
+  std::optional<Watchdog::Verdict> verdict = watchdog_->Check(Now());
+  if (!verdict) return;
+  std::string where;
+  for (const auto& peer : peers_) {
+    if (peer->rank == verdict->rank) where = peer->where;
+  }
+  Lost(absl::StrCat(verdict->reason, where));
+}
+
+void ControlChannel::Receive(Peer* peer) {
+  const size_t before = peer->arrived.size();
+  peer->arrived.resize(before + kReadBytes);
+  absl::StatusOr<int64_t> got = peer->socket.ReceiveSome(&peer->arrived[before], kReadBytes);
+  peer->arrived.resize(before + (got.ok() ? *got : 0));
+  size_t begin = 0;
+  while (peer->arrived.size() - begin >= kFrameHeader) {
+    const absl::string_view rest = absl::string_view(peer->arrived).substr(begin);
+    absl::StatusOr<uint32_t> length = LengthOf(rest);
+    ControlMessage message;
+    if (length.ok() && int64_t(rest.size()) < kFrameHeader + *length) break;
+    if (!length.ok() || !message.ParseFromArray(rest.data() + kFrameHeader, int(*length))) {
+      got = absl::DataLossError("it sends what is no message");
+      break;
+    }
+    begin += kFrameHeader + *length;
+    Handle(peer, message);
+  }
+  peer->arrived.erase(0, begin);
+  if (got.ok() || peer->left) return;
+  peer->left = true;
+  if (!aborted()) {
+    Lost(absl::StrCat("rank ", peer->rank, peer->where, " is gone: ", got.status().message(),
+                      "; last heard of: ", Describe(peer->beat)));
+  }
+}
+
+void ControlChannel::Handle(Peer* peer, const ControlMessage& message) {
+  switch (message.kind_case()) {
+    case ControlMessage::kBeat: {
+      const ControlMessage::Beat& b = message.beat();
+      const int phase = std::clamp(b.phase(), 0, kPhases - 1);
+      peer->beat = {Phase(phase), b.progress(), b.collective(), b.detail()};
+      watchdog_->Heard(peer->rank, peer->beat, Now());
+      break;
+    }
+    case ControlMessage::kPart:
+      TakePart(*peer, message.part());
+      break;
+    case ControlMessage::kAgreed: {
+      absl::MutexLock lock(&mutex_);
+      const auto& contents = message.agreed().contents();
+      open_[message.agreed().agreement()].result = {contents.begin(), contents.end()};
+      break;
+    }
+    case ControlMessage::kAbort:
+      if (SetAborted(message.abort().exit_code(), message.abort().reason()) && world_.rank == 0) {
+        SendToAll(message, kNoticeSeconds);
+      }
+      break;
+    case ControlMessage::kGoodbye:
+      peer->left = true;
+      watchdog_->Heard(peer->rank, {.phase = Phase::kFinished}, Now());
+      break;
+    default:
+      break;
+  }
+}
+
+void ControlChannel::TakePart(const Peer& peer, const ControlMessage::Part& part) {
+  std::string differs;
+  {
+    absl::MutexLock lock(&mutex_);
+    Agreement& agreement = open_[part.agreement()];
+    agreement.parts.push_back(part);
+    agreement.parts.back().set_rank(peer.rank);
+    if (agreement.parts.front().what() != part.what()) {
+      differs = absl::StrCat("ranks have lost step with each other: rank ", peer.rank, " is at ",
+                             part.what(), ", rank ", agreement.parts.front().rank(), " at ",
+                             agreement.parts.front().what());
+    }
+  }
+  if (!differs.empty()) Abort(absl::InternalError(differs));
+}
+
+}  // namespace qlora::engine

@@ -1,0 +1,118 @@
+#include "engine/comm/world.h"
+
+#include <unistd.h>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "proto/errors.h"
+
+namespace qlora::engine {
+namespace {
+
+constexpr int kMaxRanks = 1 << 16;
+// Slurm names no port: one of these, by the job's number.
+constexpr int kFirstPort = 20000, kPorts = 10000;
+
+absl::Status CheckRank(const char* source, int rank, int size) {
+  if (size >= 1 && size <= kMaxRanks && rank >= 0 && rank < size) return absl::OkStatus();
+  return proto::BadJobError(absl::StrCat(source, ": found rank ", rank, " of ", size,
+                                         "; allowed: 1 to ", kMaxRanks, " ranks, counted from 0"));
+}
+
+class Finder {
+ public:
+  Finder(const LaunchOptions& options, const EnvironmentOf& environment)
+      : options_(options), environment_(environment) {}
+
+  absl::StatusOr<World> Find() const {
+    if (options_.rank.has_value() != options_.world.has_value()) {
+      return proto::BadJobError(
+          "--rank and --world belong together: the number of this process, and how many there are");
+    }
+    absl::StatusOr<World> world = options_.rank.has_value()     ? ByHand()
+                                  : Has("OMPI_COMM_WORLD_SIZE") ? FromOpenMpi()
+                                  // In a batch script, before srun, there is one process.
+                                  : Has("SLURM_STEP_ID") && Has("SLURM_PROCID") ? FromSlurm()
+                                                                                : World{};
+    if (!world.ok()) return world.status();
+    if (!options_.rendezvous.empty()) world->rendezvous = options_.rendezvous;
+    if (world->size == 1) world->rendezvous.clear();
+    if (world->size > 1 && world->rendezvous.empty()) {
+      return proto::BadJobError(absl::StrCat(
+          "the ", world->size,
+          " ranks run on several machines and have no place to meet: give all "
+          "of them --rendezvous HOST:PORT, the machine of rank 0 and a free port of it"));
+    }
+    return world;
+  }
+
+ private:
+  bool Has(const char* name) const { return environment_(name) != nullptr; }
+  std::string Text(const char* name) const {
+    const char* value = environment_(name);
+    return value == nullptr ? "" : value;
+  }
+  // −1, which no check accepts, where it is no number.
+  int Number(const char* name) const {
+    int value;
+    return absl::SimpleAtoi(Text(name), &value) ? value : -1;
+  }
+
+  absl::StatusOr<World> ByHand() const {
+    if (absl::Status s = CheckRank("--rank, --world", *options_.rank, *options_.world); !s.ok()) {
+      return s;
+    }
+    return World{.rank = *options_.rank, .size = *options_.world};
+  }
+
+  absl::StatusOr<World> FromOpenMpi() const {
+    World world{.rank = Number("OMPI_COMM_WORLD_RANK"), .size = Number("OMPI_COMM_WORLD_SIZE")};
+    if (absl::Status s =
+            CheckRank("OMPI_COMM_WORLD_RANK, OMPI_COMM_WORLD_SIZE", world.rank, world.size);
+        !s.ok()) {
+      return s;
+    }
+    // The namespace is the launch's own: two of them on one machine never meet.
+    if (Number("OMPI_COMM_WORLD_LOCAL_SIZE") == world.size) {
+      world.rendezvous = absl::StrCat("@qlora_engine-", getuid(), "-mpi-", Text("PMIX_NAMESPACE"));
+    }
+    return world;
+  }
+
+  absl::StatusOr<World> FromSlurm() const {
+    const char* const size = Has("SLURM_STEP_NUM_TASKS") ? "SLURM_STEP_NUM_TASKS" : "SLURM_NTASKS";
+    World world{.rank = Number("SLURM_PROCID"), .size = Number(size)};
+    if (absl::Status s = CheckRank("SLURM_PROCID, SLURM_STEP_NUM_TASKS", world.rank, world.size);
+        !s.ok()) {
+      return s;
+    }
+    const int job = Number("SLURM_JOB_ID");
+    const std::string host = FirstHost(Text("SLURM_STEP_NODELIST"));
+    if (Number("SLURM_STEP_NUM_NODES") == 1) {
+      world.rendezvous =
+          absl::StrCat("@qlora_engine-", getuid(), "-slurm-", job, "-", Text("SLURM_STEP_ID"));
+    } else if (!host.empty() && job >= 0) {
+      world.rendezvous = absl::StrCat(host, ":", kFirstPort + job % kPorts);
+    }
+    return world;
+  }
+
+  const LaunchOptions& options_;
+  const EnvironmentOf& environment_;
+};
+
+}  // namespace
+
+absl::StatusOr<World> FindWorld(const LaunchOptions& options, const EnvironmentOf& environment) {
+  return Finder(options, environment).Find();
+}
+
+std::string FirstHost(const std::string& nodelist) {
+  const size_t bracket = nodelist.find_first_of("[,");
+  if (bracket == std::string::npos || nodelist[bracket] == ',') return nodelist.substr(0, bracket);
+  const size_t end = nodelist.find_first_of("-,]", bracket);
+  if (end == std::string::npos) return "";
+  return nodelist.substr(0, bracket) + nodelist.substr(bracket + 1, end - bracket - 1);
+}
+
+}  // namespace qlora::engine
