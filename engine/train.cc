@@ -36,7 +36,10 @@ class TrainingRun {
         record_(setup.record) {}
 
   absl::Status Run() {
-    if (absl::Status s = AgreeOnJob(); !s.ok()) return s;
+    if (ranks() != nullptr) {
+      if (absl::Status s = AgreeOnJob(); !s.ok()) return s;
+      if (absl::Status s = ranks()->OpenComm(setup_.device.get()); !s.ok()) return s;
+    }
     console_.Line(StartSummary(setup_));
     if (absl::Status s = MakePlan(); !s.ok()) return s;
     absl::StatusOr<std::optional<std::string>> resume = FindStart();
@@ -65,7 +68,6 @@ class TrainingRun {
 
   // Ranks that train something else, or were built otherwise, must not be summed.
   absl::Status AgreeOnJob() {
-    if (ranks() == nullptr) return absl::OkStatus();
     const std::string mine = absl::StrCat(setup_.job_text, "model ", setup_.base_hash, "\ndata ",
                                           setup_.train_data.report.sha256, "\nheld out ",
                                           setup_.eval_data.report.sha256, "\n");

@@ -151,6 +151,7 @@ absl::StatusOr<std::unique_ptr<engine::Ranks>> JoinRanks(const Arguments& argume
   absl::StatusOr<engine::World> world = engine::FindWorld(
       arguments.launch, [](const char* name) -> const char* { return getenv(name); });
   if (!world.ok()) return world.status();
+  if (world->launched) console->KeepPlain();
   if (world->size == 1) return nullptr;
   if (command != proto::Command::kTrain) {
     return proto::BadJobError(absl::StrCat(arguments.command, " runs in one process; found ",
@@ -166,9 +167,6 @@ absl::Status RunPrepared(const proto::Job& job, proto::Command command, engine::
   absl::StatusOr<std::unique_ptr<engine::Setup>> setup =
       engine::PrepareSetup(job, command, env, ranks);
   if (!setup.ok()) return setup.status();
-  if (ranks != nullptr) {
-    if (absl::Status s = ranks->OpenComm((*setup)->device.get()); !s.ok()) return s;
-  }
   for (const std::string& warning : (*setup)->warnings) console->Warning(warning);
   switch (command) {
     case proto::Command::kTrain:

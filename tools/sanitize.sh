@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 sanitizers=${1:?usage: tools/sanitize.sh SANITIZERS [PATTERN [TARGET ...]]}
 pattern=${2:-*}
 targets=("${@:3}")
-./tools/install_packages.sh libgtest-dev libgmock-dev
+./tools/install_packages.sh libgtest-dev libgmock-dev libopenmpi-dev openmpi-bin
 build=build-${sanitizers//,/-}
 cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS="-O1 -DNDEBUG" -DBUILD_TESTING=ON \
   -DQLORA_SANITIZE="$sanitizers" -DQLORA_CUDA=OFF >/dev/null

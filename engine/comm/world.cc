@@ -35,6 +35,8 @@ class Finder {
                                   : Has("SLURM_STEP_ID") && Has("SLURM_PROCID") ? FromSlurm()
                                                                                 : World{};
     if (!world.ok()) return world.status();
+    world->launched =
+        !options_.rank.has_value() && (Has("OMPI_COMM_WORLD_SIZE") || Has("SLURM_STEP_ID"));
     if (!options_.rendezvous.empty()) world->rendezvous = options_.rendezvous;
     if (world->size == 1) world->rendezvous.clear();
     if (world->size > 1 && world->rendezvous.empty()) {

@@ -17,6 +17,8 @@ struct World {
   // Where rank 0 listens for the others: "host:port", or "@name", a socket's name among the
   // processes of this machine (unix(7), abstract). Empty with one rank.
   std::string rendezvous;
+  // By mpirun or srun, which give a process a terminal of its own and pass on what it writes.
+  bool launched = false;
 };
 
 // As given on the command line; either rank and world size, or neither.

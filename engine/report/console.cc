@@ -51,9 +51,13 @@ void Console::EndLive() {
   showing_ = false;
 }
 
-void Console::Mute(std::string speaker) {
+void Console::KeepPlain() {
   EndLive();
   live_ = false;
+}
+
+void Console::Mute(std::string speaker) {
+  KeepPlain();
   muted_ = true;
   speaker_ = std::move(speaker);
 }

@@ -19,6 +19,8 @@ class Console {
   explicit Console(bool live) : live_(live) {}
   ~Console() { EndLive(); }
 
+  // No live line, whatever the output is.
+  void KeepPlain();
   // For a process that is not to be heard unless something is wrong: no lines any more, and
   // `speaker` before each warning and error.
   void Mute(std::string speaker);

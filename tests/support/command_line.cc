@@ -15,17 +15,35 @@
 namespace qlora::tests {
 namespace {
 
-void ExecEngine(const std::vector<std::string>& words, int64_t address_space, int out, int err) {
+// More ranks than cores, as any user, also as root in a container.
+constexpr const char* kMpiEnvironment[][2] = {
+    {"OMPI_ALLOW_RUN_AS_ROOT", "1"},
+    {"OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"},
+    {"OMPI_MCA_rmaps_base_oversubscribe", "1"},
+    // Open MPI leaves memory behind, and it is not ours to mend.
+    {"ASAN_OPTIONS", "detect_leaks=0"},
+};
+
+void ExecEngine(const std::vector<std::string>& words, const CommandOptions& options, int out,
+                int err) {
+  const int64_t address_space = options.address_space;
   if (address_space > 0 && !kSanitized) {
     const rlimit limit{rlim_t(address_space), rlim_t(address_space)};
     ::setrlimit(RLIMIT_AS, &limit);
   }
   ::dup2(out, STDOUT_FILENO);
   ::dup2(err, STDERR_FILENO);
-  std::vector<char*> argv = {const_cast<char*>(QLORA_BINARY)};
+  std::vector<std::string> launch;
+  if (options.ranks > 1) {
+    for (const auto& [name, value] : kMpiEnvironment) ::setenv(name, value, 1);
+    launch = {"mpirun", "-n", std::to_string(options.ranks)};
+  }
+  launch.push_back(QLORA_BINARY);
+  std::vector<char*> argv;
+  for (std::string& word : launch) argv.push_back(word.data());
   for (const std::string& word : words) argv.push_back(const_cast<char*>(word.c_str()));
   argv.push_back(nullptr);
-  ::execv(QLORA_BINARY, argv.data());
+  ::execvp(argv[0], argv.data());
   ::_exit(127);
 }
 
@@ -35,7 +53,7 @@ CommandResult RunEngine(const std::vector<std::string>& words, const CommandOpti
   int out[2], err[2];
   if (::pipe2(out, O_CLOEXEC) != 0 || ::pipe2(err, O_CLOEXEC) != 0) std::abort();
   const pid_t pid = ::fork();
-  if (pid == 0) ExecEngine(words, options.address_space, out[1], err[1]);
+  if (pid == 0) ExecEngine(words, options, out[1], err[1]);
   ::close(out[1]);
   ::close(err[1]);
 
@@ -72,6 +90,28 @@ CommandResult RunEngine(const std::vector<std::string>& words, const CommandOpti
   if (WIFEXITED(status)) result.exit_code = WEXITSTATUS(status);
   if (WIFSIGNALED(status)) result.signal = WTERMSIG(status);
   return result;
+}
+
+std::vector<int> ProcessesOf(int launcher) {
+  std::map<int, int> by_rank;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
+    const int pid = std::atoi(entry.path().filename().c_str());
+    if (pid == 0) continue;  // no process
+    std::ifstream stat(entry.path() / "stat");
+    std::string text(std::istreambuf_iterator<char>(stat), {});
+    // "pid (name) state parent ..."
+    const size_t close = text.rfind(") ");
+    if (close == std::string::npos || std::atoi(&text[close + 4]) != launcher) continue;
+    std::ifstream file(entry.path() / "environ", std::ios::binary);
+    const std::string environment(std::istreambuf_iterator<char>(file), {});
+    constexpr char kRank[] = "OMPI_COMM_WORLD_RANK=";
+    const size_t at = environment.find(kRank);
+    if (at == std::string::npos) continue;
+    by_rank[std::atoi(&environment[at + sizeof(kRank) - 1])] = pid;
+  }
+  std::vector<int> pids;
+  for (const auto& [rank, pid] : by_rank) pids.push_back(pid);
+  return pids;
 }
 
 std::map<std::string, std::string> TreeOf(const std::string& folder) {

@@ -28,6 +28,7 @@ inline constexpr bool kSanitized = false;
 #endif
 
 struct CommandOptions {
+  int ranks = 1;  // more than one: under mpirun, whose exit code and output are then given
   int64_t address_space = 0;  // bytes; 0: no limit. Not kept to by sanitized builds
   // Called once with the process when its output first holds `cue`.
   std::string cue;
@@ -37,6 +38,9 @@ struct CommandOptions {
 // Runs qlora_engine and waits for it. Standard output and error are pipes, so there is no live
 // line.
 CommandResult RunEngine(const std::vector<std::string>& words, const CommandOptions& options = {});
+
+// The processes that mpirun, as process `launcher`, has started, by rank.
+std::vector<int> ProcessesOf(int launcher);
 
 // Path below `folder` → contents, of every file in it; folders as "name/" → "", links as "-> to",
 // what else there may be (a FIFO) as "special".

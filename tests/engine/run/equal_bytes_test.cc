@@ -7,6 +7,7 @@
 #include "tests/engine/model/golden_files.h"
 #include "tests/engine/run/model_run.h"
 #include "tests/support/deferred_device.h"
+#include "tests/support/thread_ranks.h"
 
 namespace qlora::engine {
 namespace {
@@ -86,6 +87,32 @@ TEST_P(EqualBytes, WithAnyNumberOfThreads) {
   for (const int threads : {2, 3, 7}) {
     ModelRun run(Options(), CpuDevice(threads));
     EXPECT_TRUE(Train(&run) == expected) << threads << " threads";
+  }
+}
+
+// One rank with four micro-batches, two with two each, four with one.
+TEST_P(EqualBytes, WithAnyPowerOfTwoOfRanks) {
+  if (!GetParam().tree) return;  // promised for one number of ranks only
+  const Outcome expected = OnOneThread();
+  for (const int size : {2, 4}) {
+    ModelRun::Options options = Options();
+    options.record.ranks = size;
+    options.record.storage.pending_gradients = PendingGradients(kMicroBatches / size);
+    std::vector<Outcome> outcomes(size);
+    tests::OnRanks(
+        size, {}, [](int) { return CpuDevice(1); },
+        [&](Ranks& ranks, kernels::Device*) {
+          ModelRun run(options, CpuDevice(1));
+          Outcome& outcome = outcomes[ranks.rank()];
+          for (const StepResult& step :
+               RunSteps(&run, data_, kRows, kMicroBatches, kSteps, 0, &ranks)) {
+            outcome.losses.push_back(step.loss_sum);
+          }
+          outcome.state = run.StateBytes();
+        });
+    for (int rank = 0; rank < size; ++rank) {
+      EXPECT_TRUE(outcomes[rank] == expected) << "rank " << rank << " of " << size;
+    }
   }
 }
 

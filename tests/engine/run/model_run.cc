@@ -155,12 +155,15 @@ RecordOptions TrainingOptions(const std::string& model, const Dataset& data, int
 }
 
 std::vector<StepResult> RunSteps(ModelRun* run, const Dataset& data, int64_t rows,
-                                 int64_t micro_batches, int64_t steps, int64_t first_step) {
+                                 int64_t micro_batches, int64_t steps, int64_t first_step,
+                                 Ranks* ranks) {
   const Batcher batcher(
       &data,
       {.rows_per_micro_batch = rows, .micro_batches_per_step = micro_batches, .shuffle = false});
-  const bool tree = run->storage().options.pending_gradients > 0;
-  TrainStep step(&run->execution(), {.seed = 3, .micro_batches = micro_batches, .tree_sum = tree});
+  const int64_t mine = micro_batches / (ranks == nullptr ? 1 : ranks->size());
+  const bool tree = run->storage().options.pending_gradients > 0 || mine == 1;
+  TrainStep step(&run->execution(), {.seed = 3, .micro_batches = mine, .tree_sum = tree},
+                 ranks == nullptr ? nullptr : &ranks->comm());
   std::vector<StepResult> results;
   for (int64_t i = first_step; i < first_step + steps; ++i) {
     const std::vector<MicroBatch> batch = batcher.Step(i);

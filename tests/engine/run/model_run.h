@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/comm/ranks.h"
 #include "engine/data/batcher.h"
 #include "engine/execution.h"
 #include "engine/io/checkpoint_files.h"
@@ -73,9 +74,11 @@ class ModelRun {
 RecordOptions TrainingOptions(const std::string& model, const Dataset& data, int64_t rows,
                               int64_t micro_batches);
 
-// Runs `steps` steps with constant rate 1e-3 on micro-batches of `rows` samples.
+// Runs `steps` steps with constant rate 1e-3 on micro-batches of `rows` samples; with `ranks`, this
+// one's share of the `micro_batches`.
 std::vector<StepResult> RunSteps(ModelRun* run, const Dataset& data, int64_t rows,
-                                 int64_t micro_batches, int64_t steps, int64_t first_step = 0);
+                                 int64_t micro_batches, int64_t steps, int64_t first_step = 0,
+                                 Ranks* ranks = nullptr);
 
 }  // namespace qlora::engine
 

@@ -1,0 +1,153 @@
+#include "engine/comm/control_channel.h"
+
+#include <atomic>
+#include <chrono>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "proto/errors.h"
+#include "proto/exit_codes.h"
+#include "tests/support/thread_ranks.h"
+
+namespace qlora::engine {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+using tests::NewRendezvous;
+using tests::OnRanks;
+
+double Now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+TEST(ControlChannel, GathersByRankManyTimes) {
+  OnRanks(4, {}, nullptr, [](Ranks& ranks, kernels::Device*) {
+    for (int round = 0; round < 200; ++round) {
+      const auto all = ranks.control().AllGather("round", absl::StrCat(ranks.rank(), ".", round));
+      ASSERT_TRUE(all.ok()) << all.status();
+      EXPECT_THAT(*all, ElementsAre(absl::StrCat("0.", round), absl::StrCat("1.", round),
+                                    absl::StrCat("2.", round), absl::StrCat("3.", round)));
+    }
+    EXPECT_EQ(ranks.control().local_size(), 4);
+    EXPECT_EQ(ranks.control().local_rank(), ranks.rank());
+  });
+}
+
+TEST(ControlChannel, CarriesMegabytes) {
+  const std::string large(8 << 20, 'x');
+  OnRanks(3, {}, nullptr, [&](Ranks& ranks, kernels::Device*) {
+    const auto text = ranks.control().FromFirst("text", ranks.is_first() ? large : "");
+    ASSERT_TRUE(text.ok()) << text.status();
+    EXPECT_TRUE(*text == large);
+  });
+}
+
+TEST(ControlChannel, AnAbortReachesAllWithItsExitCode) {
+  OnRanks(3, {}, nullptr, [](Ranks& ranks, kernels::Device*) {
+    if (ranks.rank() == 2) {
+      ranks.control().Abort(proto::IoError("the disk of rank two is full"));
+      return;
+    }
+    const double begin = Now();
+    const auto all = ranks.control().AllGather("never complete", "");
+    EXPECT_EQ(proto::ExitCodeOf(all.status()), proto::kExitIo);
+    EXPECT_THAT(std::string(all.status().message()), HasSubstr("the disk of rank two is full"));
+    EXPECT_LT(Now() - begin, 5);
+  });
+}
+
+TEST(ControlChannel, RanksThatLoseStepAreNotMixedUp) {
+  OnRanks(2, {}, nullptr, [](Ranks& ranks, kernels::Device*) {
+    const auto all = ranks.control().AllGather(absl::StrCat("point ", ranks.rank()), "");
+    EXPECT_EQ(proto::ExitCodeOf(all.status()), proto::kExitOurBug);
+  });
+}
+
+TEST(ControlChannel, LastResortEndsAMainThreadThatHangs) {
+  std::atomic<int> ended{0};
+  ControlOptions options;
+  options.last_resort = [&](const absl::Status& why) {
+    EXPECT_EQ(proto::ExitCodeOf(why), proto::kExitNumbersBad);
+    ++ended;
+  };
+  OnRanks(2, options, nullptr, [&](Ranks& ranks, kernels::Device*) {
+    if (ranks.is_first()) ranks.control().Abort(proto::NumbersBadError("no number"));
+    for (int i = 0; i < 500 && ended == 0; ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    }
+  });
+  EXPECT_GT(ended, 0);
+}
+
+TEST(ControlChannel, SaysWhoDidNotCome) {
+  const auto alone =
+      ControlChannel::Join({0, 3, NewRendezvous()}, {.silence_seconds = 1, .join_seconds = 0.3});
+  EXPECT_EQ(proto::ExitCodeOf(alone.status()), proto::kExitPeerLost);
+  EXPECT_THAT(std::string(alone.status().message()), HasSubstr("1, 2"));
+  const auto without_first =
+      ControlChannel::Join({1, 3, NewRendezvous()}, {.silence_seconds = 1, .join_seconds = 0.3});
+  EXPECT_EQ(proto::ExitCodeOf(without_first.status()), proto::kExitPeerLost);
+}
+
+TEST(ControlChannel, RefusesRanksThatCountOtherwise) {
+  const std::string rendezvous = NewRendezvous();
+  absl::Status other;
+  std::thread second([&] {
+    other = ControlChannel::Join({1, 5, rendezvous}, {.join_seconds = 10}).status();
+  });
+  const auto first = ControlChannel::Join({0, 2, rendezvous}, {.join_seconds = 10});
+  second.join();
+  for (const absl::Status& status : {first.status(), other}) {
+    EXPECT_EQ(proto::ExitCodeOf(status), proto::kExitBadJob) << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr("counts 5 ranks, rank 0 counts 2"));
+  }
+}
+
+// Anything may knock at a TCP port.
+TEST(ControlChannel, StrangersAtThePortDoNoHarm) {
+  const std::string rendezvous = NewRendezvous();
+  std::thread stranger([&] {
+    auto socket = Socket::Connect(rendezvous, 10);
+    ASSERT_TRUE(socket.ok());
+    EXPECT_TRUE(socket->Send("GET / HTTP/1.1\r\n\r\n", 1).ok());
+  });
+  std::thread second([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    EXPECT_TRUE(ControlChannel::Join({1, 2, rendezvous}, {.join_seconds = 10}).ok());
+  });
+  EXPECT_TRUE(ControlChannel::Join({0, 2, rendezvous}, {.join_seconds = 10}).ok());
+  stranger.join();
+  second.join();
+}
+
+// A rank whose process dies says no goodbye. Here: a socket that closes after hello.
+TEST(ControlChannel, AClosedConnectionIsALostRank) {
+  const std::string rendezvous = NewRendezvous();
+  std::thread second([&] {
+    auto socket = Socket::Connect(rendezvous, 10);
+    ASSERT_TRUE(socket.ok());
+    proto::ControlMessage message;
+    message.mutable_hello()->set_version("0.1.0");
+    message.mutable_hello()->set_world(2);
+    message.mutable_hello()->set_rank(1);
+    message.mutable_hello()->set_machine("m");
+    message.mutable_hello()->set_where("host m, process 7");
+    const std::string body = message.SerializeAsString();
+    const uint32_t header[2] = {0x31434c51, uint32_t(body.size())};
+    std::string frame(reinterpret_cast<const char*>(header), 8);
+    EXPECT_TRUE(socket->Send(frame + body, 1).ok());
+    std::this_thread::sleep_for(std::chrono::milliseconds(200));
+  });
+  const auto first = ControlChannel::Join({0, 2, rendezvous}, {.join_seconds = 10});
+  ASSERT_TRUE(first.ok()) << first.status();
+  const auto all = (*first)->AllGather("what never comes", "");
+  second.join();
+  EXPECT_EQ(proto::ExitCodeOf(all.status()), proto::kExitPeerLost);
+  EXPECT_THAT(std::string(all.status().message()), HasSubstr("rank 1 (host m, process 7) is gone"));
+}
+
+}  // namespace
+}  // namespace qlora::engine

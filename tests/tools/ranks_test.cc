@@ -1,0 +1,201 @@
+// Several processes that train together under mpirun, and what becomes of the others when one of
+// them dies, hangs, or wants something else.
+
+#include <signal.h>
+
+#include <chrono>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "proto/exit_codes.h"
+#include "tests/support/thread_ranks.h"
+#include "tests/tools/workplace.h"
+
+namespace qlora::tests {
+namespace {
+
+using testing::HasSubstr;
+using testing::Not;
+
+// A zombie that nobody has waited for does not.
+bool Lives(int pid) {
+  std::ifstream stat(absl::StrCat("/proc/", pid, "/stat"));
+  const std::string text(std::istreambuf_iterator<char>(stat), {});
+  const size_t close = text.rfind(") ");
+  return close != std::string::npos && text[close + 2] != 'Z';
+}
+
+class RanksTest : public Workplace {
+ protected:
+  // A global batch of four micro-batches, whatever the number of ranks.
+  CommandResult Train(int ranks, const std::string& output, int steps, CommandOptions options = {},
+                      const std::vector<std::string>& more = {}) const {
+    WriteJob();
+    options.ranks = ranks;
+    std::vector<std::string> words = {
+        "train", Path("job.textproto"),
+        "--set", absl::StrCat("output_dir=", Path(output)),
+        "--set", absl::StrCat("training.gradient_accumulation_steps=", 4 / ranks),
+        "--set", absl::StrCat("training.max_steps=", steps),
+        "--set", "data.eval_fraction=0.25"};
+    words.insert(words.end(), more.begin(), more.end());
+    return RunEngine(words, options);
+  }
+
+  // What a run leaves that must not tell how it came about.
+  std::map<std::string, std::string> Results(const std::string& output, int steps) const {
+    const std::string last = absl::StrCat("/checkpoint-", steps, "/optimizer.safetensors");
+    return {{"adapter", Read(output + "/adapter_model.safetensors")},
+            {"optimizer", Read(output + last)},
+            {"log", Losses(output)}};
+  }
+
+  // Steps, losses, norms and evaluations; without speeds.
+  std::string Losses(const std::string& output) const {
+    std::string text;
+    for (const auto line : absl::StrSplit(Read(output + "/metrics.jsonl"), '\n')) {
+      if (line.empty()) continue;
+      nlohmann::json record = nlohmann::json::parse(std::string(line));
+      for (const char* name : {"step", "loss", "grad_norm", "eval_loss", "eval_accuracy"}) {
+        if (record.contains(name)) absl::StrAppend(&text, name, " ", record[name].dump(), "\n");
+      }
+    }
+    return text;
+  }
+};
+
+TEST_F(RanksTest, OneTwoAndFourRanksGiveTheSameBytes) {
+  constexpr int kSteps = 4;
+  ASSERT_EQ(Train(1, "one", kSteps).exit_code, 0);
+  const auto expected = Results("one", kSteps);
+  ASSERT_THAT(expected.at("log"), HasSubstr("eval_loss"));
+  for (const int ranks : {2, 4}) {
+    const std::string output = absl::StrCat("of", ranks);
+    const CommandResult result = Train(ranks, output, kSteps);
+    ASSERT_EQ(result.exit_code, 0) << result.out << result.err;
+    EXPECT_TRUE(Results(output, kSteps) == expected) << ranks << " ranks";
+    // One of them talks.
+    EXPECT_EQ(result.out.find("done: "), result.out.rfind("done: "));
+  }
+}
+
+// Rank 1 of 2 is killed, four ranks go on from the last checkpoint.
+TEST_F(RanksTest, AKilledRankEndsAllAndOthersGoOn) {
+  constexpr int kSteps = 60;
+  ASSERT_EQ(Train(1, "undisturbed", kSteps).exit_code, 0);
+  std::vector<int> pids;
+  std::chrono::steady_clock::time_point killed;
+  const CommandResult result =
+      Train(2, "out", kSteps, {.cue = "step 5/", .on_cue = [&](int launcher) {
+                                 pids = ProcessesOf(launcher);
+                                 ASSERT_EQ(pids.size(), 2u);
+                                 killed = std::chrono::steady_clock::now();
+                                 kill(pids[1], SIGKILL);
+                               }});
+  EXPECT_LT(std::chrono::steady_clock::now() - killed, std::chrono::seconds(kSanitized ? 20 : 5));
+  EXPECT_NE(result.exit_code, 0);
+  ASSERT_EQ(pids.size(), 2u);
+  const auto patience = killed + std::chrono::seconds(kSanitized ? 20 : 5);
+  for (const int pid : pids) {
+    while (Lives(pid) && std::chrono::steady_clock::now() < patience) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    EXPECT_FALSE(Lives(pid)) << pid;
+  }
+  ASSERT_FALSE(Output().contains("adapter_model.safetensors")) << "the kill came too late";
+  for (const auto& [name, contents] : Output()) EXPECT_THAT(name, Not(HasSubstr(".tmp")));
+
+  const CommandResult again = Train(4, "out", kSteps);
+  ASSERT_EQ(again.exit_code, 0) << again.out << again.err;
+  EXPECT_THAT(again.out, HasSubstr("going on from"));
+  EXPECT_TRUE(Results("out", kSteps) == Results("undisturbed", kSteps));
+}
+
+TEST_F(RanksTest, AStoppedRankIsNamedAndAllEnd) {
+  int stopped = 0;
+  std::chrono::steady_clock::time_point begin;
+  const CommandResult result =
+      Train(2, "out", 1'000'000,
+            {.cue = "step 5/",
+             .on_cue =
+                 [&](int launcher) {
+                   stopped = ProcessesOf(launcher)[1];
+                   begin = std::chrono::steady_clock::now();
+                   kill(stopped, SIGSTOP);
+                 }},
+            {"--set", "parallel.silence_seconds=2", "--set", "training.save_steps=1000"});
+  // Two seconds of silence, two to end, and what mpirun takes to be rid of a process that is
+  // stopped.
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(kSanitized ? 40 : 10));
+  EXPECT_EQ(result.exit_code, proto::kExitPeerLost);
+  EXPECT_THAT(result.err, HasSubstr("rank 1 was silent for 2 s"));
+  EXPECT_THAT(result.err, HasSubstr("the same command goes on"));
+}
+
+// To one of the ranks, or to mpirun, which hands it to all and does not wait to pass on what they
+// say of it.
+TEST_F(RanksTest, ASignalStopsAllAtTheSameStep) {
+  for (const bool to_launcher : {false, true}) {
+    const std::string output = to_launcher ? "all" : "one";
+    const auto send = [&](int launcher) {
+      kill(to_launcher ? launcher : ProcessesOf(launcher)[1], SIGTERM);
+    };
+    const CommandResult result = Train(2, output, 1'000'000, {.cue = "step 5/", .on_cue = send},
+                                       {"--set", "training.save_steps=100000"});
+    EXPECT_NE(result.exit_code, 0);
+    if (!to_launcher) {
+      EXPECT_EQ(result.exit_code, proto::kExitTerminated);
+      EXPECT_THAT(result.err, HasSubstr("error: stopped after step "));
+      EXPECT_THAT(result.err, HasSubstr("rank 1: error: stopped after step "));
+    }
+    int checkpoints = 0;
+    for (const auto& [name, contents] : TreeOf(Path(output))) {
+      checkpoints += name.starts_with("checkpoint-") && name.ends_with("/manifest.pb");
+    }
+    EXPECT_EQ(checkpoints, 1) << result.out << result.err;
+  }
+}
+
+// Started by hand, as on machines without a launcher.
+TEST_F(RanksTest, RanksWithAnotherJobAreRefused) {
+  WriteJob();
+  const std::vector<std::pair<std::vector<std::string>, std::string>> cases = {
+      {{"--set", "seed=43"}, "+ seed: 43"},
+      {{"--set", "training.learning_rate=1e-3"}, "learning_rate: 0.001"},
+      {{"--set", "data.max_train_samples=5"}, "max_train_samples: 5"},
+      {{"--set", "lora.r=8"}, "r: 8"},
+  };
+  for (const auto& [other, word] : cases) {
+    const std::string place = NewRendezvous();
+    const auto words = [&](int rank) -> std::vector<std::string> {
+      return {"train", Path("job.textproto"), "--rank", absl::StrCat(rank), "--world",
+              "2",     "--rendezvous",        place};
+    };
+    std::vector<std::string> differing = words(1);
+    differing.insert(differing.end(), other.begin(), other.end());
+    CommandResult second;
+    std::thread thread([&] { second = RunEngine(differing); });
+    const CommandResult first = RunEngine(words(0));
+    thread.join();
+    for (const CommandResult& result : {first, second}) {
+      EXPECT_EQ(result.exit_code, proto::kExitBadJob) << result.err;
+      EXPECT_THAT(result.err, HasSubstr("ranks disagree on what to train"));
+      EXPECT_THAT(result.err, HasSubstr(word));
+    }
+    EXPECT_TRUE(Output().empty()) << "nothing is written before they agree";
+  }
+}
+
+TEST_F(RanksTest, OtherCommandsRunAlone) {
+  WriteJob();
+  const CommandResult result = RunEngine({"inspect", Path("job.textproto"), "--rank", "0",
+                                          "--world", "2", "--rendezvous", "localhost:2000"});
+  EXPECT_EQ(result.exit_code, proto::kExitBadJob);
+  EXPECT_THAT(result.err, HasSubstr("inspect runs in one process"));
+}
+
+}  // namespace
+}  // namespace qlora::tests
