@@ -49,11 +49,11 @@ absl::StatusOr<EvalResult> EvaluateLoss(Execution* execution, const Batcher& bat
 std::pair<int64_t, int64_t> LastTrainedRun(const Sample& sample);
 
 // Generates an answer to what stands before each sample's last trained run, greedily, and counts
-// those whose text equals the run's, white space at both ends aside. Spread over the ranks likewise.
+// those whose text equals the run's, white space at both ends aside. Spread over the ranks
+// likewise.
 absl::StatusOr<int64_t> CountExactMatches(Execution* execution, const Dataset& dataset,
                                           const Tokenizer& tokenizer,
-                                          const GenerationOptions& options,
-                                          Ranks* ranks = nullptr);
+                                          const GenerationOptions& options, Ranks* ranks = nullptr);
 
 }  // namespace qlora::engine
 

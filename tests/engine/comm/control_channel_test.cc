@@ -45,6 +45,32 @@ TEST(ControlChannel, CarriesMegabytes) {
   });
 }
 
+// The first port of a few that is free.
+TEST(ControlChannel, MeetsOverTcp) {
+  std::string rendezvous;
+  for (int port = 23456; port < 23476; ++port) {
+    rendezvous = absl::StrCat("127.0.0.1:", port);
+    if (Socket::Listen(rendezvous).ok()) break;
+  }
+  std::thread second([&] {
+    const auto channel = ControlChannel::Join({1, 2, rendezvous}, {.join_seconds = 10});
+    ASSERT_TRUE(channel.ok()) << channel.status();
+    EXPECT_THAT(*(*channel)->AllGather("names", "b"), ElementsAre("a", "b"));
+  });
+  const auto channel = ControlChannel::Join({0, 2, rendezvous}, {.join_seconds = 10});
+  ASSERT_TRUE(channel.ok()) << channel.status();
+  EXPECT_THAT(*(*channel)->AllGather("names", "a"), ElementsAre("a", "b"));
+  second.join();
+}
+
+TEST(ControlChannel, RefusesAPlaceThatIsNone) {
+  for (const char* place : {"nowhere", "host:", "host:0", "host:70000", "host:1x"}) {
+    const auto channel = ControlChannel::Join({1, 2, place}, {.join_seconds = 10});
+    EXPECT_EQ(proto::ExitCodeOf(channel.status()), proto::kExitBadJob) << place;
+    EXPECT_THAT(std::string(channel.status().message()), HasSubstr("HOST:PORT")) << place;
+  }
+}
+
 TEST(ControlChannel, AnAbortReachesAllWithItsExitCode) {
   OnRanks(3, {}, nullptr, [](Ranks& ranks, kernels::Device*) {
     if (ranks.rank() == 2) {
