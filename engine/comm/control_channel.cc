@@ -248,28 +248,36 @@ absl::StatusOr<std::vector<std::string>> ControlChannel::AllGather(const std::st
   {
     absl::MutexLock lock(&mutex_);
     number = agreements_++;
-    part->set_agreement(number);
-    if (world_.rank == 0) open_[number].parts.push_back(*part);
   }
-  if (world_.rank != 0) {
+  part->set_agreement(number);
+  part->set_rank(world_.rank);
+  if (world_.rank == 0) {
+    TakePart(*part);
+  } else {
     Send(peers_[0].get(), message, options_.silence_seconds).IgnoreError();
   }
   std::vector<std::string> result;
   {
     absl::MutexLock lock(&mutex_);
     const auto is_there = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-      if (!status_.ok()) return true;
       const Agreement& a = open_[number];
       return world_.rank == 0 ? int(a.parts.size()) == world_.size : !a.result.empty();
     };
-    mutex_.Await(absl::Condition(&is_there));
-    if (!status_.ok()) return status_;
+    const auto is_over = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+      return is_there() || !status_.ok() || others_left_;
+    };
+    mutex_.Await(absl::Condition(&is_over));
+    if (!is_there()) {
+      mutex_.Unlock();
+      const absl::Status why = CheckOthers();
+      mutex_.Lock();
+      return why;
+    }
     result = std::move(open_[number].result);
     if (world_.rank == 0) {
       result.resize(world_.size);
-      // The first contribution is this rank's own; the others' carry their rank in front.
       for (ControlMessage::Part& p : open_[number].parts) {
-        result[p.rank()] = std::move(*p.mutable_contents());
+        result[std::clamp(p.rank(), 0, world_.size - 1)] = std::move(*p.mutable_contents());
       }
     }
     open_.erase(number);
@@ -325,6 +333,11 @@ Heartbeat ControlChannel::Beat() const {
 absl::Status ControlChannel::status() const {
   absl::MutexLock lock(&mutex_);
   return status_;
+}
+
+absl::Status ControlChannel::CheckOthers() {
+  if (!aborted() && others_left_) Lost("another rank has ended before its work was done");
+  return aborted() ? status() : absl::OkStatus();
 }
 
 bool ControlChannel::SetAborted(int exit_code, const std::string& reason) {
@@ -440,7 +453,7 @@ void ControlChannel::Handle(Peer* peer, const ControlMessage& message) {
       break;
     }
     case ControlMessage::kPart:
-      TakePart(*peer, message.part());
+      TakePart(message.part());
       break;
     case ControlMessage::kAgreed: {
       absl::MutexLock lock(&mutex_);
@@ -453,26 +466,29 @@ void ControlChannel::Handle(Peer* peer, const ControlMessage& message) {
         SendToAll(message, kNoticeSeconds);
       }
       break;
-    case ControlMessage::kGoodbye:
+    case ControlMessage::kGoodbye: {
       peer->left = true;
       watchdog_->Heard(peer->rank, {.phase = Phase::kFinished}, Now());
+      absl::MutexLock lock(&mutex_);  // wakes who waits
+      others_left_ = true;
       break;
+    }
     default:
       break;
   }
 }
 
-void ControlChannel::TakePart(const Peer& peer, const ControlMessage::Part& part) {
+void ControlChannel::TakePart(const ControlMessage::Part& part) {
   std::string differs;
   {
     absl::MutexLock lock(&mutex_);
-    Agreement& agreement = open_[part.agreement()];
-    agreement.parts.push_back(part);
-    agreement.parts.back().set_rank(peer.rank);
-    if (agreement.parts.front().what() != part.what()) {
-      differs = absl::StrCat("ranks have lost step with each other: rank ", peer.rank, " is at ",
-                             part.what(), ", rank ", agreement.parts.front().rank(), " at ",
-                             agreement.parts.front().what());
+    std::vector<ControlMessage::Part>& parts = open_[part.agreement()].parts;
+    if (parts.empty() || parts.front().what() == part.what()) {
+      parts.push_back(part);
+    } else {
+      differs =
+          absl::StrCat("ranks have lost step with each other: rank ", part.rank(), " is at ",
+                       part.what(), ", rank ", parts.front().rank(), " at ", parts.front().what());
     }
   }
   if (!differs.empty()) Abort(absl::InternalError(differs));

@@ -73,9 +73,12 @@ class ControlChannel {
 
   // Ends the job on all ranks with this error, which has an exit code.
   void Abort(const absl::Status& error);
-  // OK, or why the job was aborted. Long waits ask for it.
+  // OK, or why the job was aborted.
   absl::Status status() const;
   bool aborted() const { return aborted_.load(std::memory_order_acquire); }
+  // For who waits for other ranks, often: OK, or why they will not come. Aborts the job where one
+  // of them has said goodbye.
+  absl::Status CheckOthers();
 
  private:
   struct Peer {
@@ -97,7 +100,7 @@ class ControlChannel {
   void Serve();
   void Receive(Peer* peer);
   void Handle(Peer* peer, const proto::ControlMessage& message);
-  void TakePart(const Peer& peer, const proto::ControlMessage::Part& part);
+  void TakePart(const proto::ControlMessage::Part& part);
   absl::Status Send(Peer* peer, const proto::ControlMessage& message, double seconds);
   void SendToAll(const proto::ControlMessage& message, double seconds);
   void SendHeartbeats();
@@ -114,6 +117,7 @@ class ControlChannel {
 
   std::atomic<int64_t> progress_{0};
   std::atomic<bool> aborted_{false};
+  std::atomic<bool> others_left_{false};
   mutable absl::Mutex mutex_;
   Heartbeat beat_ ABSL_GUARDED_BY(mutex_);
   std::vector<Heartbeat> outer_ ABSL_GUARDED_BY(mutex_);  // phases that collectives interrupt

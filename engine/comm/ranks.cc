@@ -21,9 +21,7 @@ absl::Status Ranks::OpenComm(kernels::Device* device, HostComm::OpenLink link) {
   }
   if (link == nullptr) {
     link = [this] {
-      return OpenMpiLink(rank(), size(), [this] {
-        return control_->aborted() ? control_->status() : absl::OkStatus();
-      });
+      return OpenMpiLink(rank(), size(), [this] { return control_->CheckOthers(); });
     };
   }
   absl::StatusOr<std::unique_ptr<HostComm>> comm = HostComm::Create(control_.get(), device, link);

@@ -23,6 +23,12 @@ std::string StartSummary(const Setup& setup) {
       setup.device->info().name,
       absl::StrFormat("; measured here: %.0f GFLOP/s, %.1f GB/s\n", setup.rates.matmul_flops / 1e9,
                       setup.rates.memory_bytes / 1e9));
+  if (setup.ranks != nullptr) {
+    const int64_t accumulation = setup.job.training().gradient_accumulation_steps();
+    absl::StrAppend(&text, "ranks: ", setup.world(), ", ", setup.ranks->control().local_size(),
+                    " of them on this machine; ", accumulation, " micro-batches a step each, ",
+                    accumulation * setup.world(), " in all\n");
+  }
   if (!setup.train_data.samples.empty())
     absl::StrAppend(&text, DataLine("data", setup.train_data), "\n");
   if (!setup.eval_data.samples.empty()) {

@@ -50,7 +50,7 @@ class ThreadLink : public engine::HostLink {
                         int64_t receive_bytes) override {
     if (to >= 0) boxes_.Put(control_.rank(), to, send, send_bytes);
     while (from >= 0 && !boxes_.Take(from, control_.rank(), receive, receive_bytes)) {
-      if (control_.aborted()) return control_.status();
+      if (absl::Status s = control_.CheckOthers(); !s.ok()) return s;
     }
     return absl::OkStatus();
   }

@@ -85,6 +85,18 @@ TEST(ControlChannel, AnAbortReachesAllWithItsExitCode) {
   });
 }
 
+// Not even for one that has left in good order.
+TEST(ControlChannel, NobodyWaitsForARankThatHasLeft) {
+  for (const int leaver : {0, 2}) {
+    OnRanks(3, {}, nullptr, [&](Ranks& ranks, kernels::Device*) {
+      ASSERT_TRUE(ranks.control().AllGather("all are here", "").ok());
+      if (ranks.rank() == leaver) return;
+      const auto all = ranks.control().AllGather("one is not", "");
+      EXPECT_EQ(proto::ExitCodeOf(all.status()), proto::kExitPeerLost) << all.status();
+    });
+  }
+}
+
 TEST(ControlChannel, RanksThatLoseStepAreNotMixedUp) {
   OnRanks(2, {}, nullptr, [](Ranks& ranks, kernels::Device*) {
     const auto all = ranks.control().AllGather(absl::StrCat("point ", ranks.rank()), "");
