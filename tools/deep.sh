@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# What takes longer than the ordinary tests: every test under each sanitizer, and the comparison with the real
-# libraries (PyTorch, Transformers, PEFT, bitsandbytes, TensorBoard), which are fetched from PyPI.
+# What takes longer than the ordinary tests: every test under each sanitizer, report pages in a browser, and the comparison
+# with the real libraries (PyTorch, Transformers, PEFT, bitsandbytes, TensorBoard), which are fetched from PyPI.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 ./tools/test.sh
 ./tools/sanitize.sh address,undefined
 ./tools/sanitize.sh thread
 ./tests/interop/run.sh build/tools/qlora_engine
+./tests/report_pages/run.sh

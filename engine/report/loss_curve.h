@@ -9,9 +9,8 @@
 
 namespace qlora::engine {
 
-// An SVG document of 720 × 400 units on a white ground, from state.log_history. Both axes are
-// linear, with ticks at round numbers; values that are not finite are left out. Without any record
-// the frame alone.
+// An SVG document (PlotDocument) from state.log_history. Values that are not finite are left out;
+// without any record the frame alone.
 std::string LossCurveSvg(const proto::RunState& state);
 
 }  // namespace qlora::engine

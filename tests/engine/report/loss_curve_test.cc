@@ -29,11 +29,12 @@ proto::RunState StateOf(std::initializer_list<std::pair<int64_t, double>> train,
 
 TEST(LossCurve, PlacesPointsByStepAndLoss) {
   const std::string svg = LossCurveSvg(StateOf({{0, 4.0}, {50, 2.0}, {100, 3.0}}, {{100, 2.5}}));
-  // The frame goes from (64, 350) to (700, 48): loss 2 at its foot, loss 4 at its head.
-  EXPECT_THAT(svg, HasSubstr("points=\"64.0,48.0 382.0,350.0 700.0,199.0 \""));
-  EXPECT_THAT(svg, HasSubstr("<circle cx=\"700.0\" cy=\"274.5\""));
+  // Loss 2 at the foot of the frame, loss 4 at its head; the first and the last step at its sides.
+  EXPECT_THAT(svg, HasSubstr("points=\"35.0,72.0 366.5,384.0 698.0,228.0\""));
+  EXPECT_THAT(svg, HasSubstr("cx=\"698.0\" cy=\"306.0\""));
   EXPECT_THAT(svg, HasSubstr("training: 4.0000 to 3.0000"));
   EXPECT_THAT(svg, HasSubstr("held out: 2.5000 to 2.5000"));
+  EXPECT_THAT(svg, HasSubstr("<title>step 100: 2.5000</title>"));
   EXPECT_THAT(svg, HasSubstr(">20</text>"));
   EXPECT_THAT(svg, HasSubstr(">2.5</text>"));
 }
@@ -47,7 +48,7 @@ TEST(LossCurve, LeavesOutWhatIsNotFinite) {
 
 TEST(LossCurve, DrawsRunsOfNoAndOfOneRecord) {
   EXPECT_THAT(LossCurveSvg({}), HasSubstr("</svg>"));
-  EXPECT_THAT(LossCurveSvg({}), Not(HasSubstr("polyline")));
+  EXPECT_THAT(LossCurveSvg({}), Not(HasSubstr("<polyline")));
   const std::string svg = LossCurveSvg(StateOf({{1, 2.0}}, {{1, 2.0}}));
   EXPECT_THAT(svg, HasSubstr("<circle"));
   EXPECT_THAT(svg, Not(HasSubstr("nan")));
