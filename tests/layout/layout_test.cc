@@ -9,6 +9,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/layout/layout_rules.h"
+#include "tests/support/paths.h"
 
 namespace qlora::layout {
 namespace {
@@ -28,7 +29,7 @@ std::string Read(const std::filesystem::path& path) {
 }
 
 TEST(Layout, TheTreeKeepsItsRules) {
-  const std::filesystem::path root = QLORA_SOURCE_DIR;
+  const std::filesystem::path root = tests::SourceDir();
   int checked = 0;
   const auto check = [&](const std::filesystem::path& file) {
     const std::string path = std::filesystem::relative(file, root).generic_string();

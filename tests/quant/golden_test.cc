@@ -21,6 +21,7 @@
 #include "quant/float_formats.h"
 #include "quant/reference_quantizer.h"
 #include "tests/quant/quantized_tensor.h"
+#include "tests/support/paths.h"
 
 namespace qlora::quant {
 namespace {
@@ -29,7 +30,7 @@ namespace {
 class GoldenFile {
  public:
   explicit GoldenFile(const std::string& name) {
-    std::ifstream file(std::string(QLORA_TESTS_DIR) + "/golden/quant/" + name, std::ios::binary);
+    std::ifstream file(tests::TestsDir() + "/golden/quant/" + name, std::ios::binary);
     EXPECT_TRUE(file.good()) << name;
     bytes_.assign(std::istreambuf_iterator<char>(file), {});
   }
@@ -87,7 +88,7 @@ struct Case {
 
 std::vector<Case> ReadCases() {
   std::vector<Case> cases;
-  std::ifstream listing(std::string(QLORA_TESTS_DIR) + "/golden/quant/cases.txt");
+  std::ifstream listing(tests::TestsDir() + "/golden/quant/cases.txt");
   GoldenFile data("cases.bin");
   for (std::string line; std::getline(listing, line);) {
     Case c;

@@ -10,6 +10,7 @@
 #include "engine/plan.h"
 #include "gtest/gtest.h"
 #include "kernels/cuda/cuda_device.h"
+#include "tests/support/paths.h"
 
 namespace qlora::engine {
 namespace {
@@ -31,7 +32,7 @@ class LargeModel : public testing::TestWithParam<Case> {};
 TEST_P(LargeModel, FitsByPlan) {
   const Case& c = GetParam();
   const absl::StatusOr<ModelSpec> spec =
-      ReadModelConfig(Env::Default(), std::string(QLORA_SOURCE_DIR) + "/bench/models/" + c.model);
+      ReadModelConfig(Env::Default(), tests::SourceDir() + "/bench/models/" + c.model);
   ASSERT_TRUE(spec.ok()) << spec.status();
   proto::Lora lora;
   lora.set_r(c.rank);

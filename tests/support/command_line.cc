@@ -12,6 +12,8 @@
 #include <fstream>
 #include <iterator>
 
+#include "tests/support/paths.h"
+
 namespace qlora::tests {
 namespace {
 
@@ -38,7 +40,7 @@ void ExecEngine(const std::vector<std::string>& words, const CommandOptions& opt
     for (const auto& [name, value] : kMpiEnvironment) ::setenv(name, value, 1);
     launch = {"mpirun", "-n", std::to_string(options.ranks)};
   }
-  launch.push_back(QLORA_BINARY);
+  launch.push_back(EngineBinary());
   std::vector<char*> argv;
   for (std::string& word : launch) argv.push_back(word.data());
   for (const std::string& word : words) argv.push_back(const_cast<char*>(word.c_str()));

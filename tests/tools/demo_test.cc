@@ -13,12 +13,13 @@
 #include "gtest/gtest.h"
 #include "tests/engine/io/temp_folder.h"
 #include "tests/support/command_line.h"
+#include "tests/support/paths.h"
 
 namespace qlora::tests {
 namespace {
 
 std::string Generated(const std::string& words) {
-  FILE* pipe = ::popen(absl::StrCat(QLORA_DEMO_DATA, " ", words).c_str(), "r");
+  FILE* pipe = ::popen(absl::StrCat(DemoDataBinary(), " ", words).c_str(), "r");
   std::string text;
   char buffer[4096];
   for (size_t n; (n = std::fread(buffer, 1, sizeof(buffer), pipe)) > 0;) text.append(buffer, n);
@@ -65,7 +66,7 @@ TEST(DemoData, HeldOutMessagesAreNotTrainedOnAndMeetNewNames) {
 TEST(DemoBase, LoadsAndFitsItsJob) {
   const TempFolder folder;
   ASSERT_TRUE(folder.Write("train.jsonl", Generated("orders 40 1")).ok());
-  const std::string demo = QLORA_SOURCE_DIR "/tools/demo";
+  const std::string demo = SourceDir() + "/tools/demo";
   const CommandResult result =
       RunEngine({"plan", demo + "/job.textproto", "--set", "model=" + demo + "/base", "--set",
                  "data.train_file=" + folder.File("train.jsonl"), "--set",

@@ -15,6 +15,7 @@
 #include "tests/engine/io/golden_tensors.h"
 #include "tests/engine/io/temp_folder.h"
 #include "tests/support/faulty_env.h"
+#include "tests/support/paths.h"
 
 namespace qlora::engine {
 namespace {
@@ -25,7 +26,7 @@ using tests::FaultyEnv;
 using tests::TempFolder;
 using Json = nlohmann::json;
 
-constexpr char kGolden[] = QLORA_TESTS_DIR "/golden/io/peft_adapter";
+const std::string kGolden = tests::TestsDir() + "/golden/io/peft_adapter";
 
 std::string ReadFile(Env* env, const std::string& path) {
   return env->ReadFile(path, 1 << 20).value_or("(none)");

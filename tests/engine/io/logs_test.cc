@@ -8,6 +8,7 @@
 #include "engine/io/event_file.h"
 #include "engine/io/metrics_log.h"
 #include "tests/support/faulty_env.h"
+#include "tests/support/paths.h"
 
 namespace qlora::engine {
 namespace {
@@ -28,7 +29,7 @@ TEST(EventFileTest, EqualsTensorBoardsOwnWriter) {
   ASSERT_TRUE(
       events->WriteScalars(6, {{"train/loss", 1.25f}, {"train/learning_rate", 2e-4f}}).ok());
   ASSERT_TRUE(events->Close().ok());
-  auto golden = Env::Default()->ReadFile(QLORA_TESTS_DIR "/golden/io/events.bin", 1 << 20);
+  auto golden = Env::Default()->ReadFile(tests::TestsDir() + "/golden/io/events.bin", 1 << 20);
   ASSERT_TRUE(golden.ok()) << golden.status();
   EXPECT_EQ(Contents(&env, events->path()), *golden);
 }

@@ -10,6 +10,7 @@
 #include "tests/engine/io/golden_tensors.h"
 #include "tests/engine/io/temp_folder.h"
 #include "tests/support/faulty_env.h"
+#include "tests/support/paths.h"
 
 namespace qlora::engine {
 namespace {
@@ -19,8 +20,7 @@ using ::testing::HasSubstr;
 using tests::TempFolder;
 
 std::string Golden(const std::string& name) {
-  auto bytes =
-      Env::Default()->ReadFile(std::string(QLORA_TESTS_DIR) + "/golden/io/" + name, 1 << 20);
+  auto bytes = Env::Default()->ReadFile(tests::TestsDir() + "/golden/io/" + name, 1 << 20);
   EXPECT_TRUE(bytes.ok()) << bytes.status();
   return bytes.value_or("");
 }

@@ -11,6 +11,7 @@
 
 #include "engine/io/safetensors.h"
 #include "gtest/gtest.h"
+#include "tests/support/paths.h"
 
 namespace qlora::engine {
 
@@ -18,7 +19,7 @@ namespace qlora::engine {
 // QLORA_TESTS_DIR.
 inline std::string GoldenModelPath(const std::string& name) {
   const char* carried = std::getenv("QLORA_TESTS_DIR");
-  return std::string(carried != nullptr ? carried : QLORA_TESTS_DIR) + "/golden/models/" + name;
+  return std::string(carried != nullptr ? carried : tests::TestsDir()) + "/golden/models/" + name;
 }
 
 inline std::string GoldenModelText(const std::string& name) {

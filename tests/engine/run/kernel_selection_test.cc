@@ -10,6 +10,7 @@
 #include "gtest/gtest.h"
 #include "tests/engine/run/model_run.h"
 #include "tests/support/forwarding_device.h"
+#include "tests/support/paths.h"
 
 namespace qlora::engine {
 namespace {
@@ -78,8 +79,7 @@ class KernelSelectionTest : public testing::Test {
  protected:
   KernelSelectionTest() {
     const Dataset data = GoldenDocuments("qlora_llama");
-    const auto spec =
-        ReadModelConfig(Env::Default(), std::string(QLORA_TESTS_DIR) + "/golden/models/qwen3");
+    const auto spec = ReadModelConfig(Env::Default(), tests::TestsDir() + "/golden/models/qwen3");
     ops_ = Record(*spec, TrainingOptions("qwen3", data, 1, 2), *CpuDevice()).program.Ops();
   }
   KernelSelection Select(TwoKernels::Fused fused, proto::KernelSelection::Value mode,

@@ -8,6 +8,7 @@
 #include "gtest/gtest.h"
 #include "tests/engine/run/model_run.h"
 #include "tests/support/forwarding_device.h"
+#include "tests/support/paths.h"
 
 namespace qlora::engine {
 namespace {
@@ -75,9 +76,7 @@ class Refusal : public testing::Test {
  protected:
   Refusal()
       : data_(GoldenDocuments("qlora_llama")), spec_(*ReadModelConfig(Env::Default(), Folder())) {}
-  static std::string Folder() {
-    return std::string(QLORA_TESTS_DIR) + "/golden/models/llama3_tied";
-  }
+  static std::string Folder() { return tests::TestsDir() + "/golden/models/llama3_tied"; }
 
   absl::StatusOr<Plan> Make(const RecordOptions& record, int64_t memory,
                             proto::Recompute::Value recompute = proto::Recompute::AUTO,

@@ -12,11 +12,12 @@
 #include <vector>
 
 #include "engine/text/tokenizer.h"
+#include "tests/support/paths.h"
 
 namespace qlora::engine {
 
 inline std::string GoldenText(const std::string& name) {
-  std::ifstream file(std::string(QLORA_TESTS_DIR) + "/golden/text/" + name, std::ios::binary);
+  std::ifstream file(tests::TestsDir() + "/golden/text/" + name, std::ios::binary);
   EXPECT_TRUE(file.good()) << name;
   return std::string(std::istreambuf_iterator<char>(file), {});
 }

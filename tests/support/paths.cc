@@ -1,0 +1,10 @@
+#include "tests/support/paths.h"
+
+namespace qlora::tests {
+
+std::string SourceDir() { return QLORA_SOURCE_DIR; }
+std::string TestsDir() { return QLORA_TESTS_DIR; }
+std::string EngineBinary() { return QLORA_BINARY; }
+std::string DemoDataBinary() { return QLORA_DEMO_DATA; }
+
+}  // namespace qlora::tests
