@@ -10,6 +10,7 @@
 #include "engine/input_error.h"
 #include "engine/io/atomic_file.h"
 #include "engine/io/json_file.h"
+#include "engine/io/model_files.h"
 #include "engine/io/safetensors_writer.h"
 #include "engine/model/element_convert.h"
 #include "engine/model/load_weights.h"
@@ -26,17 +27,6 @@ constexpr char kRunStateFile[] = "run_state.pb";
 constexpr char kTrainerStateFile[] = "trainer_state.json";
 constexpr char kModelFile[] = "model.safetensors";
 constexpr int64_t kMaxSmallFile = int64_t{256} << 20;
-
-// Copied where the model folder has them, so that vLLM and Transformers find a tokenizer beside the
-// adapter.
-constexpr const char* kTokenizerFiles[] = {"tokenizer.json",
-                                           "tokenizer_config.json",
-                                           "special_tokens_map.json",
-                                           "added_tokens.json",
-                                           "tokenizer.model",
-                                           "chat_template.jinja",
-                                           "vocab.json",
-                                           "merges.txt"};
 
 Dtype FileType(DType type) {
   switch (type) {
@@ -158,16 +148,6 @@ absl::Status WriteModelFile(const FileMaker& make, Execution* execution) {
   return WriteViews(*std::move(file), std::move(tensors), execution);
 }
 
-absl::Status CopyFile(Env* env, const std::string& from, const char* name, const FileMaker& make) {
-  if (!env->Exists(from)) return absl::OkStatus();
-  absl::StatusOr<std::string> text = env->ReadFile(from, kMaxSmallFile);
-  if (!text.ok()) return AsInputError(text.status());
-  absl::StatusOr<std::unique_ptr<WritableFile>> file = make(name);
-  if (!file.ok()) return file.status();
-  if (absl::Status s = (*file)->Append(*text); !s.ok()) return s;
-  return (*file)->Close();
-}
-
 // The model's config.json, which says the type that the weights now have.
 absl::Status WriteConfig(Env* env, const std::string& from, const FileMaker& make,
                          Execution* execution) {
@@ -181,10 +161,7 @@ absl::Status WriteConfig(Env* env, const std::string& from, const FileMaker& mak
   if (config->contains("torch_dtype") || !config->contains("dtype")) {
     (*config)["torch_dtype"] = type;
   }
-  absl::StatusOr<std::unique_ptr<WritableFile>> file = make("config.json");
-  if (!file.ok()) return file.status();
-  if (absl::Status s = (*file)->Append(config->dump(2) + "\n"); !s.ok()) return s;
-  return (*file)->Close();
+  return WriteTextFile(make, "config.json", config->dump(2) + "\n");
 }
 
 // What is for the user: the adapter or the model, tokenizer, trainer_state.json.
@@ -194,17 +171,11 @@ absl::Status WriteResult(Env* env, const FileMaker& make, Execution* execution,
   absl::Status s =
       full ? WriteModelFile(make, execution) : WriteAdapterFiles(make, files, execution);
   if (!s.ok()) return s;
-  for (const char* name : kTokenizerFiles) {
-    s = CopyFile(env, JoinPath(files.tokenizer_folder, name), name, make);
-    if (!s.ok()) return s;
-  }
+  if (s = CopyTokenizerFiles(env, files.tokenizer_folder, make); !s.ok()) return s;
   if (full) {
     if (s = WriteConfig(env, files.config_file, make, execution); !s.ok()) return s;
   }
-  absl::StatusOr<std::unique_ptr<WritableFile>> file = make(kTrainerStateFile);
-  if (!file.ok()) return file.status();
-  if (s = (*file)->Append(TrainerStateJson(files.trainer, state)); !s.ok()) return s;
-  return (*file)->Close();
+  return WriteTextFile(make, kTrainerStateFile, TrainerStateJson(files.trainer, state));
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/io/atomic_file.h"
 #include "engine/io/json_file.h"
+#include "engine/io/model_files.h"
 #include "engine/io/safetensors_writer.h"
 #include "engine/model/prequantized.h"
 #include "proto/errors.h"
@@ -27,7 +28,6 @@ constexpr char kModelFile[] = "model.safetensors";
 constexpr char kConfigFile[] = "config.json";
 // Bytes copied from the device at a time.
 constexpr int64_t kChunk = 1 << 20;
-constexpr int64_t kMaxCopiedFile = int64_t{1} << 28;
 
 int64_t Padded(int64_t bytes) {
   return (bytes + kernels::kBufferAlignment - 1) / kernels::kBufferAlignment *
@@ -257,14 +257,6 @@ class Writer {
   kernels::QuantizedOutput unpacked_;
 };
 
-absl::Status WriteText(const FileMaker& make, const std::string& name, absl::string_view text) {
-  absl::StatusOr<std::unique_ptr<WritableFile>> file = make(name);
-  if (!file.ok()) return file.status();
-  if (absl::Status s = (*file)->Append(text); !s.ok()) return s;
-  if (absl::Status s = (*file)->Sync(); !s.ok()) return s;
-  return (*file)->Close();
-}
-
 }  // namespace
 
 int64_t WriteQuantizedBytes(const WeightRow& row, const quant::QuantSpec& spec) {
@@ -280,8 +272,8 @@ absl::Status WriteQuantizedFiles(Env* env, const FileMaker& make, const ShardedM
   absl::StatusOr<std::unique_ptr<WritableFile>> file = make(kModelFile);
   if (!file.ok()) return file.status();
   if (absl::Status s = Writer(model, execution).Write(*std::move(file)); !s.ok()) return s;
-  return WriteText(make, kConfigFile,
-                   ConfigText(*std::move(config), execution->plan().run.storage.options));
+  return WriteTextFile(make, kConfigFile,
+                       ConfigText(*std::move(config), execution->plan().run.storage.options));
 }
 
 absl::Status WritePrequantized(Env* env, const std::string& folder, const ShardedModel& model,
@@ -300,15 +292,7 @@ absl::Status WritePrequantized(Env* env, const std::string& folder, const Sharde
   const FileMaker make = [&](const std::string& name) {
     return NewAtomicFile(env, JoinPath(folder, name));
   };
-  for (const char* name :
-       {"generation_config.json", "tokenizer.json", "tokenizer_config.json",
-        "special_tokens_map.json", "added_tokens.json", "tokenizer.model", "chat_template.jinja"}) {
-    const absl::StatusOr<std::string> text =
-        env->ReadFile(JoinPath(model.folder(), name), kMaxCopiedFile);
-    if (absl::IsNotFound(text.status())) continue;
-    if (!text.ok()) return text.status();
-    if (absl::Status s = WriteText(make, name, *text); !s.ok()) return s;
-  }
+  if (absl::Status s = CopyModelFiles(env, model.folder(), make); !s.ok()) return s;
   return WriteQuantizedFiles(env, make, model, execution);
 }
 

@@ -1,0 +1,25 @@
+// The files of a model folder beside its weights.
+#ifndef QLORA_ENGINE_IO_MODEL_FILES_H_
+#define QLORA_ENGINE_IO_MODEL_FILES_H_
+
+#include <string>
+
+#include "absl/status/status.h"
+#include "engine/io/adapter_file.h"
+#include "engine/io/env.h"
+
+namespace qlora::engine {
+
+// Copies what of the tokenizer `folder` holds, so that vLLM and Transformers find it beside the
+// result.
+absl::Status CopyTokenizerFiles(Env* env, const std::string& folder, const FileMaker& make);
+// The same and generation_config.json: what a folder that is a model of its own needs beside
+// weights and config.json.
+absl::Status CopyModelFiles(Env* env, const std::string& folder, const FileMaker& make);
+
+// A whole small file through `make`.
+absl::Status WriteTextFile(const FileMaker& make, const std::string& name, absl::string_view text);
+
+}  // namespace qlora::engine
+
+#endif  // QLORA_ENGINE_IO_MODEL_FILES_H_
