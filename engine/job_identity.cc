@@ -41,6 +41,9 @@ std::string DecisiveJobText(const proto::Job& job, const std::string& device, in
   decisive.clear_eval();
   decisive.clear_generate();
   decisive.clear_parallel();
+  decisive.clear_gates();
+  decisive.clear_economics();
+  decisive.clear_plan();
   decisive.mutable_quantization()->clear_quantize_cache();
   proto::Training* training = decisive.mutable_training();
   // The global batch is what counts, however many ranks share it.

@@ -56,6 +56,10 @@ absl::Status NumbersBadError(absl::string_view message) {
   return Make(absl::StatusCode::kAborted, message, kExitNumbersBad);
 }
 
+absl::Status GateMissedError(absl::string_view message) {
+  return Make(absl::StatusCode::kFailedPrecondition, message, kExitGateMissed);
+}
+
 absl::Status StoppedError(int signal_number, absl::string_view message) {
   return Make(absl::StatusCode::kCancelled, message, 128 + signal_number);
 }
@@ -76,6 +80,8 @@ absl::Status ErrorOfExitCode(int exit_code, absl::string_view message) {
       return PeerLostError(message);
     case kExitNumbersBad:
       return NumbersBadError(message);
+    case kExitGateMissed:
+      return GateMissedError(message);
   }
   return Make(exit_code > 128 ? absl::StatusCode::kCancelled : absl::StatusCode::kInternal, message,
               exit_code);

@@ -21,6 +21,7 @@ absl::Status DoesNotFitError(absl::string_view message);   // kResourceExhausted
 absl::Status IoError(absl::string_view message, int error_number = 0);
 absl::Status PeerLostError(absl::string_view message);  // kDeadlineExceeded, 75: trying again helps
 absl::Status NumbersBadError(absl::string_view message);  // kAborted, 76: NaN or infinity
+absl::Status GateMissedError(absl::string_view message);  // kFailedPrecondition, 79
 // The run ended on `signal_number` (SIGINT, SIGTERM) with its checkpoint saved: 128 + number.
 absl::Status StoppedError(int signal_number, absl::string_view message);
 

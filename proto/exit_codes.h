@@ -6,7 +6,8 @@
 
 namespace qlora::proto {
 
-// 64 to 76 follow sysexits.h where it has the class; 128 + n is the shell's code for signal n.
+// 64 to 76 follow sysexits.h where it has the class; 79 is the first behind its last; 128 + n is
+// the shell's code for signal n.
 enum ExitCode : int {
   kExitDone = 0,
   kExitBadJob = 64,
@@ -17,6 +18,7 @@ enum ExitCode : int {
   kExitIo = 74,
   kExitPeerLost = 75,
   kExitNumbersBad = 76,
+  kExitGateMissed = 79,    // done, results written, but not as good as the job asks
   kExitInterrupted = 130,  // SIGINT, checkpoint saved
   kExitTerminated = 143,   // SIGTERM, checkpoint saved
 };

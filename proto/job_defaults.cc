@@ -103,6 +103,14 @@ Job WithDefaults(const Job& given) {
   QLORA_DEFAULT(generate, seed, job.seed());
 
   QLORA_DEFAULT(*job.mutable_parallel(), silence_seconds, 60);
+
+  QLORA_DEFAULT(*job.mutable_economics(), currency, "USD");
+  Plan& plan = *job.mutable_plan();
+  QLORA_DEFAULT(plan, world_size, 1);
+  QLORA_DEFAULT(plan, network_bytes_per_second, 25e9);
+  QLORA_DEFAULT(plan, network_latency_seconds, 2e-5);
+  QLORA_DEFAULT(plan, explore, true);
+  QLORA_DEFAULT(plan, report, false);
   return job;
 }
 

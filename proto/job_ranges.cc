@@ -30,6 +30,17 @@ constexpr RealRange kReal[] = {
     {"generate.temperature", 0, 100},
     {"generate.top_p", 0, 1, /*min_open=*/true},
     {"parallel.silence_seconds", 1, 86'400},
+    // ln of a vocabulary is below 15: no loss moves by more than that.
+    {"gates.max_eval_loss_increase", -100, 100},
+    {"gates.min_exact_match", 0, 1},
+    {"gates.max_kl", 0, 100},
+    {"economics.calls_per_day", 0, 1e12},
+    {"economics.price_per_million_prompt_tokens", 0, 1e9},
+    {"economics.cost_per_hour", 0, 1e9},
+    {"plan.memory_bytes_per_second", 1e6, 1e18},
+    {"plan.flops_per_second", 1e6, 1e21},
+    {"plan.network_bytes_per_second", 1e3, 1e15},
+    {"plan.network_latency_seconds", 0, 1},
 };
 
 constexpr IntRange kInt[] = {
@@ -55,6 +66,7 @@ constexpr IntRange kInt[] = {
     {"eval.max_new_tokens", 1, kMaxTokens},
     {"eval.per_device_eval_batch_size", 1, kMaxRows},
     {"generate.max_new_tokens", 1, kMaxTokens},
+    {"plan.world_size", 1, 100'000},
 };
 
 }  // namespace

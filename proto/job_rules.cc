@@ -164,6 +164,19 @@ void CheckData(const Job& job, JobProblems& problems) {
   }
 }
 
+void CheckPlan(const Job& job, JobProblems& problems) {
+  for (const auto& [path, text] : {std::pair("plan.memory", job.plan().memory()),
+                                   std::pair("plan.host_memory", job.plan().host_memory())}) {
+    if (text.empty()) continue;
+    if (const auto bytes = ParseMemorySize(text); !bytes.ok()) {
+      problems.AddAt(path, bytes.status().message());
+    }
+  }
+  if (job.plan().report() && !job.has_output_dir()) {
+    problems.AddAbsent("output_dir", "plan.report: true writes there");
+  }
+}
+
 void CheckMessages(const Generate& generate, JobProblems& problems) {
   if (generate.has_prompt() && !generate.messages().empty()) {
     problems.Add("generate.messages", "messages beside a prompt", "one of the two", "remove one");
@@ -191,6 +204,7 @@ void CheckContradictions(const Job& job, JobProblems& problems) {
   CheckSchedule(job, problems);
   CheckData(job, problems);
   CheckMessages(job.generate(), problems);
+  CheckPlan(job, problems);
 }
 
 namespace {
@@ -210,6 +224,20 @@ void CheckNoInputIsOverwritten(const Job& job, JobProblems& problems) {
     if (Normalized(path).compare(0, removed.size(), removed) != 0) continue;
     problems.Add(field, Quote(path), "an input outside the checkpoints of output_dir",
                  "overwrite_output_dir would remove it: give another output_dir");
+  }
+}
+
+// A gate whose metric is never measured would pass unseen. What the loss is compared with only
+// training has.
+void CheckGates(const Job& job, Command command, JobProblems& problems) {
+  if (command == Command::kTrain && job.gates().has_max_eval_loss_increase() &&
+      !HasHeldOutData(job)) {
+    problems.Add("gates.max_eval_loss_increase", "a gate without held-out data",
+                 "with data.eval_file or data.eval_fraction", "give one of them, or remove it");
+  }
+  if (job.gates().has_min_exact_match() && !job.eval().exact_match()) {
+    problems.Add("gates.min_exact_match", "a gate without eval.exact_match",
+                 "one with eval.exact_match: true", "set it, or remove the gate");
   }
 }
 
@@ -266,6 +294,7 @@ void CheckRequired(const Job& job, Command command, JobProblems& problems) {
     case Command::kTrain:
       if (!job.has_output_dir()) problems.AddAbsent("output_dir", "give a folder for the results");
       refuse_model_as_output();
+      CheckGates(job, command, problems);
       CheckNoInputIsOverwritten(job, problems);
       [[fallthrough]];
     case Command::kInspect:
@@ -279,6 +308,7 @@ void CheckRequired(const Job& job, Command command, JobProblems& problems) {
         problems.AddAbsent("eval.file", "give a JSONL file, here or as data.eval_file");
       }
       CheckLogitsFile(job, problems);
+      CheckGates(job, command, problems);
       refuse_adapter_in_full(job.eval().has_adapter(), "eval.adapter");
       break;
     case Command::kGenerate:

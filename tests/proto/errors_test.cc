@@ -22,6 +22,7 @@ TEST(ErrorsTest, EachConstructorHasItsExitCode) {
   EXPECT_EQ(ExitCodeOf(IoError("m")), 74);
   EXPECT_EQ(ExitCodeOf(PeerLostError("m")), 75);
   EXPECT_EQ(ExitCodeOf(NumbersBadError("m")), 76);
+  EXPECT_EQ(ExitCodeOf(GateMissedError("m")), 79);
   EXPECT_EQ(ExitCodeOf(StoppedError(SIGINT, "m")), 130);
   EXPECT_EQ(ExitCodeOf(StoppedError(SIGTERM, "m")), 143);
 }

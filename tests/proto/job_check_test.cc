@@ -188,6 +188,19 @@ TEST(JobCheckTest, AFieldOnABadLineIsNotCalledAbsent) {
               AllOf(HasSubstr("j:1:8"), Not(HasSubstr("not given"))));
 }
 
+TEST(JobCheckTest, AGateNeedsItsMetric) {
+  const std::string gates = "gates { max_eval_loss_increase: 0 min_exact_match: 0.5 }";
+  const auto job = LoadJob(absl::StrCat(kGood, gates), "j", {"data.train_file=t"}, Command::kTrain);
+  EXPECT_EQ(ExitCodeOf(job.status()), kExitBadJob);
+  for (const char* field : {"gates.max_eval_loss_increase", "gates.min_exact_match"}) {
+    EXPECT_THAT(std::string(job.status().message()), HasSubstr(field));
+  }
+  const auto with_metrics = LoadJob(
+      absl::StrCat(kGood, gates), "j",
+      {"data.train_file=t", "data.eval_fraction=0.1", "eval.exact_match=true"}, Command::kTrain);
+  EXPECT_TRUE(with_metrics.ok()) << with_metrics.status();
+}
+
 TEST(JobDefaultsTest, AreThePublishedRecipe) {
   const Job job = WithDefaults(Job());
   EXPECT_EQ(job.mode(), Mode::QLORA);
@@ -253,7 +266,19 @@ TEST(JobDefaultsTest, NoFieldIsForgotten) {
                                          "eval.file",
                                          "eval.logits_file",
                                          "generate.prompt",
-                                         "generate.adapter"};
+                                         "generate.adapter",
+                                         "gates.max_eval_loss_increase",
+                                         "gates.min_exact_match",
+                                         "gates.max_kl",
+                                         "economics.instruction",
+                                         "economics.calls_per_day",
+                                         "economics.price_per_million_prompt_tokens",
+                                         "economics.cost_per_hour",
+                                         "plan.card",
+                                         "plan.memory",
+                                         "plan.memory_bytes_per_second",
+                                         "plan.flops_per_second",
+                                         "plan.host_memory"};
   const Job job = WithDefaults(Job());
   std::set<std::string> unset;
   const auto walk = [&](const google::protobuf::Message& message, const std::string& prefix,
