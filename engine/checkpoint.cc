@@ -14,7 +14,7 @@
 #include "engine/io/safetensors_writer.h"
 #include "engine/model/element_convert.h"
 #include "engine/model/load_weights.h"
-#include "quant/dynamic_map.h"
+#include "engine/optim/state_file.h"
 
 namespace qlora::engine {
 namespace {
@@ -41,76 +41,37 @@ Dtype FileType(DType type) {
   }
 }
 
-// A tensor of a file, and where its values lie in the run's memory: one after another.
-struct NamedViews {
+// A tensor of a file, and where its values lie in the run's memory.
+struct NamedView {
   TensorSpec spec;
-  std::vector<Tensor> views;
+  Tensor view;
 };
 
 // Streams views of device memory into a safetensors file.
-absl::Status WriteViews(std::unique_ptr<WritableFile> file, std::vector<NamedViews> tensors,
+absl::Status WriteViews(std::unique_ptr<WritableFile> file, std::vector<NamedView> tensors,
                         Execution* execution) {
   std::vector<TensorSpec> specs;
-  for (const NamedViews& tensor : tensors) specs.push_back(tensor.spec);
+  for (const NamedView& tensor : tensors) specs.push_back(tensor.spec);
   absl::StatusOr<SafetensorsWriter> writer = SafetensorsWriter::Create(std::move(file), specs);
   if (!writer.ok()) return writer.status();
   std::sort(tensors.begin(), tensors.end(),
-            [](const NamedViews& a, const NamedViews& b) { return a.spec.name < b.spec.name; });
+            [](const NamedView& a, const NamedView& b) { return InFileOrder(a.spec, b.spec); });
   std::vector<uint8_t> bytes;
-  for (const TensorSpec& spec : writer->order()) {
-    const auto at = std::lower_bound(
-        tensors.begin(), tensors.end(), spec.name,
-        [](const NamedViews& tensor, const std::string& name) { return tensor.spec.name < name; });
-    bytes.clear();
-    for (const Tensor& view : at->views) {
-      bytes.resize(bytes.size() + view.Extent());
-      uint8_t* const to = bytes.data() + bytes.size() - view.Extent();
-      if (absl::Status s = execution->Read(view, to, view.Extent()); !s.ok()) return s;
+  for (const NamedView& tensor : tensors) {
+    bytes.resize(tensor.view.Extent());
+    if (absl::Status s = execution->Read(tensor.view, bytes.data(), int64_t(bytes.size()));
+        !s.ok()) {
+      return s;
     }
     if (absl::Status s = writer->Append(bytes); !s.ok()) return s;
   }
   return writer->Finish();
 }
 
-const char* SuffixOf(StateField field) {
-  switch (field) {
-    case StateField::kMaster:
-      return "";
-    case StateField::kM:
-      return ".exp_avg";
-    case StateField::kV:
-      return ".exp_avg_sq";
-    case StateField::kMAbsmax:
-      return ".exp_avg.absmax";
-    case StateField::kVAbsmax:
-      break;
-  }
-  return ".exp_avg_sq.absmax";
-}
-
-// Every state cut into the parameters it is made of: a file knows nothing of windows.
-std::vector<NamedViews> OptimizerViews(const Storage& storage) {
-  std::vector<NamedViews> tensors;
-  for (const StateField field : kStateFields) {
-    const Tensor& first = storage.windows.front().Get(field);
-    if (!first) continue;
-    const bool per_block = field == StateField::kMAbsmax || field == StateField::kVAbsmax;
-    const int64_t per_value = per_block ? kernels::kParameterBlock : 1;
-    for (const Parameter& p : storage.space.parameters()) {
-      const int64_t count = (p.rows * p.cols + per_value - 1) / per_value;
-      tensors.push_back(
-          {{absl::StrCat(p.name, SuffixOf(field)), FileType(first.dtype),
-            per_block ? std::vector<int64_t>{count} : std::vector<int64_t>{p.rows, p.cols}},
-           storage.StateViews(field, p.offset / per_value, count)});
-    }
-  }
-  return tensors;
-}
-
 absl::Status WriteAdapterFiles(const FileMaker& make, const OutputFiles& files,
                                Execution* execution) {
   const Storage& storage = execution->plan().run.storage;
-  const Tensor flat = storage.compute ? storage.compute : storage.master;
+  const Tensor flat = storage.trained();
   std::vector<uint8_t> bytes(flat.Extent());
   if (absl::Status s = execution->Read(flat, bytes.data(), int64_t(bytes.size())); !s.ok())
     return s;
@@ -134,14 +95,14 @@ absl::Status WriteAdapterFiles(const FileMaker& make, const OutputFiles& files,
 
 absl::Status WriteModelFile(const FileMaker& make, Execution* execution) {
   const Storage& storage = execution->plan().run.storage;
-  std::vector<NamedViews> tensors;
+  std::vector<NamedView> tensors;
   for (const WeightSlot& slot : storage.weights) {
     const Tensor view = storage.ComputeView(slot.parameter);
     const bool is_vector = slot.row.rows == 1;
     tensors.push_back({{slot.row.name, FileType(view.dtype),
                         is_vector ? std::vector<int64_t>{slot.row.cols}
                                   : std::vector<int64_t>{slot.row.rows, slot.row.cols}},
-                       {view}});
+                       view});
   }
   absl::StatusOr<std::unique_ptr<WritableFile>> file = make(kModelFile);
   if (!file.ok()) return file.status();
@@ -181,7 +142,8 @@ absl::Status WriteResult(Env* env, const FileMaker& make, Execution* execution,
 }  // namespace
 
 absl::Status SaveCheckpoint(Env* env, const std::string& output_dir, Execution* execution,
-                            const OutputFiles& files, const proto::RunState& state) {
+                            const OutputFiles& files, const proto::RunState& state,
+                            HostExchange* exchange) {
   absl::StatusOr<std::unique_ptr<FolderCommit>> commit =
       FolderCommit::Begin(env, output_dir, CheckpointName(state.step()));
   if (!commit.ok()) return commit.status();
@@ -189,72 +151,17 @@ absl::Status SaveCheckpoint(Env* env, const std::string& output_dir, Execution* 
   if (absl::Status s = WriteResult(env, make, execution, files, state); !s.ok()) return s;
   absl::StatusOr<std::unique_ptr<WritableFile>> optimizer = (*commit)->NewFile(kOptimizerFile);
   if (!optimizer.ok()) return optimizer.status();
-  if (absl::Status s = WriteViews(*std::move(optimizer),
-                                  OptimizerViews(execution->plan().run.storage), execution);
-      !s.ok()) {
-    return s;
-  }
+  if (absl::Status s = WriteStates(*std::move(optimizer), execution, exchange); !s.ok()) return s;
   if (absl::Status s = (*commit)->AddFile(kRunStateFile, state.SerializeAsString()); !s.ok())
     return s;
   return (*commit)->Commit({.step = state.step(), .world = 1, .job_hash = state.job_hash()});
 }
 
-namespace {
-
-// 8-bit moments of the gaps between parameters, which no checkpoint holds, are the codes of zero as
-// they are after any update: code 0 of the signed map would be a moment of -1 times its block's
-// scale.
-absl::Status ClearMoments(Execution* execution, const Storage& storage) {
-  for (const StateWindow& window : storage.windows) {
-    for (const auto& [moments, map] : {std::pair{window.m, &quant::SignedDynamicMap()},
-                                       std::pair{window.v, &quant::UnsignedDynamicMap()}}) {
-      if (moments.dtype != DType::kU8) continue;
-      const std::vector<uint8_t> zeros(moments.Count(), quant::EncodeDynamic(map->data(), 0.0f));
-      if (absl::Status s = execution->Write(moments, zeros.data(), int64_t(zeros.size()));
-          !s.ok()) {
-        return s;
-      }
-    }
-  }
-  return absl::OkStatus();
-}
-
-}  // namespace
-
 absl::StatusOr<proto::RunState> LoadCheckpoint(Env* env, const std::string& folder,
                                                Execution* execution) {
-  const Storage& storage = execution->plan().run.storage;
-  absl::StatusOr<SafetensorsFile> file =
-      SafetensorsFile::Open(env, JoinPath(folder, kOptimizerFile));
-  if (!file.ok()) return AsInputError(file.status());
-  const std::vector<NamedViews> tensors = OptimizerViews(storage);
-  if (file->tensors().size() != tensors.size()) {
-    return proto::BadDataError(absl::StrCat(file->path(), " holds ", file->tensors().size(),
-                                            " tensors; this job has ", tensors.size()));
+  if (absl::Status s = ReadStates(env, JoinPath(folder, kOptimizerFile), execution); !s.ok()) {
+    return s;
   }
-  if (absl::Status s = ClearMoments(execution, storage); !s.ok()) return s;
-  for (const NamedViews& tensor : tensors) {
-    absl::StatusOr<const TensorInfo*> info = file->Get(tensor.spec.name);
-    if (!info.ok()) return AsInputError(info.status());
-    if ((*info)->dtype != tensor.spec.dtype || (*info)->shape != tensor.spec.shape) {
-      return proto::BadDataError(absl::StrCat(file->path(), ": tensor ", tensor.spec.name, " is ",
-                                              (*info)->Describe(), ", not what this job trains"));
-    }
-    const uint8_t* from = file->data(**info);
-    for (const Tensor& view : tensor.views) {
-      if (absl::Status s = execution->Write(view, from, view.Extent()); !s.ok()) return s;
-      from += view.Extent();
-    }
-  }
-  std::vector<float> master(storage.space.size());
-  for (const StateWindow& window : storage.windows) {
-    float* const to = master.data() + window.first_block * kernels::kParameterBlock;
-    if (absl::Status s = execution->Read(window.master, to, window.master.Extent()); !s.ok()) {
-      return s;
-    }
-  }
-  if (absl::Status s = WriteTrained(execution, master); !s.ok()) return s;
-
   return ReadRunState(env, folder);
 }
 

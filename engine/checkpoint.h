@@ -10,6 +10,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "engine/comm/host_exchange.h"
 #include "engine/execution.h"
 #include "engine/io/adapter_file.h"
 #include "engine/io/atomic_folder.h"
@@ -26,9 +27,11 @@ struct OutputFiles {
   TrainerSettings trainer;
 };
 
-// Commits checkpoint-<step> in `output_dir`; after OK it survives a power cut.
+// Commits checkpoint-<step> in `output_dir`; after OK it survives a power cut. Where the states are
+// shared out over ranks the others call SendStates meanwhile, and `exchange` brings what they send.
 absl::Status SaveCheckpoint(Env* env, const std::string& output_dir, Execution* execution,
-                            const OutputFiles& files, const proto::RunState& state);
+                            const OutputFiles& files, const proto::RunState& state,
+                            HostExchange* exchange = nullptr);
 
 // Puts parameters and optimizer states back from a folder that VerifyFolder has accepted. DataLoss
 // where its contents are not those of this run's parameters.

@@ -44,7 +44,7 @@ class Execution {
 
   // The real address of a program's view.
   kernels::Tensor Bind(kernels::Tensor view) const { return Program::Bind(view, base_); }
-  // The transient arena, at least PlanLimits::loading_bytes long: free until the first piece runs.
+  // The transient arena, at least PlanLimits::loading_bytes long: free while no piece runs.
   void* LoadingScratch() const;
   // The windows of class kPagedStates; null where the plan pages nothing.
   kernels::PagedMemory* paged_states() { return paged_.get(); }

@@ -131,7 +131,7 @@ class Recorder {
     if constexpr (requires { op.variant; }) op.variant = kernels_->For(op, *device_);
     if constexpr (requires { op.workspace; }) {
       const int64_t bytes = device_->WorkspaceBytes(op);
-      if (bytes > 0) {
+      if (bytes > 0 && !op.workspace) {
         op.workspace = Transient(std::string("workspace of ") + O::kName, kernels::DType::kU8, 1,
                                  bytes, layer);
       }

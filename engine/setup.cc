@@ -364,7 +364,9 @@ class Preparation {
     if (training.gradient_sum() == proto::GradientSum::TREE) {
       storage.pending_gradients = PendingGradients(training.gradient_accumulation_steps());
     }
-    s_.record.ranks = s_.world();
+    storage.ranks = s_.world();
+    storage.rank = s_.ranks == nullptr ? 0 : s_.ranks->rank();
+    storage.shard_states = storage.ranks > 1 && s_.job.parallel().shard_states();
     s_.record.adam = {.beta1 = training.adam_beta1(),
                       .beta2 = training.adam_beta2(),
                       .epsilon = float(training.adam_epsilon()),

@@ -9,6 +9,7 @@ namespace qlora::engine {
 TrainStep::TrainStep(Execution* execution, const StepOptions& options, Comm* comm)
     : execution_(*execution),
       pieces_(*execution->plan().run.train),
+      storage_(execution->plan().run.storage),
       options_(options),
       comm_(comm) {
   if (execution->paged_states() != nullptr) pager_.emplace(execution->paged_states());
@@ -51,8 +52,10 @@ absl::StatusOr<StepResult> TrainStep::Run(int64_t step, int64_t updates, double 
       !s.ok()) {
     return s;
   }
+  if (absl::Status s = GatherChunkSums(); !s.ok()) return s;
   if (absl::Status s = execution_.Run(pieces_.finish); !s.ok()) return s;
   if (absl::Status s = Update(); !s.ok()) return s;
+  if (absl::Status s = GatherUpdated(); !s.ok()) return s;
 
   StepResult result{.trained_tokens = trained_tokens};
   const absl::StatusOr<double> loss = execution_.ReadScalar<double>(pieces_.loss.loss);
@@ -69,14 +72,38 @@ absl::StatusOr<StepResult> TrainStep::Run(int64_t step, int64_t updates, double 
 
 absl::Status TrainStep::SumOverRanks() {
   if (comm_ == nullptr) return absl::OkStatus();
-  for (const auto& [sum, scratch] :
-       {std::pair(execution_.plan().run.storage.gradient, pieces_.gradients_arriving),
-        std::pair(pieces_.loss.loss, pieces_.losses_arriving)}) {
-    if (absl::Status s = comm_->StartSum(sum.dtype, execution_.Bind(sum).data,
-                                         execution_.Bind(scratch).data, sum.Count());
-        !s.ok()) {
-      return s;
-    }
+  const kernels::Tensor gradient = execution_.Bind(storage_.gradient);
+  void* const arriving = execution_.Bind(pieces_.gradients_arriving).data;
+  absl::Status status =
+      is_shared_out()
+          ? comm_->StartSumShares(gradient.dtype, gradient.data, arriving, storage_.state_shares)
+          : comm_->StartSum(gradient.dtype, gradient.data, arriving, gradient.Count());
+  if (!status.ok()) return status;
+  const kernels::Tensor loss = execution_.Bind(pieces_.loss.loss);
+  status = comm_->StartSum(loss.dtype, loss.data, execution_.Bind(pieces_.losses_arriving).data,
+                           loss.Count());
+  if (!status.ok()) return status;
+  return comm_->Finish();
+}
+
+absl::Status TrainStep::GatherChunkSums() {
+  if (!is_shared_out()) return absl::OkStatus();
+  if (absl::Status s = execution_.Run(pieces_.sum_chunks); !s.ok()) return s;
+  return Gather(pieces_.chunk_sums, ChunkSumShares(storage_));
+}
+
+absl::Status TrainStep::GatherUpdated() {
+  if (!is_shared_out()) return absl::OkStatus();
+  const kernels::Tensor trained = storage_.trained();
+  Shares bytes = storage_.state_shares;
+  for (int64_t& begin : bytes) begin *= kernels::SizeOf(trained.dtype);
+  return Gather(trained, bytes);
+}
+
+absl::Status TrainStep::Gather(kernels::Tensor view, const Shares& bytes) {
+  uint8_t* const all = static_cast<uint8_t*>(execution_.Bind(view).data);
+  if (absl::Status s = comm_->StartAllGather(all + bytes[comm_->rank()], all, bytes); !s.ok()) {
+    return s;
   }
   return comm_->Finish();
 }

@@ -3,6 +3,9 @@
 // Of a global batch of N·n micro-batches, rank r of N runs n, from r·n on. With tree sums each rank
 // makes one subtree, and the sum over ranks the tree above them, so that for powers of two the
 // gradients do not tell how many ranks there were.
+//
+// Where states are shared out (shard_states) each rank takes the sum of its share of the gradients
+// only, updates the parameters in it, and the updated ones are gathered.
 
 #ifndef QLORA_ENGINE_STEP_H_
 #define QLORA_ENGINE_STEP_H_
@@ -53,10 +56,16 @@ class TrainStep {
  private:
   absl::Status SumGradients(int64_t j);
   absl::Status SumOverRanks();
+  absl::Status GatherChunkSums();
   absl::Status Update();
+  absl::Status GatherUpdated();
+  // Every rank's share of a view, whole on all of them.
+  absl::Status Gather(kernels::Tensor view, const Shares& bytes);
+  bool is_shared_out() const { return storage_.options.shard_states; }
 
   Execution& execution_;
   const TrainPieces& pieces_;
+  const Storage& storage_;
   const StepOptions options_;
   Comm* const comm_;
   std::optional<StatePager> pager_;  // none where the states are not paged

@@ -15,6 +15,7 @@
 #include "engine/job_identity.h"
 #include "engine/load_model.h"
 #include "engine/optim/schedule.h"
+#include "engine/optim/state_file.h"
 #include "engine/output_folder.h"
 #include "engine/report/loss_curve.h"
 #include "engine/report/run_log.h"
@@ -375,11 +376,18 @@ class TrainingRun {
   }
 
   absl::Status Save() {
-    if (!setup_.is_first()) return absl::OkStatus();
+    std::optional<HostExchange> exchange;
+    if (setup_.record.storage.shard_states) {
+      exchange.emplace(&ranks()->comm(), setup_.device.get(), execution_->LoadingScratch(),
+                       plan_.placement.bytes);
+    }
+    if (!setup_.is_first() && !exchange) return absl::OkStatus();
     Enter(Phase::kSaving, CheckpointName(state_.step()));
+    if (!setup_.is_first()) return SendStates(execution_.get(), &*exchange);
     if (absl::Status s = log_->Sync(); !s.ok()) return AsInputError(s);
     const std::string& folder = setup_.job.output_dir();
-    if (absl::Status s = SaveCheckpoint(setup_.env, folder, execution_.get(), Files(), state_);
+    if (absl::Status s = SaveCheckpoint(setup_.env, folder, execution_.get(), Files(), state_,
+                                        exchange ? &*exchange : nullptr);
         !s.ok()) {
       return proto::Annotate(AsInputError(s),
                              "saving the checkpoint of step " + std::to_string(state_.step()));

@@ -102,7 +102,10 @@ Job WithDefaults(const Job& given) {
   QLORA_DEFAULT(generate, top_p, 1);
   QLORA_DEFAULT(generate, seed, job.seed());
 
-  QLORA_DEFAULT(*job.mutable_parallel(), silence_seconds, 60);
+  Parallel& parallel = *job.mutable_parallel();
+  QLORA_DEFAULT(parallel, silence_seconds, 60);
+  QLORA_DEFAULT(parallel, shard_base, false);
+  QLORA_DEFAULT(parallel, shard_states, false);
 
   QLORA_DEFAULT(*job.mutable_economics(), currency, "USD");
   Plan& plan = *job.mutable_plan();

@@ -65,11 +65,10 @@ void HostComm::Work(const OpenLink& open) {
     if (tasks_.empty()) break;
     const std::function<absl::Status()> task = std::move(tasks_.front());
     tasks_.pop_front();
-    busy_ = true;
     mutex_.Unlock();
     const absl::Status done = task();
     mutex_.Lock();
-    busy_ = false;
+    ++done_;
     status_.Update(done);
   }
   link_.reset();
@@ -81,37 +80,56 @@ absl::Status HostComm::Start(std::function<absl::Status()> task) {
   absl::MutexLock lock(&mutex_);
   if (!status_.ok()) return status_;
   tasks_.push_back(std::move(task));
+  ++started_;
   return absl::OkStatus();
 }
 
-absl::Status HostComm::Finish() {
-  control_->BeginCollective("sums over ranks");
-  const absl::Status status = AwaitWorker();
+absl::Status HostComm::Await(int64_t last) {
+  control_->BeginCollective("exchange among ranks");
+  const absl::Status status = AwaitWorker(last);
   control_->EndCollective();
   return status;
 }
 
-absl::Status HostComm::AwaitWorker() {
+absl::Status HostComm::AwaitWorker(int64_t last) {
   absl::MutexLock lock(&mutex_);
-  const auto is_idle = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return !status_.ok() || (!busy_ && tasks_.empty());
+  const auto is_over = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return !status_.ok() || done_ >= last;
   };
-  mutex_.Await(absl::Condition(&is_idle));
+  mutex_.Await(absl::Condition(&is_over));
   return status_;
 }
 
 absl::Status HostComm::StartSum(kernels::DType dtype, void* data, void* scratch, int64_t count) {
-  if (dtype == kernels::DType::kF64) {
-    return Start([=, this] {
-      return Sum(static_cast<double*>(data), static_cast<double*>(scratch), count);
-    });
-  }
-  return Start(
-      [=, this] { return Sum(static_cast<float*>(data), static_cast<float*>(scratch), count); });
+  const Shares shares = EqualShares(count, size_);
+  if (absl::Status s = StartSumShares(dtype, data, scratch, shares); !s.ok()) return s;
+  Shares bytes = shares;
+  for (int64_t& begin : bytes) begin *= kernels::SizeOf(dtype);
+  return StartAllGather(static_cast<uint8_t*>(data) + bytes[rank_], data, bytes);
 }
 
-absl::Status HostComm::StartBroadcast(void* data, int64_t bytes, int root) {
-  return Start([=, this] { return Broadcast(static_cast<uint8_t*>(data), bytes, root); });
+absl::Status HostComm::StartSumShares(kernels::DType dtype, void* data, void* scratch,
+                                      const Shares& shares) {
+  if (dtype == kernels::DType::kF64) {
+    return Start([=, this] {
+      return SumShares(static_cast<double*>(data), static_cast<double*>(scratch), shares);
+    });
+  }
+  return Start([=, this] {
+    return SumShares(static_cast<float*>(data), static_cast<float*>(scratch), shares);
+  });
+}
+
+absl::Status HostComm::StartAllGather(const void* mine, void* all, const Shares& shares) {
+  return Start([=, this] {
+    return AllGather(static_cast<const uint8_t*>(mine), static_cast<uint8_t*>(all), shares);
+  });
+}
+
+absl::Status HostComm::StartBroadcast(void* data, int64_t bytes, absl::Span<const int> ranks) {
+  return Start([=, this, those = std::vector<int>(ranks.begin(), ranks.end())] {
+    return Broadcast(static_cast<uint8_t*>(data), bytes, those);
+  });
 }
 
 absl::Status HostComm::Exchange(int to, const void* send, int64_t send_bytes, int from,
@@ -133,21 +151,19 @@ absl::Status HostComm::Exchange(int to, const void* send, int64_t send_bytes, in
   return absl::OkStatus();
 }
 
-// Every rank sums its share of the elements, over what the others send it of theirs; then the
-// shares go round. Both ways each rank sends (size − 1)/size of the data: as little as any sum
-// that leaves equal bytes everywhere.
+// Every rank sums its share of the elements, over what the others send it of theirs.
 template <class T>
-absl::Status HostComm::Sum(T* data, T* scratch, int64_t count) {
-  const auto begin = [&](int rank) { return ShareBegin(count, size_, rank); };
-  const auto bytes = [&](int rank) { return (begin(rank + 1) - begin(rank)) * int64_t(sizeof(T)); };
-  const int64_t mine = begin(rank_ + 1) - begin(rank_);
+absl::Status HostComm::SumShares(T* data, T* scratch, const Shares& shares) {
+  const auto bytes = [&](int rank) { return (shares[rank + 1] - shares[rank]) * sizeof(T); };
+  const int64_t mine = shares[rank_ + 1] - shares[rank_];
+  T* const sums = data + shares[rank_];
   std::vector<const T*> terms(size_);
-  terms[rank_] = data + begin(rank_);
+  terms[rank_] = sums;
   for (int k = 1; k < size_; ++k) {
     const int to = (rank_ + k) % size_, from = (rank_ + size_ - k) % size_;
     T* const slot = scratch + (k - 1) * mine;
     terms[from] = slot;
-    if (absl::Status s = Exchange(to, data + begin(to), bytes(to), from, slot, bytes(rank_));
+    if (absl::Status s = Exchange(to, data + shares[to], bytes(to), from, slot, bytes(rank_));
         !s.ok()) {
       return s;
     }
@@ -158,25 +174,34 @@ absl::Status HostComm::Sum(T* data, T* scratch, int64_t count) {
     for (int r = 0; r < size_; ++r) here[r] = terms[r] + at;
     T sum[kSumChunk];
     TreeSum(here.data(), size_, n, sum);
-    std::copy_n(sum, n, data + begin(rank_) + at);
-  }
-  for (int k = 1; k < size_; ++k) {
-    const int to = (rank_ + k) % size_, from = (rank_ + size_ - k) % size_;
-    if (absl::Status s =
-            Exchange(to, data + begin(rank_), bytes(rank_), from, data + begin(from), bytes(from));
-        !s.ok()) {
-      return s;
-    }
+    std::copy_n(sum, n, sums + at);
   }
   return absl::OkStatus();
 }
 
-// Along the ranks from the root on, message by message: each link carries the bytes once, and all
-// links work at a time.
-absl::Status HostComm::Broadcast(uint8_t* data, int64_t bytes, int root) {
-  const int place = (rank_ - root + size_) % size_;
-  const int before = place == 0 ? -1 : (rank_ + size_ - 1) % size_;
-  const int after = place == size_ - 1 ? -1 : (rank_ + 1) % size_;
+// Every rank sends its share to each other one. Behind SumShares it makes a sum in which a rank
+// sends (size − 1)/size of the data twice: as little as any that leaves equal bytes everywhere.
+absl::Status HostComm::AllGather(const uint8_t* mine, uint8_t* all, const Shares& shares) {
+  const auto bytes = [&](int rank) { return shares[rank + 1] - shares[rank]; };
+  for (int k = 1; k < size_; ++k) {
+    const int to = (rank_ + k) % size_, from = (rank_ + size_ - k) % size_;
+    if (absl::Status s = Exchange(to, mine, bytes(rank_), from, all + shares[from], bytes(from));
+        !s.ok()) {
+      return s;
+    }
+  }
+  if (uint8_t* const own = all + shares[rank_]; own != mine) {
+    std::copy_n(mine, bytes(rank_), own);
+  }
+  return absl::OkStatus();
+}
+
+// Along the ranks, message by message: each link carries the bytes once, and all links work at a
+// time.
+absl::Status HostComm::Broadcast(uint8_t* data, int64_t bytes, absl::Span<const int> ranks) {
+  const auto place = std::find(ranks.begin(), ranks.end(), rank_);
+  const int before = place == ranks.begin() ? -1 : *(place - 1);
+  const int after = place + 1 == ranks.end() ? -1 : *(place + 1);
   for (int64_t at = 0; at < bytes; at += kMessageBytes) {
     const int64_t n = std::min(kMessageBytes, bytes - at);
     if (absl::Status s = link_->Exchange(-1, nullptr, 0, before, data + at, n); !s.ok()) return s;

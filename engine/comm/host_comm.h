@@ -34,21 +34,25 @@ class HostComm : public Comm {
   int rank() const override { return rank_; }
   int size() const override { return size_; }
   absl::Status StartSum(kernels::DType dtype, void* data, void* scratch, int64_t count) override;
-  absl::Status StartBroadcast(void* data, int64_t bytes, int root) override;
-  absl::Status Finish() override;
+  absl::Status StartSumShares(kernels::DType dtype, void* data, void* scratch,
+                              const Shares& shares) override;
+  absl::Status StartAllGather(const void* mine, void* all, const Shares& shares) override;
+  absl::Status StartBroadcast(void* data, int64_t bytes, absl::Span<const int> ranks) override;
+  absl::Status Await(int64_t last) override;
 
  private:
   HostComm(ControlChannel* control, kernels::Device* device)
       : rank_(control->rank()), size_(control->size()), control_(control), device_(device) {}
 
   absl::Status Start(std::function<absl::Status()> task);
-  absl::Status AwaitWorker();
+  absl::Status AwaitWorker(int64_t last);
   void Work(const OpenLink& open);
   absl::Status Exchange(int to, const void* send, int64_t send_bytes, int from, void* receive,
                         int64_t receive_bytes);
   template <class T>
-  absl::Status Sum(T* data, T* scratch, int64_t count);
-  absl::Status Broadcast(uint8_t* data, int64_t bytes, int root);
+  absl::Status SumShares(T* data, T* scratch, const Shares& shares);
+  absl::Status AllGather(const uint8_t* mine, uint8_t* all, const Shares& shares);
+  absl::Status Broadcast(uint8_t* data, int64_t bytes, absl::Span<const int> ranks);
 
   const int rank_, size_;
   ControlChannel* const control_;
@@ -58,7 +62,7 @@ class HostComm : public Comm {
   absl::Mutex mutex_;
   bool open_ ABSL_GUARDED_BY(mutex_) = false;
   bool ending_ ABSL_GUARDED_BY(mutex_) = false;
-  bool busy_ ABSL_GUARDED_BY(mutex_) = false;
+  int64_t done_ ABSL_GUARDED_BY(mutex_) = 0;
   std::deque<std::function<absl::Status()>> tasks_ ABSL_GUARDED_BY(mutex_);
   absl::Status status_ ABSL_GUARDED_BY(mutex_);  // the first error; nothing is done after it
   std::thread worker_;

@@ -61,11 +61,6 @@ bool IsTensorName(absl::string_view name) {
          FirstInvalidUtf8(name) == absl::string_view::npos;
 }
 
-bool FileOrder(const TensorSpec& a, const TensorSpec& b) {
-  if (a.dtype != b.dtype) return a.dtype > b.dtype;
-  return a.name < b.name;
-}
-
 std::string LittleEndian64(uint64_t value) {
   std::string out;
   for (int i = 0; i < 8; ++i) out.push_back(static_cast<char>(value >> (8 * i)));
@@ -73,6 +68,11 @@ std::string LittleEndian64(uint64_t value) {
 }
 
 }  // namespace
+
+bool InFileOrder(const TensorSpec& a, const TensorSpec& b) {
+  if (a.dtype != b.dtype) return a.dtype > b.dtype;
+  return a.name < b.name;
+}
 
 absl::StatusOr<int64_t> TensorBytes(Dtype dtype, absl::Span<const int64_t> shape,
                                     absl::string_view name) {
@@ -94,7 +94,7 @@ absl::StatusOr<SafetensorsWriter> SafetensorsWriter::Create(
     std::unique_ptr<WritableFile> file, std::vector<TensorSpec> specs,
     const std::map<std::string, std::string>& metadata) {
   SafetensorsWriter writer;
-  std::sort(specs.begin(), specs.end(), FileOrder);
+  std::sort(specs.begin(), specs.end(), InFileOrder);
   std::vector<std::string> entries;
   if (!metadata.empty()) {
     entries.push_back(absl::StrCat("\"__metadata__\":{",
@@ -168,7 +168,7 @@ absl::Status SafetensorsWriter::Finish() {
 absl::Status WriteSafetensors(std::unique_ptr<WritableFile> file, std::vector<TensorData> tensors,
                               const std::map<std::string, std::string>& metadata) {
   std::sort(tensors.begin(), tensors.end(),
-            [](const TensorData& a, const TensorData& b) { return FileOrder(a.spec, b.spec); });
+            [](const TensorData& a, const TensorData& b) { return InFileOrder(a.spec, b.spec); });
   std::vector<TensorSpec> specs;
   for (const TensorData& tensor : tensors) {
     auto bytes = TensorBytes(tensor.spec.dtype, tensor.spec.shape, tensor.spec.name);

@@ -23,6 +23,9 @@ struct TensorSpec {
   std::vector<int64_t> shape;
 };
 
+// Whether a file holds tensor a before tensor b.
+bool InFileOrder(const TensorSpec& a, const TensorSpec& b);
+
 // Streams: the header goes out at once, then the data tensor by tensor, in pieces of any size.
 //   writer = SafetensorsWriter::Create(std::move(file), specs);
 //   for (const TensorSpec& t : writer->order()) writer->Append(bytes of t);

@@ -69,18 +69,20 @@ class Loader {
     if (!tensor.ok()) return AsInputError(tensor.status());
     const DType type = *FloatType(tensor->info->dtype);
     if (slot.quantized.codes) return Quantize(slot, *tensor, type);
-    if (slot.parameter >= 0) {
+    if (slot.parameter < 0) return Copy(*tensor, 0, type, slot.frozen);
+    if (!storage_.master) {
       const int64_t offset = storage_.space.parameters()[slot.parameter].offset;
-      int64_t done = 0;
-      for (const Tensor& part :
-           storage_.StateViews(StateField::kMaster, offset, slot.row.Count())) {
-        if (absl::Status s = Copy(*tensor, done, type, part); !s.ok()) return s;
-        done += part.cols;
+      for (const StatePart& part :
+           storage_.StateParts(StateField::kMaster, offset, slot.row.Count())) {
+        if (absl::Status s = Copy(*tensor, part.begin, type, part.view); !s.ok()) return s;
       }
-      if (!storage_.compute) return absl::OkStatus();
-      return Copy(*tensor, 0, type, storage_.ComputeView(slot.parameter));
     }
-    return Copy(*tensor, 0, type, slot.frozen);
+    for (const Tensor& flat : {storage_.master, storage_.compute}) {
+      if (!flat) continue;
+      const Tensor view = storage_.space.View(slot.parameter, flat);
+      if (absl::Status s = Copy(*tensor, 0, type, view); !s.ok()) return s;
+    }
+    return absl::OkStatus();
   }
 
   // Fills `to` with the tensor's elements from number `first` on.
@@ -235,14 +237,15 @@ absl::Status FillTables(Execution* execution) {
 
 absl::Status WriteTrained(Execution* execution, absl::Span<const float> values) {
   const Storage& storage = execution->plan().run.storage;
-  // Without training a master is there only where forward reads it.
-  if (storage.windows.empty() && storage.master) {
+  // The windows' masters are parts of this one where it is there.
+  if (storage.master) {
     if (absl::Status s = WriteFloats(execution, storage.master, values); !s.ok()) return s;
-  }
-  for (const StateWindow& window : storage.windows) {
-    const absl::Span<const float> part =
-        values.subspan(window.first_block * kernels::kParameterBlock, window.master.cols);
-    if (absl::Status s = WriteFloats(execution, window.master, part); !s.ok()) return s;
+  } else {
+    for (const StateWindow& window : storage.windows) {
+      const absl::Span<const float> part =
+          values.subspan(window.first_block * kernels::kParameterBlock, window.master.cols);
+      if (absl::Status s = WriteFloats(execution, window.master, part); !s.ok()) return s;
+    }
   }
   if (!storage.compute) return absl::OkStatus();
   std::vector<uint16_t> rounded(values.size());

@@ -45,7 +45,7 @@ class RunRecorder {
         r.Emit(kernels::AddGradient{.from = t.loss.loss, .into = pending_loss});
       }));
     }
-    if (options_.ranks > 1) RecordArrivals(&t);
+    if (options_.storage.ranks > 1) RecordArrivals(&t);
     RecordUpdate(&t);
   }
 
@@ -126,20 +126,44 @@ class RunRecorder {
   }
 
   void RecordArrivals(TrainPieces* t) {
+    const Storage& s = run_.storage;
+    const int ranks = s.options.ranks, rank = s.options.rank;
     t->gradients_arriving = run_.program.AddBuffer(
         "gradients arriving from other ranks", BufferClass::kGradients, DType::kF32, 1,
-        Comm::ScratchCount(run_.storage.space.size(), options_.ranks));
+        s.options.shard_states ? (ranks - 1) * (s.state_shares[rank + 1] - s.state_shares[rank])
+                               : Comm::ScratchCount(s.space.size(), ranks));
     t->losses_arriving =
         run_.program.AddBuffer("losses arriving from other ranks", BufferClass::kStepOutputs,
-                               DType::kF64, 1, Comm::ScratchCount(1, options_.ranks));
+                               DType::kF64, 1, Comm::ScratchCount(1, ranks));
+  }
+
+  // Chunks of the norm's sum, by whose they are: bytes of the table that all ranks come to hold.
+  void RecordChunkSums(TrainPieces* t) {
+    const Storage& s = run_.storage;
+    const int64_t begin = s.state_shares[s.options.rank],
+                  count = s.state_shares[s.options.rank + 1] - begin;
+    const Shares bytes = ChunkSumShares(s);
+    t->chunk_sums = run_.program.AddBuffer("the norm's chunk sums", BufferClass::kStepOutputs,
+                                           DType::kU8, 1, bytes.back());
+    t->sum_chunks = Piece("norm of the own share", [&](Recorder& r) {
+      if (count == 0) return;
+      const int64_t first = bytes[s.options.rank];
+      r.Emit(kernels::NormAndFinite{
+          .x = kernels::Slice(s.gradient, 0, 1, begin, count),
+          .workspace =
+              kernels::Slice(t->chunk_sums, 0, 1, first, bytes[s.options.rank + 1] - first)});
+    });
   }
 
   void RecordUpdate(TrainPieces* t) {
     const Storage& s = run_.storage;
     const AdamOptions& adam = options_.adam;
+    if (s.options.shard_states) RecordChunkSums(t);
     t->finish = Piece("norm", [&](Recorder& r) {
-      r.Emit(kernels::NormAndFinite{
-          .x = s.gradient, .sum_of_squares = t->sum_of_squares, .nonfinite = t->nonfinite});
+      r.Emit(kernels::NormAndFinite{.x = t->chunk_sums ? Tensor{} : s.gradient,
+                                    .sum_of_squares = t->sum_of_squares,
+                                    .nonfinite = t->nonfinite,
+                                    .workspace = t->chunk_sums});
       r.Emit(kernels::GradientScale{.sum_of_squares = t->sum_of_squares,
                                     .nonfinite = t->nonfinite,
                                     .loss = t->loss.loss,
@@ -191,6 +215,14 @@ RecordedRun Record(const ModelSpec& spec, const RecordOptions& options,
   if (options.eval.has_value()) recorder.RecordEvaluation();
   if (options.generate.has_value()) recorder.RecordGeneration();
   return run;
+}
+
+Shares ChunkSumShares(const Storage& storage) {
+  Shares bytes = storage.state_shares;
+  for (int64_t& begin : bytes) {
+    begin = (begin + kernels::kReduceChunk - 1) / kernels::kReduceChunk * kernels::kChunkSumBytes;
+  }
+  return bytes;
 }
 
 int64_t PendingGradients(int64_t micro_batches) {

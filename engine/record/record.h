@@ -36,7 +36,6 @@ struct RecordOptions {
   bool eval_logits = false;           // and the logits of every token
   std::optional<GenerationShape> generate;
   KernelSelection kernels;
-  int ranks = 1;  // whose gradients are summed; more than one need room for what the others send
 };
 
 // Sums over a training step's micro-batches, or over one evaluation batch. Persistent.
@@ -51,11 +50,13 @@ struct TrainPieces {
   UpdateViews update_inputs;
   LossViews loss;
   kernels::Tensor gradients_arriving, losses_arriving;  // scratch of the sums over ranks, or empty
+  kernels::Tensor chunk_sums;  // of the norm, gathered from all ranks; with shard_states
   kernels::Tensor sum_of_squares, nonfinite, gradient_norm, gradient_scale, skip;
   int64_t begin_sum = -1;                                     // zeroes the gradients and the loss
   int64_t micro_batch = -1;                                   // forward, loss, backward
   std::vector<int64_t> take;                                  // gradients, loss += pending[i]
   std::vector<int64_t> keep;                                  // pending[i] = gradients, loss
+  int64_t sum_chunks = -1;                                    // of this rank's share: chunk_sums
   int64_t finish = -1;                                        // norm, clip factor
   std::vector<int64_t> update;                                // of each window of states
   std::vector<std::vector<std::vector<BufferId>>> recompute;  // of micro_batch
@@ -87,6 +88,9 @@ struct RecordedRun {
 
 RecordedRun Record(const ModelSpec& spec, const RecordOptions& options,
                    const kernels::Device& device);
+
+// With shard_states: whose chunk sums are whose, in bytes of TrainPieces::chunk_sums.
+Shares ChunkSumShares(const Storage& storage);
 
 // Buffers that a balanced tree over `micro_batches` needs beside the one they write: one per level.
 int64_t PendingGradients(int64_t micro_batches);

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/ops/reduce.h"
 #include "kernels/paged_memory.h"
 
 namespace qlora::engine {
@@ -118,17 +119,15 @@ class Builder {
     };
     const bool copy = s_.options.compute == DType::kBf16;
     const bool paged = s_.options.training && s_.options.state_window_bytes > 0;
+    const bool shared_out = s_.options.training && s_.options.shard_states;
     // Without training the copy that forward reads is all there is.
-    if (!copy || (s_.options.training && !paged)) {
+    if (!copy || (s_.options.training && !paged && !shared_out)) {
       s_.master = flat("trained parameters", BufferClass::kMaster, DType::kF32, n);
     }
     if (copy) s_.compute = flat("trained parameters, bf16", BufferClass::kCompute, DType::kBf16, n);
     if (!s_.options.training) return;
-    if (paged) {
-      AddPagedWindows(/*with_master=*/copy);
-    } else {
-      AddWholeStates();
-    }
+    ShareOut(shared_out);
+    if (end_block_ > first_block_) paged ? AddPagedWindows(/*with_master=*/copy) : AddOneWindow();
     s_.gradient = flat("gradients", BufferClass::kGradients, DType::kF32, n);
     for (int64_t i = 0; i < s_.options.pending_gradients; ++i) {
       s_.pending_gradients.push_back(
@@ -139,13 +138,28 @@ class Builder {
                            int64_t(s_.space.Segments().size()), sizeof(kernels::ParameterSegment));
   }
 
-  void AddWholeStates() {
-    const int64_t n = s_.space.size(), blocks = n / kernels::kParameterBlock;
+  void ShareOut(bool shared_out) {
+    const int ranks = s_.options.ranks, rank = s_.options.rank;
+    if (shared_out) {
+      s_.state_shares = Comm::EqualShares(s_.space.size(), ranks, kernels::kReduceChunk);
+    } else {
+      s_.state_shares.assign(ranks + 1, s_.space.size());
+      std::fill_n(s_.state_shares.begin(), rank + 1, 0);
+    }
+    first_block_ = s_.state_shares[rank] / kernels::kParameterBlock;
+    end_block_ = s_.state_shares[rank + 1] / kernels::kParameterBlock;
+  }
+
+  void AddOneWindow() {
+    const int64_t blocks = end_block_ - first_block_, n = blocks * kernels::kParameterBlock;
     const auto flat = [&](const char* name, DType dtype, int64_t count) {
       return program_.AddBuffer(name, BufferClass::kOptimizer, dtype, 1, count);
     };
     const DType state = s_.options.eight_bit_states ? DType::kU8 : DType::kF32;
-    StateWindow window{.first_block = 0, .blocks = blocks, .master = s_.master};
+    StateWindow window{.first_block = first_block_, .blocks = blocks};
+    window.master = s_.master ? MasterOf(window)
+                              : program_.AddBuffer("trained parameters", BufferClass::kMaster,
+                                                   DType::kF32, 1, n);
     window.m = flat("first moments", state, n);
     window.v = flat("second moments", state, n);
     if (s_.options.eight_bit_states) {
@@ -162,7 +176,7 @@ class Builder {
     const int64_t state_bytes = kernels::kParameterBlock * (coded ? 1 : 4);
     const int64_t block_bytes =
         2 * state_bytes + (coded ? 2 * 4 : 0) + (with_master ? kernels::kParameterBlock * 4 : 0);
-    const int64_t all = s_.space.size() / kernels::kParameterBlock;
+    const int64_t all = end_block_ - first_block_;
     // The update of each window is a piece of its own: there are not more than some hundred.
     constexpr int64_t kMostWindows = 512;
     const int64_t per_window = std::clamp<int64_t>(s_.options.state_window_bytes / block_bytes,
@@ -171,8 +185,8 @@ class Builder {
         AlignUp(per_window * block_bytes, s_.options.state_window_bytes >= kernels::kLargePage
                                               ? kernels::kLargePage
                                               : kernels::kPagedWindowAlignment);
-    for (int64_t first = 0; first < all; first += per_window) {
-      StateWindow window{.first_block = first, .blocks = std::min(per_window, all - first)};
+    for (int64_t first = first_block_; first < end_block_; first += per_window) {
+      StateWindow window{.first_block = first, .blocks = std::min(per_window, end_block_ - first)};
       const Tensor bytes =
           program_.AddBuffer(absl::StrCat("optimizer states, window ", s_.windows.size()),
                              BufferClass::kPagedStates, DType::kU8, 1, s_.paged_window_bytes);
@@ -184,12 +198,7 @@ class Builder {
         return view;
       };
       const int64_t n = window.blocks * kernels::kParameterBlock;
-      if (with_master) {
-        window.master = part(DType::kF32, n);
-      } else {
-        window.master =
-            kernels::Slice(s_.master, 0, 1, window.first_block * kernels::kParameterBlock, n);
-      }
+      window.master = with_master ? part(DType::kF32, n) : MasterOf(window);
       window.m = part(coded ? DType::kU8 : DType::kF32, n);
       window.v = part(coded ? DType::kU8 : DType::kF32, n);
       if (coded) {
@@ -200,12 +209,18 @@ class Builder {
     }
   }
 
+  Tensor MasterOf(const StateWindow& window) const {
+    return kernels::Slice(s_.master, 0, 1, window.first_block * kernels::kParameterBlock,
+                          window.blocks * kernels::kParameterBlock);
+  }
+
   void ResolveTrained(WeightSlot* slot) {
     if (slot->parameter >= 0) SetDense(s_.ComputeView(slot->parameter), slot);
   }
 
   Storage& s_;
   Program& program_;
+  int64_t first_block_ = 0, end_block_ = 0;  // of this rank's states
 };
 
 }  // namespace
@@ -226,18 +241,25 @@ const Tensor& StateWindow::Get(StateField field) const {
   return v_absmax;
 }
 
-std::vector<Tensor> Storage::StateViews(StateField field, int64_t offset, int64_t count) const {
-  const bool per_block = field == StateField::kMAbsmax || field == StateField::kVAbsmax;
-  const int64_t block = per_block ? 1 : kernels::kParameterBlock;
-  std::vector<Tensor> views;
+std::optional<DType> Storage::TypeOf(StateField field) const {
+  if (field == StateField::kMaster) return DType::kF32;
+  const bool is_scale = IsPerBlock(field);
+  if (!options.eight_bit_states) return is_scale ? std::nullopt : std::optional(DType::kF32);
+  return is_scale ? DType::kF32 : DType::kU8;
+}
+
+std::vector<StatePart> Storage::StateParts(StateField field, int64_t offset, int64_t count) const {
+  const int64_t block = IsPerBlock(field) ? 1 : kernels::kParameterBlock;
+  std::vector<StatePart> parts;
   for (const StateWindow& window : windows) {
     const int64_t window_begin = window.first_block * block;
     const int64_t begin = std::max(offset, window_begin);
     const int64_t end = std::min(offset + count, window_begin + window.blocks * block);
     if (begin >= end) continue;
-    views.push_back(kernels::Slice(window.Get(field), 0, 1, begin - window_begin, end - begin));
+    parts.push_back({begin - offset,
+                     kernels::Slice(window.Get(field), 0, 1, begin - window_begin, end - begin)});
   }
-  return views;
+  return parts;
 }
 
 int64_t Storage::Find(WeightRole role, int64_t layer) const {
@@ -247,9 +269,7 @@ int64_t Storage::Find(WeightRole role, int64_t layer) const {
   return -1;
 }
 
-Tensor Storage::ComputeView(int64_t parameter) const {
-  return space.View(parameter, compute ? compute : master);
-}
+Tensor Storage::ComputeView(int64_t parameter) const { return space.View(parameter, trained()); }
 
 Storage AddStorage(const ModelSpec& spec, const StorageOptions& options, Program* program) {
   Storage storage{.options = options, .spec = spec};

@@ -3,8 +3,10 @@
 #ifndef QLORA_ENGINE_RECORD_STORAGE_H_
 #define QLORA_ENGINE_RECORD_STORAGE_H_
 
+#include <optional>
 #include <vector>
 
+#include "engine/comm/comm.h"
 #include "engine/lora/targets.h"
 #include "engine/model/model_spec.h"
 #include "engine/optim/parameter_space.h"
@@ -26,6 +28,9 @@ struct StorageOptions {
   int64_t state_window_bytes = 0;
   float weight_decay = 0;
   int64_t pending_gradients = 0;  // buffers of the tree sum beside the one micro-batches write
+  // Of how many ranks that train together this is which.
+  int ranks = 1, rank = 0;
+  bool shard_states = false;  // this rank has only its share of the states
   int64_t rope_positions = 0;
 };
 
@@ -53,6 +58,11 @@ enum class StateField : uint8_t { kMaster, kM, kV, kMAbsmax, kVAbsmax };
 inline constexpr StateField kStateFields[] = {StateField::kMaster, StateField::kM, StateField::kV,
                                               StateField::kMAbsmax, StateField::kVAbsmax};
 
+// Whether a state has one value for each block.
+constexpr bool IsPerBlock(StateField field) {
+  return field == StateField::kMAbsmax || field == StateField::kVAbsmax;
+}
+
 // The states of blocks [first_block, first_block + blocks) of the flat space.
 struct StateWindow {
   int64_t first_block = 0, blocks = 0;
@@ -60,6 +70,12 @@ struct StateWindow {
   kernels::Tensor m_absmax, v_absmax;  // [1, blocks], or empty with fp32 states
 
   const kernels::Tensor& Get(StateField field) const;
+};
+
+// The part of a state that lies in one window.
+struct StatePart {
+  int64_t begin = 0;  // where in the range that was asked for
+  kernels::Tensor view;
 };
 
 struct Storage {
@@ -73,9 +89,12 @@ struct Storage {
   kernels::Tensor dynamic_map;  // f32 [1, 256]
   kernels::Tensor rope_cos, rope_sin;
   // Flat [1, space.size()]; empty where nothing is trained (no adapter in an evaluation).
-  // `master` is empty too where it lies in paged windows.
+  // `master` is empty too where windows alone have it: paged, or of this rank's share.
   kernels::Tensor master, compute, gradient;
-  std::vector<StateWindow> windows;  // in order; none without training
+  // Whose states are whose, in elements of the flat space: whole chunks of the norm's sum, so that
+  // ranks that each sum their chunks come to the same norm. All this rank's without shard_states.
+  Shares state_shares;
+  std::vector<StateWindow> windows;  // in order; none without training, or where the share is empty
   int64_t paged_window_bytes = 0;    // of a window of class kPagedStates, or 0
   std::vector<kernels::Tensor> pending_gradients;
   kernels::Tensor segments;
@@ -84,9 +103,13 @@ struct Storage {
   int64_t Find(WeightRole role, int64_t layer) const;
   // The view of a parameter that forward reads.
   kernels::Tensor ComputeView(int64_t parameter) const;
-  // A range of one state, in order and split where windows end: `count` values from `offset`, both
-  // in elements, or in blocks for the scales.
-  std::vector<kernels::Tensor> StateViews(StateField field, int64_t offset, int64_t count) const;
+  // The type of one state; none where the run has no such state.
+  std::optional<kernels::DType> TypeOf(StateField field) const;
+  // What this rank has of a range of one state, in order and split where windows end: of `count`
+  // values from `offset`, both in elements, or in blocks for the scales.
+  std::vector<StatePart> StateParts(StateField field, int64_t offset, int64_t count) const;
+  // The flat view that forward reads, which all ranks have whole.
+  kernels::Tensor trained() const { return compute ? compute : master; }
   kernels::Tensor GradientView(int64_t parameter) const { return space.View(parameter, gradient); }
 };
 

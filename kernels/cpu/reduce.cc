@@ -19,12 +19,13 @@ struct ChunkNorm {
   double sum;
   int64_t nonfinite;
 };
+static_assert(sizeof(ChunkNorm) == kChunkSumBytes);
 
 }  // namespace
 
 void Run(const NormAndFinite& op, const Context& context) {
   const int64_t n = op.x.Count();
-  const int64_t chunks = CeilDiv(n, kReduceChunk);
+  const int64_t chunks = op.x ? CeilDiv(n, kReduceChunk) : op.workspace.Count() / kChunkSumBytes;
   ChunkNorm* partial = op.workspace.Row<ChunkNorm>(0);
   const bool bf16 = op.x.dtype == DType::kBf16;
   ForTiles(context.pool, n, kReduceChunk, [&](int64_t begin, int64_t end) {
@@ -34,6 +35,7 @@ void Run(const NormAndFinite& op, const Context& context) {
                     .sum_of_squares(op.x.Row<uint8_t>(0) + begin * SizeOf(op.x.dtype), bf16,
                                     end - begin, &chunk.nonfinite);
   });
+  if (!op.sum_of_squares) return;
   double sum = 0.0;
   int64_t nonfinite = 0;
   for (int64_t c = 0; c < chunks; ++c) {
@@ -45,7 +47,7 @@ void Run(const NormAndFinite& op, const Context& context) {
       int32_t(std::min<int64_t>(nonfinite, std::numeric_limits<int32_t>::max()));
 }
 int64_t WorkspaceBytes(const NormAndFinite& op, Isa) {
-  return CeilDiv(op.x.Count(), kReduceChunk) * int64_t{sizeof(ChunkNorm)};
+  return CeilDiv(op.x.Count(), kReduceChunk) * kChunkSumBytes;
 }
 
 void Run(const ContentHash& op, const Context& context) {

@@ -48,6 +48,7 @@ struct ChunkNorm {
   double sum;
   int64_t nonfinite;
 };
+static_assert(sizeof(ChunkNorm) == kChunkSumBytes);
 
 // Half a warp a chunk: thread l is sum l of the chunk, over elements l, l + 16, ... in order.
 template <class T>
@@ -180,17 +181,21 @@ void Run(const Zero& op, const Context& context) {
 }
 
 int64_t WorkspaceBytes(const NormAndFinite& op, const gpu::Properties&) {
-  return CeilDiv(op.x.Count(), kReduceChunk) * int64_t{sizeof(ChunkNorm)};
+  return CeilDiv(op.x.Count(), kReduceChunk) * kChunkSumBytes;
 }
 void Run(const NormAndFinite& op, const Context& context) {
-  const int64_t n = op.x.Count(), chunks = CeilDiv(n, kReduceChunk);
+  const int64_t n = op.x.Count();
+  const int64_t chunks = op.x ? CeilDiv(n, kReduceChunk) : op.workspace.Count() / kChunkSumBytes;
   ChunkNorm* partial = static_cast<ChunkNorm*>(op.workspace.data);
-  DispatchActivation(op.x.dtype, [&](auto tag) {
-    using T = typename decltype(tag)::Type;
-    gpu::Launch(context.launcher, NormAndFinite::kName, &NormOfChunks<T>,
-                {.blocks_x = CeilDiv(chunks * kLanes, kThreads), .threads = kThreads},
-                static_cast<const T*>(op.x.data), n, chunks, partial);
-  });
+  if (op.x) {
+    DispatchActivation(op.x.dtype, [&](auto tag) {
+      using T = typename decltype(tag)::Type;
+      gpu::Launch(context.launcher, NormAndFinite::kName, &NormOfChunks<T>,
+                  {.blocks_x = CeilDiv(chunks * kLanes, kThreads), .threads = kThreads},
+                  static_cast<const T*>(op.x.data), n, chunks, partial);
+    });
+  }
+  if (!op.sum_of_squares) return;
   gpu::Launch(context.launcher, NormAndFinite::kName, &SumChunks,
               {.threads = kThreads, .shared_bytes = kThreads * 16},
               static_cast<const ChunkNorm*>(partial), chunks,

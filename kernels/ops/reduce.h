@@ -17,11 +17,17 @@ inline constexpr int64_t kReduceLanes = 16;
 
 // sum_of_squares = Σ x²;  nonfinite = how many elements are NaN or infinite (these are left out of
 // the sum).
+//
+// Where x lies on several ranks, in whole chunks, the op runs in halves: without its outputs it
+// leaves the chunk sums of an own part, kChunkSumBytes each, in `workspace`; without x it takes
+// those of all parts from there. The result has the same bits.
+inline constexpr int64_t kChunkSumBytes = 16;
+
 struct NormAndFinite {
   ConstTensor x;          // f32 or bf16 [1, n]
   Tensor sum_of_squares;  // f64 scalar
   Tensor nonfinite;       // i32 scalar, at most 2³¹ − 1
-  Tensor workspace;       // u8 [1, Workspace(op)]
+  Tensor workspace;       // u8 [1, chunks · kChunkSumBytes]
 
   static constexpr const char* kName = "norm_and_finite";
   static void Visit(auto& op, auto&& f) {

@@ -96,7 +96,7 @@ TEST_P(EqualBytes, WithAnyPowerOfTwoOfRanks) {
   const Outcome expected = OnOneThread();
   for (const int size : {2, 4}) {
     ModelRun::Options options = Options();
-    options.record.ranks = size;
+    options.record.storage.ranks = size;
     options.record.storage.pending_gradients = PendingGradients(kMicroBatches / size);
     std::vector<Outcome> outcomes(size);
     tests::OnRanks(

@@ -1,0 +1,215 @@
+#include "engine/optim/state_file.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+#include "absl/strings/str_cat.h"
+#include "engine/input_error.h"
+#include "engine/io/safetensors.h"
+#include "engine/io/safetensors_writer.h"
+#include "engine/model/load_weights.h"
+#include "quant/dynamic_map.h"
+
+namespace qlora::engine {
+namespace {
+
+using kernels::DType;
+using kernels::Tensor;
+
+// Values that are in host memory at a time while a file is written.
+constexpr int64_t kChunk = 1 << 20;
+
+const char* SuffixOf(StateField field) {
+  switch (field) {
+    case StateField::kMaster:
+      return "";
+    case StateField::kM:
+      return ".exp_avg";
+    case StateField::kV:
+      return ".exp_avg_sq";
+    case StateField::kMAbsmax:
+      return ".exp_avg.absmax";
+    case StateField::kVAbsmax:
+      break;
+  }
+  return ".exp_avg_sq.absmax";
+}
+
+// One state of one parameter: a tensor of the file, and a range of the flat space, both in
+// elements, or in blocks for the scales.
+struct StateTensor {
+  TensorSpec spec;
+  StateField field;
+  int64_t offset, count;
+};
+
+// In the file's order.
+std::vector<StateTensor> StateTensors(const Storage& storage) {
+  std::vector<StateTensor> tensors;
+  for (const StateField field : kStateFields) {
+    const std::optional<DType> type = storage.TypeOf(field);
+    if (!type) continue;
+    const bool per_block = IsPerBlock(field);
+    const int64_t per_value = per_block ? kernels::kParameterBlock : 1;
+    for (const Parameter& p : storage.space.parameters()) {
+      const int64_t count = (p.rows * p.cols + per_value - 1) / per_value;
+      tensors.push_back(
+          {{absl::StrCat(p.name, SuffixOf(field)), *type == DType::kU8 ? Dtype::kU8 : Dtype::kF32,
+            per_block ? std::vector<int64_t>{count} : std::vector<int64_t>{p.rows, p.cols}},
+           field,
+           p.offset / per_value,
+           count});
+    }
+  }
+  std::sort(tensors.begin(), tensors.end(),
+            [](const StateTensor& a, const StateTensor& b) { return InFileOrder(a.spec, b.spec); });
+  return tensors;
+}
+
+// Goes through the values of the file in order. Calls `take` with each run of them on rank 0, which
+// has them from the rank that they belong to.
+class Gatherer {
+ public:
+  Gatherer(Execution* execution, HostExchange* exchange)
+      : execution_(*execution), exchange_(exchange), storage_(execution->plan().run.storage) {}
+
+  using Take = absl::FunctionRef<absl::Status(absl::Span<const uint8_t> bytes)>;
+  absl::Status Run(Take take) {
+    for (const StateTensor& tensor : StateTensors(storage_)) {
+      if (absl::Status s = Gather(tensor, take); !s.ok()) return s;
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  absl::Status Gather(const StateTensor& tensor, Take take) {
+    const int64_t unit = IsPerBlock(tensor.field) ? kernels::kParameterBlock : 1;
+    const int64_t size = kernels::SizeOf(*storage_.TypeOf(tensor.field));
+    const int rank = storage_.options.rank;
+    for (int64_t at = tensor.offset; at < tensor.offset + tensor.count;) {
+      const int owner = OwnerOf(at * unit);
+      const int64_t end = std::min(
+          {tensor.offset + tensor.count, at + kChunk, storage_.state_shares[owner + 1] / unit});
+      bytes_.resize((end - at) * size);
+      if (owner == rank) {
+        if (absl::Status s = ReadOwn(tensor.field, at, end - at, size); !s.ok()) return s;
+      }
+      if (owner != 0 && (rank == 0 || rank == owner)) {
+        const int both[] = {owner, 0};
+        if (absl::Status s = exchange_->Broadcast(bytes_.data(), int64_t(bytes_.size()), both);
+            !s.ok()) {
+          return s;
+        }
+      }
+      if (rank == 0) {
+        if (absl::Status s = take(bytes_); !s.ok()) return s;
+      }
+      at = end;
+    }
+    return absl::OkStatus();
+  }
+
+  // Without shares everything is the own rank's.
+  int OwnerOf(int64_t element) const {
+    const Shares& shares = storage_.state_shares;
+    return int(std::upper_bound(shares.begin(), shares.end(), element) - shares.begin()) - 1;
+  }
+
+  absl::Status ReadOwn(StateField field, int64_t offset, int64_t count, int64_t size) {
+    for (const StatePart& part : storage_.StateParts(field, offset, count)) {
+      if (absl::Status s =
+              execution_.Read(part.view, bytes_.data() + part.begin * size, part.view.Extent());
+          !s.ok()) {
+        return s;
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  Execution& execution_;
+  HostExchange* const exchange_;  // null: nothing is another rank's
+  const Storage& storage_;
+  std::vector<uint8_t> bytes_;
+};
+
+// 8-bit moments of the gaps between parameters, which no checkpoint holds, are the codes of zero as
+// they are after any update: code 0 of the signed map would be a moment of -1 times its block's
+// scale.
+absl::Status ClearMoments(Execution* execution, const Storage& storage) {
+  for (const StateWindow& window : storage.windows) {
+    for (const auto& [moments, map] : {std::pair{window.m, &quant::SignedDynamicMap()},
+                                       std::pair{window.v, &quant::UnsignedDynamicMap()}}) {
+      if (moments.dtype != DType::kU8) continue;
+      const std::vector<uint8_t> zeros(moments.Count(), quant::EncodeDynamic(map->data(), 0.0f));
+      if (absl::Status s = execution->Write(moments, zeros.data(), int64_t(zeros.size()));
+          !s.ok()) {
+        return s;
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status WriteStates(std::unique_ptr<WritableFile> file, Execution* execution,
+                         HostExchange* exchange) {
+  std::vector<TensorSpec> specs;
+  for (const StateTensor& tensor : StateTensors(execution->plan().run.storage)) {
+    specs.push_back(tensor.spec);
+  }
+  absl::StatusOr<SafetensorsWriter> writer =
+      SafetensorsWriter::Create(std::move(file), std::move(specs));
+  if (!writer.ok()) return writer.status();
+  const absl::Status written =
+      Gatherer(execution, exchange).Run([&](absl::Span<const uint8_t> bytes) {
+        return writer->Append(bytes);
+      });
+  return written.ok() ? writer->Finish() : written;
+}
+
+absl::Status SendStates(Execution* execution, HostExchange* exchange) {
+  return Gatherer(execution, exchange).Run([](absl::Span<const uint8_t>) {
+    return absl::OkStatus();
+  });
+}
+
+absl::Status ReadStates(Env* env, const std::string& path, Execution* execution) {
+  const Storage& storage = execution->plan().run.storage;
+  absl::StatusOr<SafetensorsFile> file = SafetensorsFile::Open(env, path);
+  if (!file.ok()) return AsInputError(file.status());
+  const std::vector<StateTensor> tensors = StateTensors(storage);
+  if (file->tensors().size() != tensors.size()) {
+    return proto::BadDataError(absl::StrCat(file->path(), " holds ", file->tensors().size(),
+                                            " tensors; this job has ", tensors.size()));
+  }
+  if (absl::Status s = ClearMoments(execution, storage); !s.ok()) return s;
+  std::vector<float> trained(storage.space.size());
+  for (const StateTensor& tensor : tensors) {
+    absl::StatusOr<const TensorInfo*> info = file->Get(tensor.spec.name);
+    if (!info.ok()) return AsInputError(info.status());
+    if ((*info)->dtype != tensor.spec.dtype || (*info)->shape != tensor.spec.shape) {
+      return proto::BadDataError(absl::StrCat(file->path(), ": tensor ", tensor.spec.name, " is ",
+                                              (*info)->Describe(), ", not what this job trains"));
+    }
+    const uint8_t* const from = file->data(**info);
+    if (tensor.field == StateField::kMaster) {
+      std::memcpy(trained.data() + tensor.offset, from, tensor.count * sizeof(float));
+      continue;
+    }
+    const int64_t size = kernels::SizeOf(*storage.TypeOf(tensor.field));
+    for (const StatePart& part : storage.StateParts(tensor.field, tensor.offset, tensor.count)) {
+      if (absl::Status s =
+              execution->Write(part.view, from + part.begin * size, part.view.Extent());
+          !s.ok()) {
+        return s;
+      }
+    }
+  }
+  return WriteTrained(execution, trained);
+}
+
+}  // namespace qlora::engine

@@ -1,0 +1,30 @@
+// optimizer.safetensors of a checkpoint: the fp32 masters and the moments, tensor by tensor under
+// the parameters' names. Neither the windows they lie in nor the ranks they are shared out over can
+// be told from it.
+
+#ifndef QLORA_ENGINE_OPTIM_STATE_FILE_H_
+#define QLORA_ENGINE_OPTIM_STATE_FILE_H_
+
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "engine/comm/host_exchange.h"
+#include "engine/execution.h"
+#include "engine/io/env.h"
+
+namespace qlora::engine {
+
+// Writes and closes the file. Where the states are shared out, `exchange` brings those of the other
+// ranks, which call SendStates meanwhile.
+absl::Status WriteStates(std::unique_ptr<WritableFile> file, Execution* execution,
+                         HostExchange* exchange);
+absl::Status SendStates(Execution* execution, HostExchange* exchange);
+
+// Puts back what this rank has of the states, and all trained parameters. DataLoss where the file's
+// contents are not those of this run's parameters.
+absl::Status ReadStates(Env* env, const std::string& path, Execution* execution);
+
+}  // namespace qlora::engine
+
+#endif  // QLORA_ENGINE_OPTIM_STATE_FILE_H_
