@@ -132,6 +132,9 @@ absl::Status WriteResult(Env* env, const FileMaker& make, Execution* execution,
   absl::Status s =
       full ? WriteModelFile(make, execution) : WriteAdapterFiles(make, files, execution);
   if (!s.ok()) return s;
+  if (files.residual_note) {
+    if (s = WriteResidualNote(make, *files.residual_note); !s.ok()) return s;
+  }
   if (s = CopyTokenizerFiles(env, files.tokenizer_folder, make); !s.ok()) return s;
   if (full) {
     if (s = WriteConfig(env, files.config_file, make, execution); !s.ok()) return s;

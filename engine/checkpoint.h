@@ -7,6 +7,7 @@
 #ifndef QLORA_ENGINE_CHECKPOINT_H_
 #define QLORA_ENGINE_CHECKPOINT_H_
 
+#include <optional>
 #include <string>
 
 #include "absl/status/statusor.h"
@@ -14,6 +15,7 @@
 #include "engine/execution.h"
 #include "engine/io/adapter_file.h"
 #include "engine/io/atomic_folder.h"
+#include "engine/lora/residual_note.h"
 #include "engine/report/trainer_state.h"
 #include "proto/run_state.pb.h"
 
@@ -21,7 +23,8 @@ namespace qlora::engine {
 
 // What goes beside the tensors, the same in every checkpoint of a run.
 struct OutputFiles {
-  AdapterConfig adapter;         // modes QLORA and LORA
+  AdapterConfig adapter;  // modes QLORA and LORA
+  std::optional<ResidualNote> residual_note;
   std::string tokenizer_folder;  // its tokenizer files are copied
   std::string config_file;       // FULL mode: copied as config.json
   TrainerSettings trainer;

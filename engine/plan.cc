@@ -36,6 +36,45 @@ kernels::PagedShape ShapeFor(int64_t places, const kernels::PagedShape& shape) {
   return result;
 }
 
+// Everything that takes memory, and the sum; gives the arena room for loading.
+void ListItems(const kernels::Device& device, const PlanLimits& limits, Plan* plan) {
+  for (int c = 0; c < kBufferClasses; ++c) {
+    const BufferClass buffer_class = BufferClass(c);
+    if (buffer_class == BufferClass::kTransient || buffer_class == BufferClass::kPagedStates ||
+        buffer_class == BufferClass::kOffloaded) {
+      continue;
+    }
+    const int64_t bytes = plan->run.program.BytesOf(buffer_class);
+    if (bytes > 0) plan->items.push_back({NameOf(buffer_class), bytes});
+  }
+  if (plan->paging.windows > 0) {
+    plan->items.push_back({absl::StrCat(NameOf(BufferClass::kPagedStates), ", of ",
+                                        FormatBytes(plan->paging.TotalBytes()), " in all"),
+                           plan->paging.DeviceBytes()});
+  }
+  if (plan->offloaded.shape.windows > 0) {
+    plan->items.push_back({NameOf(BufferClass::kOffloaded), plan->offloaded.shape.DeviceBytes()});
+  }
+  const int64_t pieces = plan->placement.bytes;
+  plan->placement.bytes = std::max(pieces, limits.loading_bytes);
+  if (plan->placement.bytes > 0) {
+    plan->items.push_back({pieces >= limits.loading_bytes
+                               ? NameOf(BufferClass::kTransient)
+                               : absl::StrCat("loading; later ", FormatBytes(pieces), " of it ",
+                                              NameOf(BufferClass::kTransient)),
+                           plan->placement.bytes});
+  }
+  if (device.PrivateBytes() > 0) {
+    plan->items.push_back({"panels of the device's threads", device.PrivateBytes()});
+  }
+  for (const PlanItem& item : limits.other) {
+    if (item.bytes > 0) plan->items.push_back(item);
+  }
+  std::stable_sort(plan->items.begin(), plan->items.end(),
+                   [](const PlanItem& a, const PlanItem& b) { return a.bytes > b.bytes; });
+  for (const PlanItem& item : plan->items) plan->total_bytes += item.bytes;
+}
+
 class Planner {
  public:
   Planner(const ModelSpec& spec, const RecordOptions& options, const kernels::Device& device,
@@ -81,7 +120,7 @@ class Planner {
     }
     plan.placement = PlaceTransients(plan.run.program);
     ChoosePaging(places, &plan);
-    ListItems(&plan);
+    ListItems(device_, limits_, &plan);
     return plan;
   }
 
@@ -135,49 +174,19 @@ class Planner {
     return {int((i - 1) / spec_.layers), (i - 1) % spec_.layers + 1};
   }
 
-  void ListItems(Plan* plan) const {
-    for (int c = 0; c < kBufferClasses; ++c) {
-      const BufferClass buffer_class = BufferClass(c);
-      if (buffer_class == BufferClass::kTransient || buffer_class == BufferClass::kPagedStates ||
-          buffer_class == BufferClass::kOffloaded) {
-        continue;
-      }
-      const int64_t bytes = plan->run.program.BytesOf(buffer_class);
-      if (bytes > 0) plan->items.push_back({NameOf(buffer_class), bytes});
-    }
-    if (plan->paging.windows > 0) {
-      plan->items.push_back({absl::StrCat(NameOf(BufferClass::kPagedStates), ", of ",
-                                          FormatBytes(plan->paging.TotalBytes()), " in all"),
-                             plan->paging.DeviceBytes()});
-    }
-    if (plan->offloaded.shape.windows > 0) {
-      plan->items.push_back({NameOf(BufferClass::kOffloaded), plan->offloaded.shape.DeviceBytes()});
-    }
-    const int64_t pieces = plan->placement.bytes;
-    plan->placement.bytes = std::max(pieces, limits_.loading_bytes);
-    if (plan->placement.bytes > 0) {
-      plan->items.push_back({pieces >= limits_.loading_bytes
-                                 ? NameOf(BufferClass::kTransient)
-                                 : absl::StrCat("loading; later ", FormatBytes(pieces), " of it ",
-                                                NameOf(BufferClass::kTransient)),
-                             plan->placement.bytes});
-    }
-    if (device_.PrivateBytes() > 0) {
-      plan->items.push_back({"panels of the device's threads", device_.PrivateBytes()});
-    }
-    for (const PlanItem& item : limits_.other) {
-      if (item.bytes > 0) plan->items.push_back(item);
-    }
-    std::stable_sort(plan->items.begin(), plan->items.end(),
-                     [](const PlanItem& a, const PlanItem& b) { return a.bytes > b.bytes; });
-    for (const PlanItem& item : plan->items) plan->total_bytes += item.bytes;
-  }
-
   const ModelSpec& spec_;
   const RecordOptions& options_;
   const kernels::Device& device_;
   const PlanLimits& limits_;
 };
+
+std::string LargestItems(const Plan& plan) {
+  std::string text;
+  for (size_t i = 0; i < std::min<size_t>(3, plan.items.size()); ++i) {
+    absl::StrAppend(&text, "  ", FormatBytes(plan.items[i].bytes), "  ", plan.items[i].name, "\n");
+  }
+  return text;
+}
 
 // Bytes that linear ops move only to have their 4-bit weights in 16 bits: read once, written once.
 double DequantizedBytes(absl::Span<const kernels::Op> ops) {
@@ -292,14 +301,9 @@ absl::StatusOr<Plan> MakePlan(const ModelSpec& spec, const RecordOptions& option
                               const PlanLimits& limits) {
   Plan plan = Planner(spec, options, device, limits).Fitting();
   if (plan.total_bytes > limits.memory_bytes) {
-    std::string largest;
-    for (size_t i = 0; i < std::min<size_t>(3, plan.items.size()); ++i) {
-      absl::StrAppend(&largest, "  ", FormatBytes(plan.items[i].bytes), "  ", plan.items[i].name,
-                      "\n");
-    }
     return absl::ResourceExhaustedError(absl::StrCat(
         "the run needs ", FormatBytes(plan.total_bytes), " and ", limits.memory_source, " allows ",
-        FormatBytes(limits.memory_bytes), ". The largest items:\n", largest,
+        FormatBytes(limits.memory_bytes), ". The largest items:\n", LargestItems(plan),
         "Any of these would make it fit:\n", Remedies(spec, options, device, limits)));
   }
   if (limits.host_bytes && plan.HostBytes() > *limits.host_bytes) {
@@ -330,6 +334,19 @@ absl::StatusOr<Plan> MakePlan(const ModelSpec& spec, const RecordOptions& option
     plan.eval_batch_seconds = BoundSeconds(pieces[plan.run.eval->forward].ops, rates);
   }
   return plan;
+}
+
+absl::StatusOr<Plan> PlanRecorded(RecordedRun run, const kernels::Device& device,
+                                  const PlanLimits& limits) {
+  Plan plan{.run = std::move(run)};
+  plan.placement = PlaceTransients(plan.run.program);
+  ListItems(device, limits, &plan);
+  if (plan.total_bytes <= limits.memory_bytes) return plan;
+  return absl::ResourceExhaustedError(
+      absl::StrCat("needed are ", FormatBytes(plan.total_bytes), " and ", limits.memory_source,
+                   " allows ", FormatBytes(limits.memory_bytes), ". The largest items:\n",
+                   LargestItems(plan), "A memory limit of ", FormatBytes(plan.total_bytes), " (",
+                   plan.total_bytes, " bytes) would do"));
 }
 
 std::string PlanTable(const Plan& plan, const PlanLimits& limits) {

@@ -92,6 +92,11 @@ absl::StatusOr<Plan> MakePlan(const ModelSpec& spec, const RecordOptions& option
                               const kernels::Device& device, const MachineRates& rates,
                               const PlanLimits& limits);
 
+// The plan of a run that is recorded already, with nothing to choose. ResourceExhausted, with the
+// largest items and the limit that would do, where it does not fit.
+absl::StatusOr<Plan> PlanRecorded(RecordedRun run, const kernels::Device& device,
+                                  const PlanLimits& limits);
+
 // The table of a plan as text.
 std::string PlanTable(const Plan& plan, const PlanLimits& limits);
 

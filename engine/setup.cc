@@ -14,7 +14,9 @@
 #include "engine/io/sha256.h"
 #include "engine/job_identity.h"
 #include "engine/model/families.h"
+#include "engine/model/kept_modules.h"
 #include "engine/model/load_weights.h"
+#include "engine/model/prequantized.h"
 #include "engine/open_device.h"
 #include "engine/text/chat_format.h"
 #include "proto/memory_size.h"
@@ -79,8 +81,27 @@ class Preparation {
     absl::StatusOr<ShardedModel> model = ShardedModel::Open(s_.env, *folder);
     if (!model.ok()) return AsInputError(model.status());
     s_.model = *std::move(model);
+    const auto& kept = s_.job.quantization().keep_in_16_bits();
+    const std::vector<std::string> names(kept.begin(), kept.end());
+    if (absl::Status s = KeepIn16Bits(names, &s_.spec); !s.ok()) return s;
+    if (absl::Status s = CheckUnquantized(); !s.ok()) return s;
     return AsInputError(CheckCheckpoint(
         *s_.model, s_.job.mode(), QuantSpecOf(s_.job.quantization()), &s_.spec, &s_.warnings));
+  }
+
+  // What measures or makes 4-bit weights starts from 16-bit ones.
+  absl::Status CheckUnquantized() {
+    if (command_ != Command::kQuantize && command_ != Command::kDrift) return absl::OkStatus();
+    const std::vector<WeightRow> rows = WeightRows(s_.spec);
+    const auto found = std::find_if(rows.begin(), rows.end(), [&](const WeightRow& row) {
+      return IsPrequantized(*s_.model, row);
+    });
+    if (found == rows.end()) return absl::OkStatus();
+    return proto::BadDataError(
+        absl::StrCat(s_.model_folder, ": tensor ", found->name,
+                     " is stored in 4 bits already; needed are 16- or 32-bit weights, ",
+                     command_ == Command::kDrift ? "which are the baseline" : "to quantize",
+                     ": give the checkpoint that this one was quantized from"));
   }
 
   absl::Status OpenTokenizer() {
@@ -110,11 +131,14 @@ class Preparation {
     static const std::string none;
     if (command_ == Command::kEval) return s_.job.eval().adapter();
     if (command_ == Command::kGenerate) return s_.job.generate().adapter();
+    if (command_ == Command::kDrift) return s_.job.drift().adapter();
     return none;
   }
 
   const char* AdapterField() const {
-    return command_ == Command::kEval ? "eval.adapter" : "generate.adapter";
+    return command_ == Command::kEval    ? "eval.adapter"
+           : command_ == Command::kDrift ? "drift.adapter"
+                                         : "generate.adapter";
   }
 
   absl::Status ChooseTargets() {
@@ -287,6 +311,7 @@ class Preparation {
         }
       }
     }
+    if (command_ == Command::kDrift) return ReadDriftData();
     const bool own_file = command_ == Command::kEval && s_.job.eval().has_file();
     const std::string eval_file = own_file                                ? s_.job.eval().file()
                                   : trains_ || command_ == Command::kEval ? data.eval_file()
@@ -298,6 +323,32 @@ class Preparation {
         return s;
       }
     }
+    MakeBatchers();
+    return absl::OkStatus();
+  }
+
+  // drift.file, else data.eval_file, else what is held out of train_file, else its beginning.
+  absl::Status ReadDriftData() {
+    const proto::Data& data = s_.job.data();
+    const int64_t most = s_.job.drift().max_samples();
+    const auto limit = [&](Dataset* samples) {
+      if (most > 0 && int64_t(samples->samples.size()) > most) samples->samples.resize(most);
+    };
+    absl::Status status;
+    if (s_.job.drift().has_file()) {
+      status = ReadFileInto("drift.file", s_.job.drift().file(), most, &s_.eval_data);
+    } else if (data.has_eval_file()) {
+      status = ReadFileInto("data.eval_file", data.eval_file(), most, &s_.eval_data);
+    } else if (data.eval_fraction() > 0) {
+      Dataset all;
+      status = ReadFileInto("data.train_file", data.train_file(), data.max_train_samples(), &all);
+      if (!status.ok()) return status;
+      s_.eval_data = SplitForEvaluation(&all, data.eval_fraction(), s_.job.seed());
+      limit(&s_.eval_data);
+    } else {
+      status = ReadFileInto("data.train_file", data.train_file(), most, &s_.eval_data);
+    }
+    if (!status.ok()) return status;
     MakeBatchers();
     return absl::OkStatus();
   }
@@ -438,8 +489,9 @@ class Preparation {
     }
     if (absl::Status s = ChoosePaging(); !s.ok()) return s;
     if (s_.model) {
-      s_.limits.loading_bytes = LoadingBytes(*s_.model, s_.spec, s_.record.storage, *s_.device,
-                                             !s_.job.quantization().quantize_cache().empty());
+      s_.limits.loading_bytes = LoadingBytes(
+          *s_.model, s_.spec, s_.record.storage, *s_.device,
+          command_ == Command::kQuantize || !s_.job.quantization().quantize_cache().empty());
     }
     if (is_host) {
       // What preparing took at its peak and has given back, the run may take again.
@@ -495,9 +547,38 @@ class Preparation {
     absl::StatusOr<std::string> base = HashBase(s_.env, s_.config_file, s_.model);
     if (!base.ok()) return AsInputError(base.status());
     s_.base_hash = *base;
+    if (absl::Status s = CheckResidualNote(); !s.ok()) return s;
     s_.job_text = DecisiveJobText(s_.job, s_.device->info().name, s_.world());
     s_.job_hash =
         Sha256Hex(absl::StrCat(s_.job_text, "\n", s_.base_hash, "\n", s_.train_data.report.sha256));
+    return absl::OkStatus();
+  }
+
+  // An adapter that started from a base's residual belongs to that base.
+  absl::Status CheckResidualNote() {
+    const bool starts = trains_ && s_.job.mode() != proto::Mode::FULL;
+    const std::string& folder = starts ? s_.job.lora().init_from() : AdapterFolder();
+    if (folder.empty()) return absl::OkStatus();
+    absl::StatusOr<std::optional<ResidualNote>> note = ReadResidualNote(s_.env, folder);
+    if (!note.ok()) return AsInputError(note.status());
+    s_.residual_note = *std::move(note);
+    if (!s_.residual_note) return absl::OkStatus();
+    const std::string here = s_.job.mode() == proto::Mode::QLORA
+                                 ? BaseFields(s_.record.storage.quant, s_.spec.kept_in_16_bits)
+                                 : absl::StrCat("mode ", proto::Mode::Value_Name(s_.job.mode()));
+    if (s_.residual_note->quantization != here) {
+      return proto::BadJobError(
+          absl::StrCat(starts ? "lora.init_from" : AdapterField(), ": the adapter of ", folder,
+                       " started from the residual of ", s_.residual_note->quantization,
+                       "; the job has ", here, ": give it the same base, or another adapter"));
+    }
+    s_.warnings.push_back(ResidualWarning(folder));
+    if (s_.residual_note->base_sha256 != s_.base_hash) {
+      s_.warnings.push_back(absl::StrCat(
+          folder, ": it was made for a base with the hash ", s_.residual_note->base_sha256,
+          "; this one has ", s_.base_hash,
+          ". That is well if this is the 4-bit copy of that one, and wrong otherwise"));
+    }
     return absl::OkStatus();
   }
 

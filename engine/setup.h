@@ -15,6 +15,7 @@
 #include "engine/execution.h"
 #include "engine/io/checkpoint_files.h"
 #include "engine/lora/initialize.h"
+#include "engine/lora/residual_note.h"
 #include "engine/plan.h"
 #include "engine/report/console.h"
 #include "engine/text/tokenizer.h"
@@ -47,6 +48,8 @@ struct Setup {
   std::string base_hash;  // SHA-256 over the names and contents of config.json and all weight files
   std::string job_text;   // what of the job decides the result, one field a line
   std::string job_hash;   // SHA-256 of job_text, base_hash and the data's hashes
+  // Of the adapter that is gone on from or used, where it started from a base's residual.
+  std::optional<ResidualNote> residual_note;
   std::vector<std::string> warnings;
 
   int world() const { return ranks == nullptr ? 1 : ranks->size(); }

@@ -406,6 +406,7 @@ class TrainingRun {
                      .lora_dropout = setup_.job.lora().lora_dropout(),
                      .use_rslora = setup_.job.lora().use_rslora(),
                      .target_modules = setup_.targets.suffixes};
+    files.residual_note = setup_.residual_note;
     files.tokenizer_folder = setup_.tokenizer_folder;
     files.config_file = setup_.config_file;
     files.trainer = {.save_steps = training_.save_steps(),

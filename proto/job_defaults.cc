@@ -69,6 +69,22 @@ void FillData(Data& d) {
   QLORA_DEFAULT(d, alpaca_response_tail, "\n");
 }
 
+void FillDrift(Drift& d) {
+  QLORA_DEFAULT(d, baseline, BaselineDtype::FP16);
+  QLORA_DEFAULT(d, max_samples, 128);
+  QLORA_DEFAULT(d, compare_types, true);
+  if (d.block_sizes().empty()) {
+    for (const int size : {32, 128, 256, 1024, 4096}) d.add_block_sizes(size);
+  }
+  QLORA_DEFAULT(d, compare_remedies, true);
+  if (d.keep_worst_layers().empty()) {
+    for (const int count : {1, 2}) d.add_keep_worst_layers(count);
+  }
+  QLORA_DEFAULT(d, outlier_factor, 3);
+  QLORA_DEFAULT(d, worst_samples, 10);
+  QLORA_DEFAULT(d, apply_residual_init, false);
+}
+
 }  // namespace
 
 bool HasHeldOutData(const Job& job) {
@@ -114,6 +130,7 @@ Job WithDefaults(const Job& given) {
   QLORA_DEFAULT(plan, network_latency_seconds, 2e-5);
   QLORA_DEFAULT(plan, explore, true);
   QLORA_DEFAULT(plan, report, false);
+  FillDrift(*job.mutable_drift());
   return job;
 }
 

@@ -141,6 +141,9 @@ void CheckFields(const Message& message, const std::string& prefix, JobProblems&
         CheckString(item, reflection.GetRepeatedString(message, field, i), problems);
       } else if (field->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE) {
         CheckFields(reflection.GetRepeatedMessage(message, field, i), item + ".", problems);
+      } else if (field->cpp_type() == FieldDescriptor::CPPTYPE_INT32) {
+        const int32_t value = reflection.GetRepeatedInt32(message, field, i);
+        CheckInt(path, value, absl::StrCat(value), problems);
       } else {
         problems.Add(item, "a repeated type without a check", "", "a bug in job_fields.cc");
       }

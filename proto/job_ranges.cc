@@ -41,6 +41,7 @@ constexpr RealRange kReal[] = {
     {"plan.flops_per_second", 1e6, 1e21},
     {"plan.network_bytes_per_second", 1e3, 1e15},
     {"plan.network_latency_seconds", 0, 1},
+    {"drift.outlier_factor", 1, 1e6, /*min_open=*/true},
 };
 
 constexpr IntRange kInt[] = {
@@ -67,6 +68,11 @@ constexpr IntRange kInt[] = {
     {"eval.per_device_eval_batch_size", 1, kMaxRows},
     {"generate.max_new_tokens", 1, kMaxTokens},
     {"plan.world_size", 1, 100'000},
+    {"drift.max_samples", 0, kMaxSamples},
+    {"drift.block_sizes", 32, 4096},
+    {"drift.keep_worst_layers", 1, 1000},
+    {"drift.worst_samples", 0, 1'000'000},
+    {"drift.apply_keep_worst_layers", 1, 1000},
 };
 
 }  // namespace

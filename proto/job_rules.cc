@@ -32,6 +32,13 @@ std::string Normalized(const std::string& path) {
   return result;
 }
 
+// What is out of range is reported as such.
+void CheckBlockSize(absl::string_view path, int block, JobProblems& problems) {
+  if (block >= 32 && block <= 4096 && (block & (block - 1)) != 0) {
+    problems.Add(path, absl::StrCat(block), "32, 64, 128, 256, 512, 1024, 2048 or 4096", "");
+  }
+}
+
 void CheckModelAndMode(const Job& job, JobProblems& problems) {
   const std::string mode = Mode::Value_Name(job.mode());
   if (job.has_model() && job.has_model_init()) {
@@ -76,10 +83,10 @@ void CheckModelAndMode(const Job& job, JobProblems& problems) {
                    "set training.optim to a paged one, or remove the budget");
     }
   }
-  const int block = job.quantization().block_size();
-  if (block >= 32 && block <= 4096 && (block & (block - 1)) != 0) {
-    problems.Add("quantization.block_size", absl::StrCat(block),
-                 "32, 64, 128, 256, 512, 1024, 2048 or 4096", "");
+  CheckBlockSize("quantization.block_size", job.quantization().block_size(), problems);
+  for (int i = 0; i < job.drift().block_sizes_size(); ++i) {
+    CheckBlockSize(absl::StrCat("drift.block_sizes[", i, "]"), job.drift().block_sizes(i),
+                   problems);
   }
 }
 
@@ -263,6 +270,21 @@ void CheckLogitsFile(const Job& job, JobProblems& problems) {
   }
 }
 
+void CheckDrift(const Job& job, JobProblems& problems) {
+  const Drift& drift = job.drift();
+  if (!drift.has_file() && !job.data().has_eval_file() && !job.data().has_train_file()) {
+    problems.AddAbsent("drift.file", "give a JSONL file, here, as data.eval_file or train_file");
+  }
+  if (drift.apply_residual_init() && drift.has_adapter()) {
+    problems.Add("drift.apply_residual_init", "true beside drift.adapter", "one of the two",
+                 "an adapter that is trained needs no start: remove one");
+  }
+  if (drift.apply_residual_init() && drift.has_compare_remedies() && !drift.compare_remedies()) {
+    problems.Add("drift.apply_residual_init", "true with compare_remedies: false",
+                 "with compare_remedies: true", "what is applied is measured: remove one");
+  }
+}
+
 }  // namespace
 
 void CheckRequired(const Job& job, Command command, JobProblems& problems) {
@@ -319,6 +341,17 @@ void CheckRequired(const Job& job, Command command, JobProblems& problems) {
         problems.AddAbsent("generate.prompt", "give a prompt, or messages");
       }
       refuse_adapter_in_full(job.generate().has_adapter(), "generate.adapter");
+      break;
+    case Command::kDrift:
+      CheckDrift(job, problems);
+      [[fallthrough]];
+    case Command::kQuantize:
+      if (!job.has_output_dir()) problems.AddAbsent("output_dir", "give a folder for the results");
+      refuse_model_as_output();
+      if (job.mode() != Mode::QLORA) {
+        problems.Add("mode", Mode::Value_Name(job.mode()), "QLORA",
+                     "other modes have no 4-bit weights: remove mode");
+      }
       break;
   }
 }

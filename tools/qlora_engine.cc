@@ -18,6 +18,8 @@
 #include "absl/strings/str_cat.h"
 #include "engine/comm/ranks.h"
 #include "engine/commands.h"
+#include "engine/drift/quantize_base.h"
+#include "engine/drift/report_drift.h"
 #include "engine/input_error.h"
 #include "engine/lora/targets.h"
 #include "engine/setup.h"
@@ -38,6 +40,8 @@ constexpr char kUsage[] =
     "  inspect   the data as the model will see it, the tensors, the targets matched\n"
     "  eval      loss, perplexity and exact match on a file\n"
     "  generate  text from a prompt\n"
+    "  quantize  write the 4-bit checkpoint and what its weights lost\n"
+    "  drift     what 4 bits cost on a file, against 16 bits\n"
     "  verify    check the checkpoints of an output folder\n"
     "  version   print the version\n"
     "--set sets one field of the job: --set training.learning_rate=1e-4\n"
@@ -85,6 +89,8 @@ std::optional<proto::Command> CommandOf(const std::string& name) {
   if (name == "inspect") return proto::Command::kInspect;
   if (name == "eval") return proto::Command::kEval;
   if (name == "generate") return proto::Command::kGenerate;
+  if (name == "quantize") return proto::Command::kQuantize;
+  if (name == "drift") return proto::Command::kDrift;
   return std::nullopt;
 }
 
@@ -179,6 +185,10 @@ absl::Status RunPrepared(const proto::Job& job, proto::Command command, engine::
       return engine::Evaluate(**setup, console);
     case proto::Command::kGenerate:
       return engine::GenerateText(**setup, console);
+    case proto::Command::kQuantize:
+      return engine::QuantizeBase(**setup, console);
+    case proto::Command::kDrift:
+      return engine::ReportDrift(**setup, console);
   }
   return absl::InternalError("unknown command");
 }

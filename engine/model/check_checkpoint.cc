@@ -122,12 +122,14 @@ class Checker {
       std::string fault = FaultOf(row);
       if (!fault.empty()) return Fault(std::move(fault));
       types_.insert(*FloatType(model_.Get(row.name)->info->dtype));
+      if (row.quantizable && quantizable_++ == 0) first_quantizable_ = row.module;
       return;
     }
     for (std::string& name : PrequantizedNames(row)) known_.insert(std::move(name));
     if (!row.quantizable) {
-      Fault(absl::StrCat("tensor ", row.name,
-                         " is stored in 4 bits, which is allowed for the linears of layers only"));
+      Fault(absl::StrCat("tensor ", row.name, " is stored in 4 bits, which ",
+                         row.lora_target ? "quantization.keep_in_16_bits excludes: remove it there"
+                                         : "is allowed for the linears of layers only"));
       return;
     }
     ++prequantized_;
@@ -177,6 +179,12 @@ class Checker {
               ? absl::StrCat(" (and ", code_book_warnings_.size() - 1, " tensors like it)")
               : ""));
     }
+    if (prequantized_ > 0 && quantizable_ > 0 && mode_ == proto::Mode::QLORA) {
+      warnings_.push_back(absl::StrCat(
+          model_.folder(), ": ", quantizable_, " linears are stored in 16 bits beside ",
+          prequantized_, " in 4 bits, and are quantized now (the first is ", first_quantizable_,
+          "); quantization.keep_in_16_bits leaves them as they are"));
+    }
     const bool damaged = !faults_.empty();
     if (mode_ != proto::Mode::QLORA && prequantized_ > 0) {
       Fault(absl::StrCat("mode ", proto::Mode::Value_Name(mode_), " needs 16- or 32-bit weights; ",
@@ -207,9 +215,9 @@ class Checker {
   std::vector<std::string> faults_;
   std::set<std::string> known_;
   std::vector<std::string> code_book_warnings_;
-  std::set<DType> types_;  // of the unquantized tensors
-  int64_t prequantized_ = 0;
-  std::string first_prequantized_;
+  std::set<DType> types_;                       // of the unquantized tensors
+  int64_t prequantized_ = 0, quantizable_ = 0;  // stored in 4 bits, to be quantized
+  std::string first_prequantized_, first_quantizable_;
   std::map<std::string, std::pair<int64_t, std::string>> other_specs_;  // fields → count, first
 };
 

@@ -13,6 +13,7 @@
 #include "engine/model/element_convert.h"
 #include "engine/model/prequantized.h"
 #include "engine/model/rope_table.h"
+#include "engine/model/unpack_weight.h"
 #include "kernels/philox.h"
 #include "quant/dynamic_map.h"
 
@@ -51,16 +52,6 @@ class Loader {
     return absl::OkStatus();
   }
 
- private:
-  // What was read of the checkpoint need not stay in memory: the weight, and in 4-bit layout the
-  // tensors named after it.
-  void ReleaseSources(const std::string& name) const {
-    for (const char* suffix : {"", ".absmax"}) {
-      const absl::StatusOr<ShardedModel::Tensor> tensor = model_.Get(name + suffix);
-      if (tensor.ok()) tensor->file->ReleasePages(tensor->bytes());
-    }
-  }
-
   absl::Status LoadOne(const WeightSlot& slot) {
     if (slot.quantized.codes && IsPrequantized(model_, slot.row)) {
       return LoadPrequantized(model_, slot, &execution_);
@@ -83,6 +74,16 @@ class Loader {
       if (absl::Status s = Copy(*tensor, 0, type, view); !s.ok()) return s;
     }
     return absl::OkStatus();
+  }
+
+ private:
+  // What was read of the checkpoint need not stay in memory: the weight, and in 4-bit layout the
+  // tensors named after it.
+  void ReleaseSources(const std::string& name) const {
+    for (const char* suffix : {"", ".absmax"}) {
+      const absl::StatusOr<ShardedModel::Tensor> tensor = model_.Get(name + suffix);
+      if (tensor.ok()) tensor->file->ReleasePages(tensor->bytes());
+    }
   }
 
   // Fills `to` with the tensor's elements from number `first` on.
@@ -196,7 +197,7 @@ int64_t LoadingBytes(const ShardedModel& model, const ModelSpec& spec,
   int64_t most = 0;
   for (WeightRow& row : WeightRows(spec)) {
     if (!row.quantizable) continue;
-    if (writes_cache) most = std::max(most, WriteQuantizedBytes(row, options.quant));
+    if (writes_cache) most = std::max(most, UnpackWeightBytes(row, options.quant));
     if (IsPrequantized(model, row)) {
       most = std::max(most, LoadPrequantizedBytes(model, row, options.quant, device));
       continue;
@@ -217,6 +218,10 @@ int64_t LoadingBytes(const ShardedModel& model, const ModelSpec& spec,
 absl::Status LoadWeights(const ShardedModel& model, Execution* execution,
                          const std::function<void(double)>& progress) {
   return Loader(model, execution).Load(progress);
+}
+
+absl::Status LoadWeight(const ShardedModel& model, const WeightSlot& slot, Execution* execution) {
+  return Loader(model, execution).LoadOne(slot);
 }
 
 absl::Status FillTables(Execution* execution) {

@@ -40,6 +40,10 @@ int64_t LoadingBytes(const ShardedModel& model, const ModelSpec& spec,
 absl::Status LoadWeights(const ShardedModel& model, Execution* execution,
                          const std::function<void(double)>& progress);
 
+// One frozen weight alone, from the checkpoint's tensor slot.row.name. The tables must be there;
+// the arena must be free and as long as LoadingBytes has it.
+absl::Status LoadWeight(const ShardedModel& model, const WeightSlot& slot, Execution* execution);
+
 // The tables alone (8-bit map, rotary tables, parameter segments): LoadWeights does this too.
 absl::Status FillTables(Execution* execution);
 

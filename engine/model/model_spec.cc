@@ -1,5 +1,7 @@
 #include "engine/model/model_spec.h"
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 
 namespace qlora::engine {
@@ -103,6 +105,11 @@ std::vector<WeightRow> WeightRows(const ModelSpec& spec) {
   outside.Norm(WeightRole::kFinalNorm, "model.norm", spec.hidden);
   if (!spec.tied_embeddings) {
     outside.Matrix(WeightRole::kHead, "lm_head", spec.vocab, spec.hidden);
+  }
+  for (WeightRow& row : rows) {
+    if (std::binary_search(spec.kept_in_16_bits.begin(), spec.kept_in_16_bits.end(), row.module)) {
+      row.quantizable = false;
+    }
   }
   return rows;
 }

@@ -66,7 +66,10 @@ struct ModelSpec {
   RopeSpec rope;
 
   kernels::DType stored_dtype = kernels::DType::kF32;  // f32, bf16 or f16, as the config declares
-  bool prequantized = false;        // linears may lie in the checkpoint in bitsandbytes' 4 bits
+  bool prequantized = false;  // linears may lie in the checkpoint in bitsandbytes' 4 bits
+  // Linears ("model.layers.0.mlp.down_proj") that are not quantizable: the job's keep_in_16_bits,
+  // resolved by KeepIn16Bits. Sorted.
+  std::vector<std::string> kept_in_16_bits;
   float initializer_range = 0.02f;  // standard deviation of a random initialisation
   std::vector<int32_t> eos_ids;     // tokens that end generation; sorted, no duplicates
   int32_t bos_id = -1;              // -1: none
@@ -107,7 +110,7 @@ struct WeightRow {
   int64_t layer = -1;        // -1: outside the layers
   int64_t rows = 0;          // linears: out features
   int64_t cols = 0;          // linears: in features
-  bool quantizable = false;  // weight of a linear inside a layer: 4 bits in mode QLORA
+  bool quantizable = false;  // weight of a linear inside a layer: 4 bits in mode QLORA, unless kept
   bool lora_target = false;  // may carry an adapter
 
   int64_t Count() const { return rows * cols; }

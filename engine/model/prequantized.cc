@@ -273,6 +273,11 @@ std::string QuantizationFields(const quant::QuantSpec& spec) {
       " bnb_4bit_use_double_quant: ", spec.double_quant ? "true" : "false", " }");
 }
 
+std::string BaseFields(const quant::QuantSpec& spec, absl::Span<const std::string> kept) {
+  return absl::StrCat(QuantizationFields(spec),
+                      kept.empty() ? "" : absl::StrCat(" 16 bits: ", absl::StrJoin(kept, ", ")));
+}
+
 absl::Status CheckPrequantized(const ShardedModel& model, const WeightRow& row,
                                const quant::QuantSpec& spec, std::vector<std::string>* warnings) {
   const absl::StatusOr<PrequantizedWeight> weight = ReadPrequantized(model, row, warnings);

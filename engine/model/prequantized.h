@@ -53,6 +53,8 @@ absl::StatusOr<PrequantizedWeight> ReadPrequantized(const ShardedModel& model, c
 // The fields of a job that ask for `spec`, in its own words: "bnb_4bit_quant_type: NF4 block_size:
 // 64 ...".
 std::string QuantizationFields(const quant::QuantSpec& spec);
+// The same with the linears that stay in 16 bits: what, with its checkpoint, makes a 4-bit base.
+std::string BaseFields(const quant::QuantSpec& spec, absl::Span<const std::string> kept);
 
 // Reads one weight and holds it against the job's spec: BadJobError says which fields would agree.
 absl::Status CheckPrequantized(const ShardedModel& model, const WeightRow& row,
@@ -71,11 +73,9 @@ int64_t LoadPrequantizedBytes(const ShardedModel& model, const WeightRow& row,
 // model.safetensors, and config.json with a quantization_config, through `make`. Other tensors are
 // those that the run reads: extras of the checkpoint are left out. Uses the loading scratch: call
 // it before the first piece runs. Types that bitsandbytes has not are written under our own names
-// (QuantTypeName): for the quantize cache only.
+// (QuantTypeName): for the quantize cache only. Scratch: UnpackWeightBytes.
 absl::Status WriteQuantizedFiles(Env* env, const FileMaker& make, const ShardedModel& model,
                                  Execution* execution);
-// Bytes of scratch that it needs for this row.
-int64_t WriteQuantizedBytes(const WeightRow& row, const quant::QuantSpec& spec);
 
 // The same as a folder that loads as a checkpoint of this engine, of Transformers and of
 // bitsandbytes; the model's tokenizer and generation settings are copied too. `folder` is created;

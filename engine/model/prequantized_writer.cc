@@ -15,6 +15,7 @@
 #include "engine/io/model_files.h"
 #include "engine/io/safetensors_writer.h"
 #include "engine/model/prequantized.h"
+#include "engine/model/unpack_weight.h"
 #include "proto/errors.h"
 #include "quant/dynamic_map.h"
 
@@ -28,11 +29,6 @@ constexpr char kModelFile[] = "model.safetensors";
 constexpr char kConfigFile[] = "config.json";
 // Bytes copied from the device at a time.
 constexpr int64_t kChunk = 1 << 20;
-
-int64_t Padded(int64_t bytes) {
-  return (bytes + kernels::kBufferAlignment - 1) / kernels::kBufferAlignment *
-         kernels::kBufferAlignment;
-}
 
 // As Python prints a float: the shortest digits that read back the same, an exponent below 1e-4 and
 // from 1e16 on.
@@ -64,7 +60,17 @@ std::string StateJson(const WeightSlot& slot, Dtype original, float offset) {
   return text + "}";
 }
 
-std::string ConfigText(nlohmann::json config, const StorageOptions& options) {
+// What Transformers is to leave unquantized. A list of one's own replaces its default, the head; a
+// name there also means every module that begins with it, so whole names only.
+nlohmann::json SkippedModules(const ModelSpec& spec) {
+  if (spec.kept_in_16_bits.empty()) return nullptr;
+  nlohmann::json modules = spec.kept_in_16_bits;
+  modules.push_back("lm_head");
+  return modules;
+}
+
+std::string ConfigText(nlohmann::json config, const Storage& storage) {
+  const StorageOptions& options = storage.options;
   config["quantization_config"] = {
       {"_load_in_4bit", true},
       {"_load_in_8bit", false},
@@ -74,7 +80,7 @@ std::string ConfigText(nlohmann::json config, const StorageOptions& options) {
       {"bnb_4bit_use_double_quant", options.quant.double_quant},
       {"llm_int8_enable_fp32_cpu_offload", false},
       {"llm_int8_has_fp16_weight", false},
-      {"llm_int8_skip_modules", nullptr},
+      {"llm_int8_skip_modules", SkippedModules(storage.spec)},
       {"llm_int8_threshold", 6.0},
       {"load_in_4bit", true},
       {"load_in_8bit", false},
@@ -173,37 +179,12 @@ class Writer {
   // the file's order, by name within a type, so one result is kept.
   absl::Status Unpack(const WeightSlot& slot) {
     if (unpacked_slot_ == &slot) return absl::OkStatus();
-    const quant::QuantSpec& spec = slot.base.quantized.spec;
-    const int64_t needed = WriteQuantizedBytes(slot.row, spec);
-    if (needed > execution_.plan().placement.bytes) {
-      return absl::InternalError(absl::StrCat("tensor ", slot.row.name, " needs ", needed,
-                                              " bytes to be written; the plan has ",
-                                              execution_.plan().placement.bytes));
-    }
-    uint8_t* next = static_cast<uint8_t*>(execution_.LoadingScratch());
-    const auto place = [&](const Tensor& like) {
-      Tensor view = like;
-      view.data = next;
-      next += Padded(like.Extent());
-      return view;
-    };
-    kernels::Unpack op{.from = {}, .rows = slot.row.rows, .cols = slot.row.cols, .to = {}};
-    op.from.spec = spec;
-    op.from.codes = execution_.Bind(slot.quantized.codes);
-    op.from.absmax = execution_.Bind(slot.quantized.absmax);
-    op.to.codes = place(slot.quantized.codes);
-    op.to.absmax = place(slot.quantized.absmax);
-    if (spec.double_quant) {
-      op.from.nested_absmax = execution_.Bind(slot.quantized.nested_absmax);
-      op.from.offset = execution_.Bind(slot.quantized.offset);
-      op.from.map = execution_.Bind(storage_.dynamic_map);
-      op.to.nested_absmax = place(slot.quantized.nested_absmax);
-      op.to.offset = place(slot.quantized.offset);
-    }
     unpacked_slot_ = nullptr;
-    if (absl::Status s = execution_.RunOnce({op}); !s.ok()) return s;
+    absl::StatusOr<kernels::QuantizedOutput> parts =
+        UnpackWeight(slot, storage_.dynamic_map, &execution_);
+    if (!parts.ok()) return parts.status();
     unpacked_slot_ = &slot;
-    unpacked_ = op.to;
+    unpacked_ = *parts;
     return absl::OkStatus();
   }
 
@@ -259,12 +240,6 @@ class Writer {
 
 }  // namespace
 
-int64_t WriteQuantizedBytes(const WeightRow& row, const quant::QuantSpec& spec) {
-  const int64_t n = row.Count();
-  return Padded(spec.CodeBytes(n)) + Padded(spec.BlockCount(n) * (spec.double_quant ? 1 : 4)) +
-         Padded(spec.GroupCount(n) * 4) + kernels::kBufferAlignment;
-}
-
 absl::Status WriteQuantizedFiles(Env* env, const FileMaker& make, const ShardedModel& model,
                                  Execution* execution) {
   absl::StatusOr<nlohmann::json> config = ReadJsonFile(env, JoinPath(model.folder(), kConfigFile));
@@ -272,8 +247,13 @@ absl::Status WriteQuantizedFiles(Env* env, const FileMaker& make, const ShardedM
   absl::StatusOr<std::unique_ptr<WritableFile>> file = make(kModelFile);
   if (!file.ok()) return file.status();
   if (absl::Status s = Writer(model, execution).Write(*std::move(file)); !s.ok()) return s;
+<<<<<<< HEAD
   return WriteTextFile(make, kConfigFile,
                        ConfigText(*std::move(config), execution->plan().run.storage.options));
+=======
+  return WriteText(make, kConfigFile,
+                   ConfigText(*std::move(config), execution->plan().run.storage));
+>>>>>>> dfa42cc (Drift: 4 bits against 16 on the user's file, layer by layer; quantize writes the 4-bit checkpoint; linears kept in 16 bits)
 }
 
 absl::Status WritePrequantized(Env* env, const std::string& folder, const ShardedModel& model,

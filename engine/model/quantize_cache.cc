@@ -25,8 +25,9 @@ class Cache {
         model_(model),
         execution_(*execution),
         storage_(execution->plan().run.storage),
-        key_(QuantizeCacheKey(cache.base_hash, storage_.options.quant)),
-        path_(QuantizeCachePath(cache, storage_.options.quant)) {}
+        key_(QuantizeCacheKey(cache.base_hash, storage_.options.quant,
+                              storage_.spec.kept_in_16_bits)),
+        path_(QuantizeCachePath(cache, storage_.options.quant, storage_.spec.kept_in_16_bits)) {}
 
   absl::Status Load(const std::function<void(double)>& progress, std::vector<std::string>* notes) {
     const absl::StatusOr<bool> present = cache_.env->IsPresent(path_);
@@ -121,14 +122,19 @@ class Cache {
 
 }  // namespace
 
-std::string QuantizeCacheKey(const std::string& base_hash, const quant::QuantSpec& spec) {
-  return Sha256Hex(absl::StrCat("4-bit base ", kCacheVersion, "\n", base_hash, "\n",
-                                quant::QuantTypeName(spec.type), " ", spec.block_size, " ",
-                                spec.double_quant ? "double" : "plain", "\n"));
+std::string QuantizeCacheKey(const std::string& base_hash, const quant::QuantSpec& spec,
+                             absl::Span<const std::string> kept) {
+  std::string text = absl::StrCat("4-bit base ", kCacheVersion, "\n", base_hash, "\n",
+                                  quant::QuantTypeName(spec.type), " ", spec.block_size, " ",
+                                  spec.double_quant ? "double" : "plain", "\n");
+  for (const std::string& module : kept) absl::StrAppend(&text, "16 bits ", module, "\n");
+  return Sha256Hex(text);
 }
 
-std::string QuantizeCachePath(const QuantizeCache& cache, const quant::QuantSpec& spec) {
-  return JoinPath(cache.folder, QuantizeCacheKey(cache.base_hash, spec).substr(0, kNameDigits));
+std::string QuantizeCachePath(const QuantizeCache& cache, const quant::QuantSpec& spec,
+                              absl::Span<const std::string> kept) {
+  return JoinPath(cache.folder,
+                  QuantizeCacheKey(cache.base_hash, spec, kept).substr(0, kNameDigits));
 }
 
 absl::Status LoadWeightsCached(const QuantizeCache& cache, const ShardedModel& model,

@@ -32,10 +32,12 @@ struct QuantizeCache {
   std::string base_hash;  // HashBase
 };
 
-// SHA-256, in hex, of what a cached base depends on.
-std::string QuantizeCacheKey(const std::string& base_hash, const quant::QuantSpec& spec);
+// SHA-256, in hex, of what a cached base depends on; `kept`: ModelSpec::kept_in_16_bits.
+std::string QuantizeCacheKey(const std::string& base_hash, const quant::QuantSpec& spec,
+                             absl::Span<const std::string> kept = {});
 // Where the base of this run lies.
-std::string QuantizeCachePath(const QuantizeCache& cache, const quant::QuantSpec& spec);
+std::string QuantizeCachePath(const QuantizeCache& cache, const quant::QuantSpec& spec,
+                              absl::Span<const std::string> kept = {});
 
 // LoadWeights from the cache where it holds this base and verifies; else from `model`, and then the
 // cache is written. A model whose linears are all quantized already needs no cache: then this is

@@ -117,8 +117,8 @@ kernels::AttentionShape ModelPass::AttentionShapeOf(int64_t layer) const {
           .window = spec_.window[layer]};
 }
 
-void ModelPass::ForwardLayer(int64_t layer, Tensor x, Tensor residual, const KvCache* cache,
-                             Tensor* mlp_out) {
+void ModelPass::ForwardLayer(int64_t layer, int64_t window_of, Tensor x, Tensor residual,
+                             const KvCache* cache, Tensor* mlp_out) {
   using enum WeightRole;
   LayerTrace& t = layers_.emplace_back();
   Norm(kInputNorm, layer, x, residual, &t.h, &t.normed, &t.rstd);
@@ -152,7 +152,7 @@ void ModelPass::ForwardLayer(int64_t layer, Tensor x, Tensor residual, const KvC
                                     .v = values,
                                     .documents = batch_.documents,
                                     .document_count = batch_.document_count,
-                                    .shape = AttentionShapeOf(layer),
+                                    .shape = AttentionShapeOf(window_of),
                                     .o = t.o,
                                     .lse = t.lse},
           int(layer));
@@ -171,23 +171,49 @@ void ModelPass::ForwardLayer(int64_t layer, Tensor x, Tensor residual, const KvC
   *mlp_out = Linear(kDown, kDownBias, layer, t.activated, "mlp out", &t.ldown);
 }
 
-Tensor ModelPass::Forward(const KvCache* cache) {
-  Tensor x = Activation("embedded", spec_.hidden, -1);
+Tensor ModelPass::Embed(Tensor x) {
+  if (!x) x = Activation("embedded", spec_.hidden, -1);
   r_.Emit(kernels::EmbeddingForward{.ids = batch_.ids,
                                     .table = s_.weights[s_.Find(WeightRole::kEmbedding, -1)].dense,
                                     .live_rows = batch_.live_tokens,
                                     .scale = spec_.embedding_scale,
                                     .y = x});
-  Tensor residual;
-  for (int64_t layer = 0; layer < spec_.layers; ++layer) {
-    Tensor mlp_out;
-    ForwardLayer(layer, x, residual, cache, &mlp_out);
-    residual = layers_.back().h2;
-    x = mlp_out;
-  }
+  return x;
+}
+
+void ModelPass::Layer(int64_t layer, int64_t window_of, Tensor before, Tensor after) {
+  Tensor mlp_out;
+  ForwardLayer(layer, window_of, before, {}, nullptr, &mlp_out);
+  // In a whole pass the next norm adds the two; here a norm whose result nobody reads does.
+  r_.Emit(kernels::RmsNormForward{.x = mlp_out,
+                                  .residual = layers_.back().h2,
+                                  .weight = Bias(WeightRole::kPostAttentionNorm, layer),
+                                  .live_rows = batch_.live_tokens,
+                                  .epsilon = spec_.rms_epsilon,
+                                  .weight_offset = spec_.norm_offset,
+                                  .sum = after,
+                                  .y = Activation("normed", spec_.hidden, layer),
+                                  .rstd = r_.Transient("rstd", DType::kF32, batch_.capacity.tokens,
+                                                       1, int(layer))},
+          int(layer));
+}
+
+Tensor ModelPass::FinalNorm(Tensor x, Tensor residual) {
   Tensor normed;
   Norm(WeightRole::kFinalNorm, -1, x, residual, &final_sum_, &normed, &final_rstd_);
   return normed;
+}
+
+Tensor ModelPass::Forward(const KvCache* cache) {
+  Tensor x = Embed();
+  Tensor residual;
+  for (int64_t layer = 0; layer < spec_.layers; ++layer) {
+    Tensor mlp_out;
+    ForwardLayer(layer, layer, x, residual, cache, &mlp_out);
+    residual = layers_.back().h2;
+    x = mlp_out;
+  }
+  return FinalNorm(x, residual);
 }
 
 void ModelPass::Loss(Tensor h, const LossOutputs& outputs, Tensor dh) {

@@ -44,6 +44,14 @@ class ModelPass {
   // From token ids to the normed output of the last layer [T, hidden]. With a cache, new keys and
   // values go there and attention reads from there.
   kernels::Tensor Forward(const KvCache* cache);
+  // What Forward is made of, for a model that passes through memory layer by layer. With the same
+  // types the numbers are Forward's, bit for bit.
+  // Into `x` where given.
+  kernels::Tensor Embed(kernels::Tensor x = {});
+  // Layer `layer` with the window of layer `window_of`: the residual stream before it → after it;
+  // both may be the same memory.
+  void Layer(int64_t layer, int64_t window_of, kernels::Tensor before, kernels::Tensor after);
+  kernels::Tensor FinalNorm(kernels::Tensor x, kernels::Tensor residual);
 
   // Loss over the trained rows of what Forward gave. Outputs are persistent; `dh` may be empty.
   struct LossOutputs {
@@ -77,7 +85,7 @@ class ModelPass {
   kernels::Tensor Rotate(kernels::Tensor x, int64_t layer, bool inverse, const char* name);
   kernels::AttentionShape AttentionShapeOf(int64_t layer) const;
   // One layer; `x` is what the layer before left to be added to `residual` (empty at the first).
-  void ForwardLayer(int64_t layer, kernels::Tensor x, kernels::Tensor residual,
+  void ForwardLayer(int64_t layer, int64_t window_of, kernels::Tensor x, kernels::Tensor residual,
                     const KvCache* cache, kernels::Tensor* mlp_out);
 
   // dx (+)= the gradient through a linear; an empty dx only trains.

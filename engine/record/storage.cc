@@ -20,15 +20,16 @@ class Builder {
  public:
   Builder(Storage* storage, Program* program) : s_(*storage), program_(*program) {}
 
-  void Build() {
-    s_.dynamic_map =
-        program_.AddBuffer("8-bit scale map", BufferClass::kTables, DType::kF32, 1, 256);
-    const int64_t pairs = s_.spec.rope.rotary_dims / 2;
-    s_.rope_cos = program_.AddBuffer("rotary cos", BufferClass::kTables, DType::kF32,
-                                     s_.options.rope_positions, pairs);
-    s_.rope_sin = program_.AddBuffer("rotary sin", BufferClass::kTables, DType::kF32,
-                                     s_.options.rope_positions, pairs);
-    for (WeightRow& row : WeightRows(s_.spec)) AddWeight(std::move(row));
+  void Build(const Storage* tables_of) {
+    if (tables_of != nullptr) {
+      s_.dynamic_map = tables_of->dynamic_map;
+      s_.rope_cos = tables_of->rope_cos;
+      s_.rope_sin = tables_of->rope_sin;
+    } else {
+      AddTables();
+    }
+    const bool whole = s_.options.rows.empty();
+    for (const WeightRow& row : whole ? WeightRows(s_.spec) : s_.options.rows) AddWeight(row);
     AddAdapters();
     if (s_.space.size() > 0) AddStates();
     for (WeightSlot& slot : s_.weights) ResolveTrained(&slot);
@@ -39,6 +40,16 @@ class Builder {
   }
 
  private:
+  void AddTables() {
+    s_.dynamic_map =
+        program_.AddBuffer("8-bit scale map", BufferClass::kTables, DType::kF32, 1, 256);
+    const int64_t pairs = s_.spec.rope.rotary_dims / 2;
+    s_.rope_cos = program_.AddBuffer("rotary cos", BufferClass::kTables, DType::kF32,
+                                     s_.options.rope_positions, pairs);
+    s_.rope_sin = program_.AddBuffer("rotary sin", BufferClass::kTables, DType::kF32,
+                                     s_.options.rope_positions, pairs);
+  }
+
   void AddWeight(WeightRow row) {
     WeightSlot slot;
     slot.base.out_features = row.rows;
@@ -271,9 +282,10 @@ int64_t Storage::Find(WeightRole role, int64_t layer) const {
 
 Tensor Storage::ComputeView(int64_t parameter) const { return space.View(parameter, trained()); }
 
-Storage AddStorage(const ModelSpec& spec, const StorageOptions& options, Program* program) {
+Storage AddStorage(const ModelSpec& spec, const StorageOptions& options, Program* program,
+                   const Storage* tables_of) {
   Storage storage{.options = options, .spec = spec};
-  Builder(&storage, program).Build();
+  Builder(&storage, program).Build(tables_of);
   return storage;
 }
 

@@ -32,6 +32,9 @@ struct StorageOptions {
   int ranks = 1, rank = 0;
   bool shard_states = false;  // this rank has only its share of the states
   int64_t rope_positions = 0;
+  // The weights stored, where that is a part of the model only: rows that WeightRows would give.
+  // AdaptedModule::row then counts these. Empty: all.
+  std::vector<WeightRow> rows;
 };
 
 // One tensor of the model as the program sees it. Views are virtual.
@@ -113,7 +116,9 @@ struct Storage {
   kernels::Tensor GradientView(int64_t parameter) const { return space.View(parameter, gradient); }
 };
 
-Storage AddStorage(const ModelSpec& spec, const StorageOptions& options, Program* program);
+// `tables_of`: a storage of the same program whose tables this one shares; null: it has its own.
+Storage AddStorage(const ModelSpec& spec, const StorageOptions& options, Program* program,
+                   const Storage* tables_of = nullptr);
 
 }  // namespace qlora::engine
 

@@ -75,7 +75,11 @@ bool ComplainsOfInt(const Numeric& numeric, int64_t value) {
   const auto& reflection = *parent->GetReflection();
   switch (numeric.field->cpp_type()) {
     case FieldDescriptor::CPPTYPE_INT32:
-      reflection.SetInt32(parent, numeric.field, static_cast<int32_t>(value));
+      if (numeric.field->is_repeated()) {
+        reflection.AddInt32(parent, numeric.field, static_cast<int32_t>(value));
+      } else {
+        reflection.SetInt32(parent, numeric.field, static_cast<int32_t>(value));
+      }
       break;
     case FieldDescriptor::CPPTYPE_INT64:
       reflection.SetInt64(parent, numeric.field, value);

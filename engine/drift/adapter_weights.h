@@ -1,0 +1,41 @@
+// An adapter on the host, by module: for models that pass through memory layer by layer.
+
+#ifndef QLORA_ENGINE_DRIFT_ADAPTER_WEIGHTS_H_
+#define QLORA_ENGINE_DRIFT_ADAPTER_WEIGHTS_H_
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "engine/io/env.h"
+
+namespace qlora::engine {
+
+// y += scaling · B·(A·x) for each module.
+struct AdapterWeights {
+  struct Factors {
+    int64_t in = 0, out = 0;
+    std::vector<float> a;  // [r, in]
+    std::vector<float> b;  // [out, r]
+  };
+  int64_t r = 0;
+  double lora_alpha = 0;
+  bool use_rslora = false;
+  std::map<std::string, Factors> modules;  // by "model.layers.0.self_attn.q_proj"
+
+  float Scaling() const;
+  // Bytes of all factors.
+  int64_t Bytes() const;
+};
+
+// A PEFT adapter folder. Errors are those of ReadAdapter.
+absl::StatusOr<AdapterWeights> ReadAdapterWeights(Env* env, const std::string& folder);
+
+// Writes it as ReadAdapter and lora.init_from take it, fp32. The folder exists.
+absl::Status WriteAdapterWeights(Env* env, const std::string& folder, const AdapterWeights& weights,
+                                 double lora_dropout, const std::string& base_model);
+
+}  // namespace qlora::engine
+
+#endif  // QLORA_ENGINE_DRIFT_ADAPTER_WEIGHTS_H_

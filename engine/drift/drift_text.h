@@ -1,0 +1,32 @@
+// What was measured, as messages, as text for the console, and as JSON.
+
+#ifndef QLORA_ENGINE_DRIFT_DRIFT_TEXT_H_
+#define QLORA_ENGINE_DRIFT_DRIFT_TEXT_H_
+
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "engine/drift/measure_weights.h"
+#include "proto/drift_report.pb.h"
+
+namespace qlora::engine {
+
+// "NF4, double quantization, blocks of 64".
+std::string Describe(const quant::QuantSpec& spec);
+
+proto::WeightErrorReport WeightErrorReportOf(const std::string& name, const WeightError& error);
+proto::QuantizationReport QuantizationReportOf(const quant::QuantSpec& spec, double outlier_factor,
+                                               const std::vector<NamedWeightError>& errors);
+
+// A line for each weight, those of one kind summed up where there are more than fit a screen.
+std::string WeightTable(const proto::QuantizationReport& report);
+// The whole report.
+std::string DriftText(const proto::DriftReport& report);
+
+// Protobuf's JSON, fields in their order, two spaces of indent. An infinite SNR is "Infinity".
+absl::StatusOr<std::string> ReportJson(const google::protobuf::Message& report);
+
+}  // namespace qlora::engine
+
+#endif  // QLORA_ENGINE_DRIFT_DRIFT_TEXT_H_

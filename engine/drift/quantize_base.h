@@ -1,0 +1,19 @@
+// Command `quantize`: the model's 4-bit checkpoint, and what its weights lost.
+
+#ifndef QLORA_ENGINE_DRIFT_QUANTIZE_BASE_H_
+#define QLORA_ENGINE_DRIFT_QUANTIZE_BASE_H_
+
+#include "absl/status/status.h"
+#include "engine/report/console.h"
+#include "engine/setup.h"
+
+namespace qlora::engine {
+
+// Writes output_dir/quantized, which loads as a checkpoint of this engine, of Transformers and of
+// bitsandbytes, with quantization_error.json beside the weights. A folder that holds a model
+// already is refused unless overwrite_output_dir. Types that bitsandbytes has not are BadJobError.
+absl::Status QuantizeBase(const Setup& setup, Console* console);
+
+}  // namespace qlora::engine
+
+#endif  // QLORA_ENGINE_DRIFT_QUANTIZE_BASE_H_

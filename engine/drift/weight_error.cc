@@ -1,0 +1,95 @@
+#include "engine/drift/weight_error.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "engine/data/parallel.h"
+#include "engine/model/element_convert.h"
+#include "quant/reference_quantizer.h"
+
+namespace qlora::engine {
+
+double WeightError::SnrDb() const {
+  if (noise == 0) return std::numeric_limits<double>::infinity();
+  return 10 * std::log10(signal / noise);
+}
+
+double WeightError::RelativeError() const { return signal > 0 ? std::sqrt(noise / signal) : 0; }
+
+void WeightError::Add(const WeightError& other) {
+  elements += other.elements;
+  bytes += other.bytes;
+  signal += other.signal;
+  noise += other.noise;
+  sum_absolute += other.sum_absolute;
+  max_absolute = std::max(max_absolute, other.max_absolute);
+  blocks += other.blocks;
+  outlier_blocks += other.outlier_blocks;
+}
+
+int64_t QuantizedBytes(const quant::QuantSpec& spec, int64_t n) {
+  const int64_t scales = spec.BlockCount(n) * (spec.double_quant ? 1 : 4);
+  return spec.CodeBytes(n) + scales + spec.GroupCount(n) * 4 + (spec.double_quant ? 4 : 0);
+}
+
+void DequantizeRange(const quant::ConstQuantizedView& q, int64_t begin, int64_t count, float* out) {
+  const int64_t block = begin / q.spec.block_size;
+  quant::ConstQuantizedView part = q;
+  part.codes += begin / 2;
+  if (q.spec.double_quant) {
+    part.absmax_u8 += block;
+    part.nested_absmax += block / quant::QuantSpec::kGroupSize;
+  } else {
+    part.absmax_f32 += block;
+  }
+  quant::DequantizeReference(part, count, out);
+}
+
+WeightError MeasureWeightError(kernels::DType type, const uint8_t* w, int64_t n,
+                               const quant::ConstQuantizedView& q,
+                               const WeightErrorOptions& options) {
+  const int64_t block = q.spec.block_size;
+  const int64_t group = block * quant::QuantSpec::kGroupSize;
+  const int64_t groups = (n + group - 1) / group;
+  std::vector<WeightError> parts(groups);
+  std::vector<double> block_error(q.spec.BlockCount(n));  // mean e² of each
+  ForEachInParallel(groups, options.threads, 1, [&](int64_t g) {
+    const int64_t begin = g * group, count = std::min(group, n - begin);
+    std::vector<float> exact(count), coded(count);
+    ConvertElements(type, w + begin * kernels::SizeOf(type), count, kernels::DType::kF32,
+                    exact.data());
+    DequantizeRange(q, begin, count, coded.data());
+    WeightError& part = parts[g];
+    for (int64_t first = 0; first < count; first += block) {
+      const int64_t end = std::min(first + block, count);
+      double noise = 0;
+      for (int64_t i = first; i < end; ++i) {
+        const double e = std::fabs(double(coded[i]) - double(exact[i]));
+        noise += e * e;
+        part.signal += double(exact[i]) * double(exact[i]);
+        part.sum_absolute += e;
+        part.max_absolute = std::max(part.max_absolute, e);
+      }
+      part.noise += noise;
+      block_error[(begin + first) / block] = noise / double(end - first);
+    }
+  });
+  WeightError error;
+  for (const WeightError& part : parts) error.Add(part);
+  error.elements = n;
+  error.bytes = QuantizedBytes(q.spec, n);
+  error.blocks = int64_t(block_error.size());
+  if (block_error.empty()) return error;
+  std::vector<double> sorted = block_error;
+  const auto middle = sorted.begin() + int64_t(sorted.size()) / 2;
+  std::nth_element(sorted.begin(), middle, sorted.end());
+  // The factor holds for root mean squares, these are mean squares.
+  const double limit = *middle * options.outlier_factor * options.outlier_factor;
+  error.outlier_blocks =
+      std::count_if(block_error.begin(), block_error.end(), [&](double e) { return e > limit; });
+  return error;
+}
+
+}  // namespace qlora::engine
