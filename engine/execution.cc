@@ -96,10 +96,10 @@ absl::StatusOr<std::vector<Execution::Part>> Execution::Prepare(const PieceProgr
   return parts;
 }
 
-absl::Status Execution::Run(int64_t piece) {
+absl::Status Execution::Run(int64_t piece, SumPart sum) {
   for (const Part& part : pieces_[piece]) {
     for (const Move& move : part.moves) {
-      if (absl::Status s = Do(move); !s.ok()) return s;
+      if (absl::Status s = Do(move, sum); !s.ok()) return s;
     }
     if (part.ops == nullptr) continue;
     if (absl::Status s = part.ops->Run(); !s.ok()) return s;
@@ -107,7 +107,7 @@ absl::Status Execution::Run(int64_t piece) {
   return absl::OkStatus();
 }
 
-absl::Status Execution::Do(const Move& move) {
+absl::Status Execution::Do(const Move& move, SumPart sum) {
   switch (move.kind) {
     case Move::Kind::kClaim:
       return offloaded_->Claim(move.window);
@@ -118,9 +118,11 @@ absl::Status Execution::Do(const Move& move) {
     case Move::Kind::kAwait:
       return offloaded_->Await(move.window);
     case Move::Kind::kDrop:
+      return offloaded_->Drop(move.window);
+    case Move::Kind::kSum:
       break;
   }
-  return offloaded_->Drop(move.window);
+  return sum(move.window);
 }
 
 std::optional<int64_t> Execution::WindowOf(kernels::ConstTensor view) const {

@@ -8,6 +8,7 @@
 #include <optional>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "engine/plan.h"
@@ -24,8 +25,14 @@ class Execution {
   const Plan& plan() const { return plan_; }
   kernels::Device& device() { return *device_; }
 
-  // Starts a piece; results are there after device().Synchronize().
-  absl::Status Run(int64_t piece);
+  // Starts a piece; results are there after device().Synchronize(). `sum` is called at each of its
+  // moves kSum with the part: what it tells the device runs between the ops there, and must leave
+  // transient buffers alone.
+  using SumPart = absl::FunctionRef<absl::Status(int64_t part)>;
+  absl::Status Run(int64_t piece, SumPart sum);
+  absl::Status Run(int64_t piece) {
+    return Run(piece, [](int64_t) { return absl::OkStatus(); });
+  }
 
   // Puts `bytes` at a persistent view behind the pieces started so far, without waiting for them;
   // `from` is free again when it returns. For the inputs of a step.
@@ -65,7 +72,7 @@ class Execution {
   absl::StatusOr<std::unique_ptr<kernels::PagedMemory>> AllocatePaged(
       const kernels::PagedShape& shape, BufferClass c);
   absl::StatusOr<std::vector<Part>> Prepare(const PieceProgram& piece);
-  absl::Status Do(const Move& move);
+  absl::Status Do(const Move& move, SumPart sum);
   // The window that a view lies in, where it lies in paged memory.
   std::optional<int64_t> WindowOf(kernels::ConstTensor view) const;
   uint8_t* AddressOf(kernels::ConstTensor view) const {

@@ -48,10 +48,11 @@ struct BufferInfo {
   int layer = -1;
 };
 
-// Something that happens to a window of class kOffloaded between two ops, outside the captured
-// parts of a piece. Names are those of kernels::PagedMemory.
+// Something that happens between two ops, outside the captured parts of a piece: to a window of
+// class kOffloaded, under the names of kernels::PagedMemory; or kSum: part `window` of the gradient
+// is finished (gradient_parts.h).
 struct Move {
-  enum class Kind : uint8_t { kClaim, kEvict, kBring, kAwait, kDrop };
+  enum class Kind : uint8_t { kClaim, kEvict, kBring, kAwait, kDrop, kSum };
   int64_t before = 0;  // index of the op; ops.size(): behind the last
   Kind kind = Kind::kClaim;
   int64_t window = 0;

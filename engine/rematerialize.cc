@@ -33,10 +33,18 @@ class Rewriter {
     }
     forward_.assign(old.begin(), old.begin() + backward_begin);
     result_ = forward_;
+    auto move = piece().moves.begin();
+    const auto keep_place = [&](int64_t before) {
+      for (; move != piece().moves.end() && move->before == before; ++move) {
+        move->before = int64_t(result_.size());
+      }
+    };
     for (int64_t i = backward_begin; i < int64_t(old.size()); ++i) {
+      keep_place(i);
       RedirectReads(&old[i]);
       result_.push_back(std::move(old[i]));
     }
+    keep_place(int64_t(old.size()));
     piece().ops = std::move(result_);
     return cost_;
   }

@@ -21,7 +21,7 @@ struct RecomputeCost {
 // Rewrites piece `piece_index` so that no buffer in `dropped` is kept from forward to backward. A
 // dropped buffer's producer may itself read dropped buffers; those are recomputed first. Buffers
 // written by no forward op, or not read behind it, are left alone. New buffers are added to the
-// program for the second values.
+// program for the second values. Moves of the piece, all in backward, keep their places.
 RecomputeCost Rematerialize(Program* program, int64_t piece_index,
                             const absl::flat_hash_set<BufferId>& dropped);
 

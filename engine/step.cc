@@ -1,5 +1,6 @@
 #include "engine/step.h"
 
+#include <chrono>
 #include <cmath>
 #include <utility>
 #include <vector>
@@ -31,17 +32,19 @@ absl::StatusOr<StepResult> TrainStep::Run(int64_t step, int64_t updates, double 
     if (j == 0 || options_.tree_sum) {
       if (absl::Status s = execution_.Run(pieces_.begin_sum); !s.ok()) return s;
     }
-    if (absl::Status s = execution_.Run(pieces_.micro_batch); !s.ok()) return s;
+    const bool is_last = j + 1 == options_.micro_batches;
+    const auto at_part = [&](int64_t part) { return is_last ? SumPart(part) : absl::OkStatus(); };
+    if (absl::Status s = execution_.Run(pieces_.micro_batch, at_part); !s.ok()) return s;
     // The first windows arrive while the last micro-batch still runs.
-    if (pager_ && j + 1 == options_.micro_batches) {
+    if (pager_ && is_last) {
       if (absl::Status s = pager_->Prepare(); !s.ok()) return s;
     }
-    if (options_.tree_sum) {
-      if (absl::Status s = SumGradients(j); !s.ok()) return s;
+    if (options_.tree_sum && !is_last) {
+      if (absl::Status s = KeepSum(j); !s.ok()) return s;
     }
   }
 
-  if (absl::Status s = SumOverRanks(); !s.ok()) return s;
+  if (absl::Status s = AwaitRanks(); !s.ok()) return s;
   const std::vector<uint8_t> update =
       EncodeUpdate({.learning_rate = float(learning_rate),
                     .bias_correction1 = float(1.0 - std::pow(options_.beta1, double(updates + 1))),
@@ -70,22 +73,6 @@ absl::StatusOr<StepResult> TrainStep::Run(int64_t step, int64_t updates, double 
   return result;
 }
 
-absl::Status TrainStep::SumOverRanks() {
-  if (comm_ == nullptr) return absl::OkStatus();
-  const kernels::Tensor gradient = execution_.Bind(storage_.gradient);
-  void* const arriving = execution_.Bind(pieces_.gradients_arriving).data;
-  absl::Status status =
-      is_shared_out()
-          ? comm_->StartSumShares(gradient.dtype, gradient.data, arriving, storage_.state_shares)
-          : comm_->StartSum(gradient.dtype, gradient.data, arriving, gradient.Count());
-  if (!status.ok()) return status;
-  const kernels::Tensor loss = execution_.Bind(pieces_.loss.loss);
-  status = comm_->StartSum(loss.dtype, loss.data, execution_.Bind(pieces_.losses_arriving).data,
-                           loss.Count());
-  if (!status.ok()) return status;
-  return comm_->Finish();
-}
-
 absl::Status TrainStep::GatherChunkSums() {
   if (!is_shared_out()) return absl::OkStatus();
   if (absl::Status s = execution_.Run(pieces_.sum_chunks); !s.ok()) return s;
@@ -105,7 +92,43 @@ absl::Status TrainStep::Gather(kernels::Tensor view, const Shares& bytes) {
   if (absl::Status s = comm_->StartAllGather(all + bytes[comm_->rank()], all, bytes); !s.ok()) {
     return s;
   }
-  return comm_->Finish();
+  return AwaitRanks();
+}
+
+// The last micro-batch takes what is left of the tree, lowest level first, so that its buffer ends
+// with the whole sum: of the part that its backward has just finished, then over ranks.
+absl::Status TrainStep::SumPart(int64_t part) {
+  const int64_t last = options_.micro_batches - 1;
+  for (int64_t level = 0; options_.tree_sum && (last >> level) != 0; ++level) {
+    if (((last >> level) & 1) == 0) continue;
+    if (absl::Status s = execution_.Run(pieces_.take[level][part]); !s.ok()) return s;
+  }
+  return comm_ == nullptr ? absl::OkStatus() : SumOverRanks(part);
+}
+
+absl::Status TrainStep::SumOverRanks(int64_t part) {
+  const GradientPart& range = pieces_.gradient_parts[part];
+  const kernels::Tensor sum = execution_.Bind(PartOf(storage_.gradient, range));
+  void* const arriving = execution_.Bind(pieces_.gradients_arriving).data;
+  const absl::Status started = is_shared_out()
+                                   ? comm_->StartSumShares(sum.dtype, sum.data, arriving,
+                                                           SharesIn(range, storage_.state_shares))
+                                   : comm_->StartSum(sum.dtype, sum.data, arriving, sum.Count());
+  if (!started.ok() || part + 1 < int64_t(pieces_.gradient_parts.size())) return started;
+  const kernels::Tensor loss = execution_.Bind(pieces_.loss.loss);
+  return comm_->StartSum(loss.dtype, loss.data, execution_.Bind(pieces_.losses_arriving).data,
+                         loss.Count());
+}
+
+absl::Status TrainStep::AwaitRanks() {
+  if (comm_ == nullptr) return absl::OkStatus();
+  // While the device still computes, exchange costs no time.
+  if (absl::Status s = execution_.device().Synchronize(); !s.ok()) return s;
+  const auto begin = std::chrono::steady_clock::now();
+  const absl::Status status = comm_->Finish();
+  waited_seconds_ +=
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  return status;
 }
 
 absl::Status TrainStep::Update() {
@@ -118,20 +141,15 @@ absl::Status TrainStep::Update() {
 }
 
 // The tree as a binary counter: after micro-batch j, level i holds a finished sum of 2^i
-// micro-batches for every set bit i of j + 1. The last micro-batch takes what is left, lowest level
-// first, so that its buffer ends with the whole sum.
-absl::Status TrainStep::SumGradients(int64_t j) {
-  const bool is_last = j + 1 == options_.micro_batches;
+// micro-batches for every set bit i of j + 1.
+absl::Status TrainStep::KeepSum(int64_t j) {
   int64_t level = 0;
   for (; (j >> level) & 1; ++level) {
-    if (absl::Status s = execution_.Run(pieces_.take[level]); !s.ok()) return s;
+    for (const int64_t take : pieces_.take[level]) {
+      if (absl::Status s = execution_.Run(take); !s.ok()) return s;
+    }
   }
-  if (!is_last) return execution_.Run(pieces_.keep[level]);
-  for (++level; (j >> level) != 0; ++level) {
-    if (((j >> level) & 1) == 0) continue;
-    if (absl::Status s = execution_.Run(pieces_.take[level]); !s.ok()) return s;
-  }
-  return absl::OkStatus();
+  return execution_.Run(pieces_.keep[level]);
 }
 
 }  // namespace qlora::engine

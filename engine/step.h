@@ -2,7 +2,8 @@
 //
 // Of a global batch of N·n micro-batches, rank r of N runs n, from r·n on. With tree sums each rank
 // makes one subtree, and the sum over ranks the tree above them, so that for powers of two the
-// gradients do not tell how many ranks there were.
+// gradients do not tell how many ranks there were. The sum over ranks of a part of the gradient
+// begins as soon as the last micro-batch's backward has finished that part, beside the rest of it.
 //
 // Where states are shared out (shard_states) each rank takes the sum of its share of the gradients
 // only, updates the parameters in it, and the updated ones are gathered.
@@ -52,10 +53,14 @@ class TrainStep {
   // Bytes of paged optimizer states that were moved to the device and back since the start.
   int64_t paged_in() const { return pager_ ? pager_->bytes_in() : 0; }
   int64_t paged_out() const { return pager_ ? pager_->bytes_out() : 0; }
+  // Seconds since the start in which the device had nothing to do but wait for other ranks.
+  double waited_seconds() const { return waited_seconds_; }
 
  private:
-  absl::Status SumGradients(int64_t j);
-  absl::Status SumOverRanks();
+  absl::Status KeepSum(int64_t j);
+  absl::Status SumPart(int64_t part);
+  absl::Status SumOverRanks(int64_t part);
+  absl::Status AwaitRanks();
   absl::Status GatherChunkSums();
   absl::Status Update();
   absl::Status GatherUpdated();
@@ -69,6 +74,7 @@ class TrainStep {
   const StepOptions options_;
   Comm* const comm_;
   std::optional<StatePager> pager_;  // none where the states are not paged
+  double waited_seconds_ = 0;
 };
 
 }  // namespace qlora::engine

@@ -235,6 +235,7 @@ class TrainingRun {
     const std::vector<MicroBatch> batch = setup_.train_batches->Step(index);
     const int64_t trained = Batcher::TrainedTokens(batch);
     const int64_t paged_in = step->paged_in(), paged_out = step->paged_out();
+    const double waited_before = step->waited_seconds();
     const double rate = LearningRate(schedule_, state_.updates());
     absl::StatusOr<StepResult> result = step->Run(
         index, state_.updates(), rate, trained, [&](int64_t j) -> absl::StatusOr<MicroBatchInputs> {
@@ -254,7 +255,8 @@ class TrainingRun {
     const double busy = (setup_.device->BusySeconds() - busy_before) / seconds;
     record.recompute_share = busy * plan_.recompute_seconds / plan_.micro_batch_seconds;
     record.dequantize_share = busy * plan_.dequantize_seconds / plan_.micro_batch_seconds;
-    record.host_gap_share = 1 - busy;
+    record.communication_share = (step->waited_seconds() - waited_before) / seconds;
+    record.host_gap_share = 1 - busy - record.communication_share;
     record.paged_in_bytes = step->paged_in() - paged_in;
     record.paged_out_bytes = step->paged_out() - paged_out;
     return LogStep(record);
@@ -327,11 +329,11 @@ class TrainingRun {
     if (!console_.live()) {
       console_.Line(absl::StrFormat(
           "step %d/%d  epoch %.2f  loss %.4f  lr %.2e  grad norm %.3f  %.0f tokens/s  %.0f%% of "
-          "light (recompute %.0f%%, dequantization %.0f%%, host %.0f%%)",
+          "light (recompute %.0f%%, dequantization %.0f%%, communication %.0f%%, host %.0f%%)",
           record.step, setup_.total_steps, record.epoch, record.loss, record.learning_rate,
           record.grad_norm, record.tokens_per_second, 100 * record.share_of_light,
           100 * record.recompute_share, 100 * record.dequantize_share,
-          100 * record.host_gap_share));
+          100 * record.communication_share, 100 * record.host_gap_share));
       if (record.paged_in_bytes + record.paged_out_bytes > 0) {
         console_.Line(absl::StrCat("  paged states: ", FormatBytes(record.paged_in_bytes), " in, ",
                                    FormatBytes(record.paged_out_bytes), " out in this step"));

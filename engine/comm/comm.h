@@ -3,8 +3,9 @@
 //
 // Calls come in the same order on all ranks. A collective starts behind everything that the device
 // was told before, returns before it is over, and runs beside what the device is told next; its
-// memory is off limits until Await() or Finish(). They are over in the order in which they started.
-// Errors: the abort's status where the job is aborted meanwhile, PeerLost where the link fails.
+// memory is off limits until Await() or Finish(). They run one after another in the order in which
+// they started, so that several may share their scratch. Errors: the abort's status where the job
+// is aborted meanwhile, PeerLost where the link fails.
 
 #ifndef QLORA_ENGINE_COMM_COMM_H_
 #define QLORA_ENGINE_COMM_COMM_H_

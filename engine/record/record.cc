@@ -1,5 +1,6 @@
 #include "engine/record/record.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -32,12 +33,10 @@ class RunRecorder {
       r.Emit(kernels::Zero{t.loss.loss});
     });
     RecordMicroBatch(&t);
+    DivideGradient(&t);
     for (const Tensor& pending : run_.storage.pending_gradients) {
       const Tensor pending_loss = Output("loss awaiting its pair", DType::kF64);
-      t.take.push_back(Piece("take gradients", [&](Recorder& r) {
-        r.Emit(kernels::AddGradient{.from = pending, .into = run_.storage.gradient});
-        r.Emit(kernels::AddGradient{.from = pending_loss, .into = t.loss.loss});
-      }));
+      RecordTake(pending, pending_loss, &t);
       t.keep.push_back(Piece("keep gradients", [&](Recorder& r) {
         r.Emit(kernels::Zero{pending});
         r.Emit(kernels::AddGradient{.from = run_.storage.gradient, .into = pending});
@@ -125,13 +124,41 @@ class RunRecorder {
     t->micro_batch = int64_t(run_.program.pieces().size()) - 1;
   }
 
+  // One rank has nothing to sum while backward runs.
+  void DivideGradient(TrainPieces* t) {
+    const ParameterSpace& space = run_.storage.space;
+    const int64_t least = run_.storage.options.ranks > 1
+                              ? options_.least_part_bytes / kernels::SizeOf(DType::kF32)
+                              : space.size();
+    t->gradient_parts = engine::DivideGradient(space, run_.storage.gradient, least,
+                                               &run_.program.pieces()[t->micro_batch]);
+  }
+
+  // The loss goes with the last part: by then it is certainly there.
+  void RecordTake(Tensor pending, Tensor pending_loss, TrainPieces* t) {
+    std::vector<int64_t>& take = t->take.emplace_back();
+    for (const GradientPart& part : t->gradient_parts) {
+      take.push_back(Piece("take gradients", [&](Recorder& r) {
+        r.Emit(kernels::AddGradient{.from = PartOf(pending, part),
+                                    .into = PartOf(run_.storage.gradient, part)});
+        if (take.size() + 1 < t->gradient_parts.size()) return;
+        r.Emit(kernels::AddGradient{.from = pending_loss, .into = t->loss.loss});
+      }));
+    }
+  }
+
+  // Parts are summed one after another and share what arrives.
   void RecordArrivals(TrainPieces* t) {
     const Storage& s = run_.storage;
     const int ranks = s.options.ranks, rank = s.options.rank;
-    t->gradients_arriving = run_.program.AddBuffer(
-        "gradients arriving from other ranks", BufferClass::kGradients, DType::kF32, 1,
-        s.options.shard_states ? (ranks - 1) * (s.state_shares[rank + 1] - s.state_shares[rank])
-                               : Comm::ScratchCount(s.space.size(), ranks));
+    int64_t room = 0;
+    for (const GradientPart& part : t->gradient_parts) {
+      const Shares shares = SharesIn(part, s.state_shares);
+      room = std::max(room, s.options.shard_states ? (ranks - 1) * (shares[rank + 1] - shares[rank])
+                                                   : Comm::ScratchCount(part.count, ranks));
+    }
+    t->gradients_arriving = run_.program.AddBuffer("gradients arriving from other ranks",
+                                                   BufferClass::kGradients, DType::kF32, 1, room);
     t->losses_arriving =
         run_.program.AddBuffer("losses arriving from other ranks", BufferClass::kStepOutputs,
                                DType::kF64, 1, Comm::ScratchCount(1, ranks));

@@ -7,6 +7,7 @@
 #include <optional>
 #include <vector>
 
+#include "engine/gradient_parts.h"
 #include "engine/program.h"
 #include "engine/record/model_pass.h"
 #include "engine/record/storage.h"
@@ -36,6 +37,9 @@ struct RecordOptions {
   bool eval_logits = false;           // and the logits of every token
   std::optional<GenerationShape> generate;
   KernelSelection kernels;
+  // Least bytes of a part of the gradient that is summed over ranks by itself: below, what starting
+  // a collective costs shows.
+  int64_t least_part_bytes = 256 << 10;
 };
 
 // Sums over a training step's micro-batches, or over one evaluation batch. Persistent.
@@ -49,12 +53,13 @@ struct TrainPieces {
   BatchViews inputs;
   UpdateViews update_inputs;
   LossViews loss;
+  std::vector<GradientPart> gradient_parts;             // as micro_batch finishes them
   kernels::Tensor gradients_arriving, losses_arriving;  // scratch of the sums over ranks, or empty
   kernels::Tensor chunk_sums;  // of the norm, gathered from all ranks; with shard_states
   kernels::Tensor sum_of_squares, nonfinite, gradient_norm, gradient_scale, skip;
   int64_t begin_sum = -1;                                     // zeroes the gradients and the loss
   int64_t micro_batch = -1;                                   // forward, loss, backward
-  std::vector<int64_t> take;                                  // gradients, loss += pending[i]
+  std::vector<std::vector<int64_t>> take;                     // [i][part]: gradients += pending[i]
   std::vector<int64_t> keep;                                  // pending[i] = gradients, loss
   int64_t sum_chunks = -1;                                    // of this rank's share: chunk_sums
   int64_t finish = -1;                                        // norm, clip factor

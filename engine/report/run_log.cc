@@ -38,6 +38,7 @@ absl::Status RunLog::Train(const TrainRecord& record, proto::RunState* state) {
                                {"speed/share_of_light", float(record.share_of_light)},
                                {"speed/recompute_share", float(record.recompute_share)},
                                {"speed/dequantize_share", float(record.dequantize_share)},
+                               {"speed/communication_share", float(record.communication_share)},
                                {"speed/host_gap_share", float(record.host_gap_share)},
                                {"memory/paged_in_bytes", float(record.paged_in_bytes)},
                                {"memory/paged_out_bytes", float(record.paged_out_bytes)}});

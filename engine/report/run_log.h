@@ -22,9 +22,9 @@ struct TrainRecord {
   // undisturbed one's.
   double tokens_per_second = 0, share_of_light = 0;
   // Where the rest went, as shares of the step: values computed again and weights written out in 16
-  // bits, both as the plan weighs them against a micro-batch's other ops; and time in which the
-  // device had nothing to do, measured.
-  double recompute_share = 0, dequantize_share = 0, host_gap_share = 0;
+  // bits, both as the plan weighs them against a micro-batch's other ops; time in which the device
+  // only waited for other ranks, and in which it had nothing to do, both measured.
+  double recompute_share = 0, dequantize_share = 0, communication_share = 0, host_gap_share = 0;
   // Paged optimizer states moved to the device and back by this step.
   int64_t paged_in_bytes = 0, paged_out_bytes = 0;
 };

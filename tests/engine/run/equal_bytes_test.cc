@@ -97,12 +97,14 @@ TEST_P(EqualBytes, WithAnyPowerOfTwoOfRanks) {
   for (const int size : {2, 4}) {
     ModelRun::Options options = Options();
     options.record.storage.ranks = size;
+    options.record.least_part_bytes = 4 << 10;
     options.record.storage.pending_gradients = PendingGradients(kMicroBatches / size);
     std::vector<Outcome> outcomes(size);
     tests::OnRanks(
         size, {}, [](int) { return CpuDevice(1); },
         [&](Ranks& ranks, kernels::Device*) {
           ModelRun run(options, CpuDevice(1));
+          EXPECT_GT(run.plan().run.train->gradient_parts.size(), 2u);
           Outcome& outcome = outcomes[ranks.rank()];
           for (const StepResult& step :
                RunSteps(&run, data_, kRows, kMicroBatches, kSteps, 0, &ranks)) {

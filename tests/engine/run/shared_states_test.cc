@@ -48,6 +48,7 @@ class SharedStates : public testing::TestWithParam<Case> {
     storage.ranks = ranks;
     storage.rank = rank;
     storage.shard_states = ranks > 1;
+    record.least_part_bytes = 16 << 10;
     ModelRun::Options options{.model = c.model, .record = record};
     if (c.paged) {
       options.paging = {.allowed = true,
