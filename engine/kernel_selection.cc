@@ -38,19 +38,19 @@ class Selector {
                                            const std::vector<LinearVariant>& variants) {
     absl::StatusOr<LinearVariant> choice = Preferred(op, variants);
     if (!choice.ok()) return choice;
-    if (*choice == LinearVariant::kDequantized ||
-        !Contains(variants, LinearVariant::kDequantized)) {
-      return choice;
-    }
-    const absl::StatusOr<double> distance = Distance(op, *choice, LinearVariant::kDequantized);
+    const LinearVariant oracle = Contains(variants, LinearVariant::kDequantized)
+                                     ? LinearVariant::kDequantized
+                                     : LinearVariant::kFused;
+    if (*choice == oracle) return choice;
+    const absl::StatusOr<double> distance = Distance(op, *choice, oracle);
     if (!distance.ok()) return distance.status();
     const double bound = DistanceBound(op);
     if (*distance <= bound) return choice;
     warnings_.push_back(absl::StrCat(
         KernelSelection::KeyOf(op), ": kernel ", kernels::NameOf(*choice), " differs from ",
-        kernels::NameOf(LinearVariant::kDequantized), " by ", *distance,
-        " of the result, where rounding explains ", bound, ": it is not used on this device"));
-    return LinearVariant::kDequantized;
+        kernels::NameOf(oracle), " by ", *distance, " of the result, where rounding explains ",
+        bound, ": it is not used on this device"));
+    return oracle;
   }
 
  private:

@@ -38,9 +38,9 @@ using EarlierChoices = std::map<std::string, std::string>;
 
 // Chooses for every linear op among `ops` (of a recorded program; addresses are not looked at) that
 // the device can run in more than one way: as `earlier` says, else as `mode` says. A chosen variant
-// other than DEQUANTIZED is run once beside that one over random numbers; where their results lie
-// further apart than rounding explains, DEQUANTIZED takes its place and `warnings` says so. Errors
-// are the device's.
+// other than DEQUANTIZED is run once beside that one over random numbers, or beside FUSED where the
+// device has not got it; where their results lie further apart than rounding explains, the other
+// takes its place and `warnings` says so. Errors are the device's.
 absl::StatusOr<KernelSelection> SelectKernels(absl::Span<const kernels::Op> ops,
                                               proto::KernelSelection::Value mode,
                                               const EarlierChoices& earlier,

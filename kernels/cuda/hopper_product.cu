@@ -24,9 +24,11 @@ constexpr int kWarpgroup = 128;
 // for the copies would leave 128 registers a thread to compile with, and the sums alone are 128.
 constexpr int kThreads = 3 * kWarpgroup;
 constexpr int kMultiplyingWarps = 8;
-// Registers of a thread by role; together at most a multiprocessor's 65536.
+// Registers of a thread by role. They only change hands within what the block was started with, by
+// the launch bounds a multiple of 8 a thread: who asked for more would wait for ever.
 constexpr int kDecodeRegisters = 104, kMultiplyRegisters = 200;
-static_assert((kDecodeRegisters + 2 * kMultiplyRegisters) * kWarpgroup <= 65536);
+constexpr int kStartRegisters = 65536 / kThreads / 8 * 8;
+static_assert(kDecodeRegisters + 2 * kMultiplyRegisters <= 3 * kStartRegisters);
 
 // A decoder's codes are copied this many steps ahead into slots of its own, two planes of 16 bytes
 // a thread, so that neighbouring threads meet different banks.
@@ -412,6 +414,15 @@ QLORA_KERNEL void QLORA_LAUNCH_BOUNDS(kThreads, 1)
 
 // ---- The host's side
 
+// Whether this program holds the kernels' code: where it was built without sm_90a they are empty.
+#if defined(__CUDACC__) && !defined(QLORA_CUDA_SM90A)
+constexpr bool kIsBuilt = false;
+#else
+constexpr bool kIsBuilt = true;
+#endif
+
+bool HasInstructions(const gpu::Properties& card) { return kIsBuilt && card.major == 9; }
+
 bool IsDecodable(const LinearBase& base) {
   return base.kind == LinearBase::Kind::kQuantized && base.quantized.spec.block_size == 64 &&
          base.in_features % kAtomColumns == 0 && base.out_features % 8 == 0 &&
@@ -439,6 +450,7 @@ struct Term {
 template <bool kBackward>
 void Run(const char* name, Arguments p, const ConstTensor& tokens, const std::vector<Term>& terms,
          const Context& context) {
+  if (p.c.rows == 0) return;  // the copy engine knows no empty matrix
   // Wide tiles halve the decoding, narrow ones make more blocks: what fills the card counts first.
   // Which is taken changes no sum.
   const int64_t wide_tiles = CeilDiv(p.c.rows, 256) * CeilDiv(p.c.cols, kTileRows);
@@ -477,7 +489,7 @@ Arguments ArgumentsOf(const LinearBase& base, const LiveRows& live, const Tensor
 }  // namespace hopper
 
 bool IsHopperProduct(const LinearForward& op, const gpu::Properties& card) {
-  if (card.major != 9 || op.adapters.size() > hopper::kMaxAdapters) return false;
+  if (!hopper::HasInstructions(card) || op.adapters.size() > hopper::kMaxAdapters) return false;
   if (!hopper::IsDecodable(op.base) || !hopper::IsMap(op.x)) return false;
   if (op.y.dtype != DType::kBf16 || !IsAligned(op.y, 16)) return false;
   for (size_t i = 0; i < op.adapters.size(); ++i) {
@@ -491,7 +503,7 @@ bool IsHopperProduct(const LinearForward& op, const gpu::Properties& card) {
 }
 
 bool IsHopperProduct(const LinearBackwardInput& op, const gpu::Properties& card) {
-  if (card.major != 9 || op.adapters.size() > hopper::kMaxAdapters) return false;
+  if (!hopper::HasInstructions(card) || op.adapters.size() > hopper::kMaxAdapters) return false;
   if (!hopper::IsDecodable(op.base) || !hopper::IsMap(op.dy)) return false;
   if (op.dx.cols == 0 || op.dx.dtype != DType::kBf16 || !IsAligned(op.dx, 16)) return false;
   for (size_t i = 0; i < op.adapters.size(); ++i) {

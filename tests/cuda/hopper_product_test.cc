@@ -76,6 +76,7 @@ std::vector<Case> Cases() {
   };
   add("one_tile", Shape(128, 64, 128));
   add("one_row", Shape(1, 64, 8));
+  add("no_row", Shape(0, 64, 128));
   add("partial", Shape(33, 192, 72));
   add("wide", Shape(300, 320, 136));
   add("narrow_by_choice", Shape(300, 192, 264), 1000);

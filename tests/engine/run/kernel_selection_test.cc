@@ -23,18 +23,20 @@ using testing::HasSubstr;
 // The CPU, which pretends to have two kernels for a linear op.
 class TwoKernels : public kernels::optest::ForwardingDevice {
  public:
-  struct Fused {
+  // The one that may be wrong.
+  struct First {
     double scale_error = 0;  // of an adapter's scale
     bool slow = false;
     bool not_finite = false;
+    LinearVariant variant = LinearVariant::kFused, other = LinearVariant::kDequantized;
   };
-  explicit TwoKernels(Fused fused) : ForwardingDevice(CpuDevice()), fused_(fused) {}
+  explicit TwoKernels(First first) : ForwardingDevice(CpuDevice()), first_(first) {}
 
   std::vector<LinearVariant> Variants(const Op& op) const override {
     const bool linear = std::holds_alternative<LinearForward>(op) ||
                         std::holds_alternative<kernels::LinearBackwardInput>(op);
     if (!linear) return {LinearVariant::kFused};
-    return {LinearVariant::kFused, LinearVariant::kDequantized};
+    return {first_.variant, first_.other};
   }
   absl::StatusOr<std::unique_ptr<kernels::Piece>> Prepare(std::vector<Op> ops) override {
     int slow_ops = 0;
@@ -42,11 +44,11 @@ class TwoKernels : public kernels::optest::ForwardingDevice {
       std::visit(
           [&](auto& o) {
             if constexpr (requires { o.variant; }) {
-              if (o.variant != LinearVariant::kFused) return;
-              slow_ops += fused_.slow;
+              if (o.variant != first_.variant) return;
+              slow_ops += first_.slow;
               for (auto& segment : o.adapters) {
-                segment.scale *= float(1 + fused_.scale_error);
-                if (fused_.not_finite) segment.scale = NAN;
+                segment.scale *= float(1 + first_.scale_error);
+                if (first_.not_finite) segment.scale = NAN;
               }
             }
           },
@@ -72,7 +74,7 @@ class TwoKernels : public kernels::optest::ForwardingDevice {
     const std::chrono::milliseconds delay_;
   };
 
-  const Fused fused_;
+  const First first_;
 };
 
 class KernelSelectionTest : public testing::Test {
@@ -82,9 +84,9 @@ class KernelSelectionTest : public testing::Test {
     const auto spec = ReadModelConfig(Env::Default(), tests::TestsDir() + "/golden/models/qwen3");
     ops_ = Record(*spec, TrainingOptions("qwen3", data, 1, 2), *CpuDevice()).program.Ops();
   }
-  KernelSelection Select(TwoKernels::Fused fused, proto::KernelSelection::Value mode,
+  KernelSelection Select(TwoKernels::First first, proto::KernelSelection::Value mode,
                          const EarlierChoices& earlier = {}) {
-    TwoKernels device(fused);
+    TwoKernels device(first);
     warnings_.clear();
     auto selection = SelectKernels(ops_, mode, earlier, &device, &warnings_);
     EXPECT_TRUE(selection.ok()) << selection.status();
@@ -113,14 +115,24 @@ TEST_F(KernelSelectionTest, TheTableOrTheNamedOne) {
 }
 
 TEST_F(KernelSelectionTest, AKernelThatComputesSomethingElseIsRefused) {
-  for (const TwoKernels::Fused wrong :
-       {TwoKernels::Fused{.scale_error = 0.5}, TwoKernels::Fused{.not_finite = true}}) {
+  for (const TwoKernels::First wrong :
+       {TwoKernels::First{.scale_error = 0.5}, TwoKernels::First{.not_finite = true}}) {
     const KernelSelection selection = Select(wrong, proto::KernelSelection::TABLE);
     EXPECT_EQ(Count(selection, LinearVariant::kFused), 0);
     ASSERT_FALSE(warnings_.empty());
     EXPECT_THAT(warnings_[0], HasSubstr("linear_forward"));
     EXPECT_THAT(warnings_[0], HasSubstr("kernel FUSED differs from DEQUANTIZED"));
   }
+}
+
+TEST_F(KernelSelectionTest, WithoutTheLibraryTheFusedKernelIsWhatOthersAreHeldAgainst) {
+  TwoKernels::First hopper{.variant = LinearVariant::kHopper, .other = LinearVariant::kFused};
+  EXPECT_EQ(Count(Select(hopper, proto::KernelSelection::HOPPER), LinearVariant::kFused), 0);
+  EXPECT_THAT(warnings_, testing::IsEmpty());
+  hopper.scale_error = 0.5;
+  EXPECT_EQ(Count(Select(hopper, proto::KernelSelection::HOPPER), LinearVariant::kHopper), 0);
+  ASSERT_FALSE(warnings_.empty());
+  EXPECT_THAT(warnings_[0], HasSubstr("kernel HOPPER differs from FUSED"));
 }
 
 TEST_F(KernelSelectionTest, MeasuredTakesTheFaster) {

@@ -46,7 +46,7 @@ struct Product {
 struct Thread {
   std::vector<std::vector<Product>> groups;
   std::vector<Product> open;
-  int64_t begun = 0;
+  int64_t begun = 0, waits = 0;
   bool fenced = false;
 };
 
@@ -58,6 +58,7 @@ struct State {
   std::vector<int> unfenced;  // thread that wrote a piece and has passed no fence since; -1: none
   std::vector<std::vector<int>> written;  // pieces of each thread
   std::map<std::pair<int, int64_t>, std::weak_ptr<Operands>> begun;
+  std::map<std::pair<int, int64_t>, std::shared_ptr<bool>> over;  // each warp's waits
   std::vector<Thread> threads;
 };
 State& Get() {
@@ -258,7 +259,17 @@ void WarpgroupCommit(const Where&) {
   thread.fenced = false;
 }
 void WarpgroupWait(int pending, const Where& where) {
-  Thread& thread = Get().threads[Here().thread];
+  State& state = Get();
+  Thread& thread = state.threads[Here().thread];
+  if (int(thread.groups.size()) > pending) {
+    // A product takes as long as it can, so that whoever may change its operands does.
+    std::shared_ptr<bool>& over = state.over[{Here().thread / kWarpSize, thread.waits++}];
+    if (over == nullptr) {
+      over = std::make_shared<bool>(false);
+      Later([over] { *over = true; });
+    }
+    WaitUntil([over] { return *over; }, where);
+  }
   while (int(thread.groups.size()) > pending) {
     for (const Product& product : thread.groups.front()) Finish(product, where);
     thread.groups.erase(thread.groups.begin());
