@@ -25,10 +25,14 @@ constexpr int64_t kMaxCopies = 64;
 constexpr double kSecondsABatch = 0.1;
 constexpr int64_t kMaxRunsABatch = 4096;
 
-void SetVariant(Op* op, LinearVariant variant) {
+// With as much of its `tail` as the variant wants, as the recorder does it.
+void SetVariant(Op* op, LinearVariant variant, const kernels::Device& device) {
   std::visit(
       [&](auto& o) {
-        if constexpr (requires { o.variant; }) o.variant = variant;
+        if constexpr (requires { o.variant; }) {
+          o.variant = variant;
+          o.tail = kernels::TailWithin(o.tail, device.TailColumns(o));
+        }
       },
       *op);
 }
@@ -87,7 +91,7 @@ absl::StatusOr<std::unique_ptr<RotatedOp>> RotatedOp::Create(kernels::Device* de
   for (int64_t i = 0; i < copies; ++i) {
     ops.push_back(c.make(rotated->operands_));
     if (!rotated->operands_.status().ok()) return rotated->operands_.status();
-    SetVariant(&ops.back(), variant);
+    SetVariant(&ops.back(), variant, *device);
     workspace = std::max(workspace, device->WorkspaceBytes(ops.back()));
     if (i > 0) continue;
     const double wanted = std::ceil(double(rotation_bytes) / kernels::BytesOf(ops.front()));

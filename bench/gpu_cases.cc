@@ -72,9 +72,16 @@ std::vector<AdapterSegment> NewAdapters(GpuOperands& o, const LinearShape& s) {
   return {segment};
 }
 
+// An input with room behind it where there is an adapter; `tail` is all of that.
+Tensor NewInput(GpuOperands& o, const LinearShape& s, int64_t cols, Tensor* tail) {
+  const Tensor wide = o.Random(kBf16, s.rows, PitchWithTail(cols, s.rank), 1);
+  if (wide) *tail = Slice(wide, 0, s.rows, cols, wide.cols - cols);
+  return Slice(wide, 0, s.rows, 0, cols);
+}
+
 LinearForward NewForward(GpuOperands& o, const LinearShape& s) {
   LinearForward op;
-  op.x = o.Random(kBf16, s.rows, s.in, 1);
+  op.x = NewInput(o, s, s.in, &op.tail);
   op.base = NewBase(o, s);
   op.adapters = NewAdapters(o, s);
   if (s.rank > 0) op.low = {o.Zeros(kBf16, s.rows, s.rank)};
@@ -84,7 +91,7 @@ LinearForward NewForward(GpuOperands& o, const LinearShape& s) {
 
 LinearBackwardInput NewBackwardInput(GpuOperands& o, const LinearShape& s) {
   LinearBackwardInput op;
-  op.dy = o.Random(kBf16, s.rows, s.out, 1);
+  op.dy = NewInput(o, s, s.out, &op.tail);
   op.base = NewBase(o, s);
   op.adapters = NewAdapters(o, s);
   if (s.rank > 0) op.up = {o.Zeros(kBf16, s.rows, s.rank)};

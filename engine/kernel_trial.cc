@@ -42,6 +42,34 @@ std::vector<uint8_t> Pattern(DType dtype) {
   return bytes;
 }
 
+const kernels::ConstTensor& InputOf(const kernels::LinearForward& op) { return op.x; }
+const kernels::ConstTensor& InputOf(const kernels::LinearBackwardInput& op) { return op.dy; }
+
+// Rows with what lies behind them.
+int64_t BytesOf(const kernels::ConstTensor& view) {
+  return view.rows * view.pitch * kernels::SizeOf(view.dtype);
+}
+
+kernels::Tensor TailBehind(const kernels::ConstTensor& x, int64_t columns) {
+  if (columns == 0) return {};
+  uint8_t* const row = static_cast<uint8_t*>(const_cast<void*>(x.data));
+  return {row + x.cols * kernels::SizeOf(x.dtype), x.dtype, x.rows, columns, x.pitch};
+}
+
+// The most columns behind its input that any variant of the op wants.
+int64_t RoomOf(kernels::Op op, const kernels::Device& device) {
+  int64_t most = 0;
+  for (const kernels::LinearVariant variant : device.Variants(op)) {
+    std::visit(
+        [&](auto& o) {
+          if constexpr (requires { o.tail; }) o.variant = variant;
+        },
+        op);
+    most = std::max(most, device.TailColumns(op));
+  }
+  return most;
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<KernelTrial>> KernelTrial::Create(const kernels::Op& op,
@@ -49,10 +77,13 @@ absl::StatusOr<std::unique_ptr<KernelTrial>> KernelTrial::Create(const kernels::
                                                                  kernels::Device* device) {
   std::unique_ptr<KernelTrial> trial(new KernelTrial(device));
   trial->op_ = op;
+  trial->room_ = RoomOf(op, *device);
   std::visit(
       [&](auto& o) {
         if constexpr (requires { o.variant; }) {
           o.variant = variant;
+          const int64_t tail = device->TailColumns(o);
+          o.tail = {nullptr, DType::kBf16, 0, tail, tail};
           o.workspace = {};
           const int64_t bytes = device->WorkspaceBytes(o);
           o.workspace = {nullptr, DType::kU8, 1, bytes, bytes};
@@ -63,12 +94,14 @@ absl::StatusOr<std::unique_ptr<KernelTrial>> KernelTrial::Create(const kernels::
   return trial;
 }
 
+// Whatever lay between the rows is left out, but for the room behind the input, which is the same
+// for every variant; an operand is there where it has columns.
 absl::Status KernelTrial::Allocate() {
   int64_t bytes = 0;
-  kernels::VisitTensors(op_, [&](const char*, auto& view) {
-    // Whatever lay between the rows is left out; an operand is there where it has columns.
-    view.pitch = view.cols;
-    bytes += kernels::AlignUp(view.Extent(), kAlignment);
+  kernels::VisitTensors(op_, [&](const char* name, auto& view) {
+    const bool is_input = std::string_view(name) == "x" || std::string_view(name) == "dy";
+    view.pitch = is_input ? kernels::PitchWithTail(view.cols, room_) : view.cols;
+    bytes += kernels::AlignUp(BytesOf(view), kAlignment);
   });
   absl::StatusOr<kernels::Buffer> memory = device_.Allocate(bytes);
   if (!memory.ok()) return memory.status();
@@ -77,7 +110,7 @@ absl::Status KernelTrial::Allocate() {
   absl::Status status;
   kernels::VisitTensors(op_, [&](const char* name, auto& view) {
     view.data = view.Extent() > 0 ? next : nullptr;
-    next += kernels::AlignUp(view.Extent(), kAlignment);
+    next += kernels::AlignUp(BytesOf(view), kAlignment);
     if (std::string_view(name) == "y" || std::string_view(name) == "dx") {
       if constexpr (std::is_same_v<std::remove_cvref_t<decltype(view)>, kernels::Tensor>) {
         result_ = view;
@@ -87,6 +120,11 @@ absl::Status KernelTrial::Allocate() {
       status.Update(Fill(name, view));
     }
   });
+  std::visit(
+      [](auto& o) {
+        if constexpr (requires { o.tail; }) o.tail = TailBehind(InputOf(o), o.tail.cols);
+      },
+      op_);
   return status;
 }
 

@@ -32,6 +32,7 @@ class KernelTrial {
 
   kernels::Device& device_;
   kernels::Op op_;
+  int64_t room_ = 0;  // columns behind the input
   kernels::Buffer memory_;
   kernels::Tensor result_;
 };

@@ -50,6 +50,7 @@ std::vector<Lifetime> JoinInPlace(const Program& program, const PieceProgram& pi
     VisitInPlace(piece.ops[i], [&](const kernels::Tensor& out, const kernels::ConstTensor& in) {
       if (!out || !in || Program::OffsetOf(out.data) != 0 || Program::OffsetOf(in.data) != 0)
         return;
+      if (out.pitch != in.pitch) return;
       const auto from = index.find(Program::IdOf(in.data)),
                  to = index.find(Program::IdOf(out.data));
       if (from == index.end() || to == index.end() || from->second == to->second) return;

@@ -112,8 +112,8 @@ class Program {
   std::vector<PieceProgram> pieces_;
 };
 
-// Appends ops to a piece of a program, and gives each its variant and the workspace that the device
-// asks for.
+// Appends ops to a piece of a program, and gives each its variant, and the tail and the workspace
+// that the device asks for.
 class Recorder {
  public:
   Recorder(Program* program, const kernels::Device* device, const KernelSelection* kernels,
@@ -127,9 +127,20 @@ class Recorder {
     return program_->AddBuffer(std::move(name), BufferClass::kTransient, dtype, rows, cols, layer);
   }
 
+  // What Emit would make of the op's tail, had it room.
+  template <class O>
+  int64_t TailColumns(O op) const {
+    op.variant = kernels_->For(op, *device_);
+    return device_->TailColumns(op);
+  }
+
+  // A linear op's `tail` comes as all the room that there is behind its input.
   template <class O>
   void Emit(O op, int layer = -1) {
     if constexpr (requires { op.variant; }) op.variant = kernels_->For(op, *device_);
+    if constexpr (requires { op.tail; }) {
+      op.tail = kernels::TailWithin(op.tail, device_->TailColumns(op));
+    }
     if constexpr (requires { op.workspace; }) {
       const int64_t bytes = device_->WorkspaceBytes(op);
       if (bytes > 0 && !op.workspace) {

@@ -25,10 +25,11 @@ class Rewriter {
     std::vector<Op> old = std::move(piece().ops);
     const int64_t backward_begin = piece().backward_begin;
     for (int64_t i = 0; i < backward_begin; ++i) {
+      const absl::flat_hash_set<BufferId> read = ReadBy(old[i]);
       kernels::VisitTensors(old[i], [&](const char*, const auto& view) {
-        if (view.data != nullptr && !kIsRead<decltype(view)>) {
-          producer_[Program::IdOf(view.data)] = i;
-        }
+        if (view.data == nullptr || kIsRead<decltype(view)>) return;
+        const BufferId id = Program::IdOf(view.data);
+        if (!read.contains(id)) producer_[id] = i;
       });
     }
     forward_.assign(old.begin(), old.begin() + backward_begin);
@@ -50,6 +51,16 @@ class Rewriter {
   }
 
  private:
+  // An op that writes to a buffer that it reads uses its gaps as scratch: it is not the producer,
+  // and where it is run again the scratch is that of the buffer that it reads then.
+  static absl::flat_hash_set<BufferId> ReadBy(const Op& op) {
+    absl::flat_hash_set<BufferId> ids;
+    kernels::VisitTensors(op, [&](const char*, const auto& view) {
+      if (kIsRead<decltype(view)> && view.data != nullptr) ids.insert(Program::IdOf(view.data));
+    });
+    return ids;
+  }
+
   PieceProgram& piece() { return program_->pieces()[piece_index_]; }
 
   void RedirectReads(Op* op) {
@@ -60,9 +71,8 @@ class Rewriter {
     kernels::VisitTensors(*op, [&](const char*, auto& view) {
       if constexpr (kIsRead<decltype(view)>) {
         if (view.data == nullptr) return;
-        const auto it = second_.find(Program::IdOf(view.data));
-        if (it == second_.end()) return;
-        view.data = Program::AddressOf(it->second, Program::OffsetOf(view.data));
+        view.data =
+            Program::AddressOf(ReadFrom(Program::IdOf(view.data)), Program::OffsetOf(view.data));
       }
     });
   }
@@ -73,12 +83,14 @@ class Rewriter {
     if (producer == producer_.end()) return;
     Op copy = forward_[producer->second];
     if (auto* norm = std::get_if<kernels::RmsNormForward>(&copy)) NormaliseTheSum(norm, id);
+    const absl::flat_hash_set<BufferId> read = ReadBy(copy);
     RedirectReads(&copy);
     kernels::VisitTensors(copy, [&](const char*, auto& view) {
       if constexpr (!kIsRead<decltype(view)>) {
         if (view.data == nullptr) return;
-        view.data =
-            Program::AddressOf(SecondOf(Program::IdOf(view.data)), Program::OffsetOf(view.data));
+        const BufferId first = Program::IdOf(view.data);
+        const BufferId to = read.contains(first) ? ReadFrom(first) : SecondOf(first);
+        view.data = Program::AddressOf(to, Program::OffsetOf(view.data));
       }
     });
     cost_.flops += kernels::FlopsOf(copy);
@@ -94,6 +106,12 @@ class Rewriter {
     norm->x = norm->sum;
     norm->residual = {};
     norm->sum = {};
+  }
+
+  // Where a value is read from now.
+  BufferId ReadFrom(BufferId id) const {
+    const auto it = second_.find(id);
+    return it != second_.end() ? it->second : id;
   }
 
   // The buffer that takes a recomputed value. Readers are sent there only if the first one is

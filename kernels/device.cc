@@ -17,6 +17,7 @@ const char* NameOf(LinearVariant variant) {
 }
 
 std::vector<LinearVariant> Device::Variants(const Op&) const { return {LinearVariant::kFused}; }
+int64_t Device::TailColumns(const Op&) const { return 0; }
 
 absl::Status Device::RunOnce(std::vector<Op> ops) {
   absl::StatusOr<std::unique_ptr<Piece>> piece = Prepare(std::move(ops));

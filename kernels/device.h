@@ -46,6 +46,9 @@ class Device {
   // The variants in which the device can run a linear op, by shapes and types; the one that its
   // table for this device and shape names comes first. One for every other op.
   virtual std::vector<LinearVariant> Variants(const Op& op) const;
+  // Columns behind its input that a linear op in its variant can use as `tail`, by shapes and
+  // types; 0 for every other op.
+  virtual int64_t TailColumns(const Op& op) const;
   // Memory that the device itself keeps for all ops together (per-thread panels), beside buffers
   // and workspaces.
   virtual int64_t PrivateBytes() const = 0;

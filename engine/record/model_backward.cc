@@ -38,6 +38,7 @@ void ModelPass::LinearBackward(const LinearTrace& trace, WeightRole bias_role, i
       op.adapters = {Segment(trace.weight)};
       up = Activation("adapter gradient", op.adapters[0].a.rows, layer);
       op.up = {up};
+      op.tail = Behind(dy);
     }
     r_.Emit(std::move(op), int(layer));
   }
@@ -73,7 +74,7 @@ void ModelPass::LinearBackward(const LinearTrace& trace, WeightRole bias_role, i
 Tensor ModelPass::NormBackward(WeightRole role, int64_t layer, Tensor dy, Tensor x, Tensor rstd,
                                Tensor dresidual, const char* name) {
   const WeightSlot& weight = s_.weights[s_.Find(role, layer)];
-  const Tensor dx = Activation(name, x.cols, layer);
+  const Tensor dx = LinearInput(name, x.cols, layer);
   r_.Emit(
       kernels::RmsNormBackward{
           .dy = dy,
@@ -117,8 +118,8 @@ Tensor ModelPass::BackwardLayer(int64_t layer, Tensor dh) {
 
   const Tensor dactivated = Activation("d activated", spec_.intermediate, layer);
   LinearBackward(t.ldown, kDownBias, layer, dh, dactivated, false);
-  const Tensor dgate = Activation("d gate", spec_.intermediate, layer);
-  const Tensor dup = Activation("d up", spec_.intermediate, layer);
+  const Tensor dgate = LinearInput("d gate", spec_.intermediate, layer);
+  const Tensor dup = LinearInput("d up", spec_.intermediate, layer);
   r_.Emit(kernels::GatedActivationBackward{.gate = t.gate,
                                            .up = t.up,
                                            .dout = dactivated,
@@ -135,9 +136,13 @@ Tensor ModelPass::BackwardLayer(int64_t layer, Tensor dh) {
 
   const Tensor d_o = Activation("d attention", t.o.cols, layer);
   LinearBackward(t.lo, kOBias, layer, dh2, d_o, false);
-  Tensor dq = Activation("d rotated q", t.q.cols, layer);
-  Tensor dk = Activation("d rotated k", t.k.cols, layer);
-  const Tensor dv = Activation("d v", t.v.cols, layer);
+  // A norm over heads wants rows without gaps.
+  const auto rotated = [&](const char* name, int64_t cols) {
+    return spec_.qk_norm ? Activation(name, cols, layer) : LinearInput(name, cols, layer);
+  };
+  Tensor dq = rotated("d rotated q", t.q.cols);
+  Tensor dk = rotated("d rotated k", t.k.cols);
+  const Tensor dv = LinearInput("d v", t.v.cols, layer);
   r_.Emit(kernels::AttentionBackward{.q = t.q,
                                      .k = t.k,
                                      .v = t.v,

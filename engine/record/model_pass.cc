@@ -26,6 +26,41 @@ Tensor ModelPass::Activation(const char* name, int64_t cols, int64_t layer) {
                       s_.options.compute, batch_.capacity.tokens, cols, int(layer));
 }
 
+Tensor ModelPass::LinearInput(const char* name, int64_t cols, int64_t layer) {
+  Tensor t = Activation(name, kernels::PitchWithTail(cols, tail_), layer);
+  t.cols = cols;
+  return t;
+}
+
+Tensor ModelPass::Behind(Tensor t) {
+  return kernels::Slice(t, 0, t.rows, t.cols, t.pitch - t.cols);
+}
+
+// Asked of the ops before there is memory for them.
+int64_t ModelPass::TailColumns() const {
+  const auto shape = [&](int64_t cols) {
+    return Tensor{nullptr, s_.options.compute, batch_.capacity.tokens, cols, cols};
+  };
+  int64_t most = 0;
+  for (const AdaptedModule& module : s_.options.lora.modules) {
+    const kernels::LinearBase& base = s_.weights[module.row].base;
+    const std::vector<AdapterSegment> adapters = {Segment(module.row)};
+    const int64_t forward = r_.TailColumns(kernels::LinearForward{.x = shape(base.in_features),
+                                                                  .base = base,
+                                                                  .adapters = adapters,
+                                                                  .low = {shape(module.rank)},
+                                                                  .y = shape(base.out_features)});
+    const int64_t backward =
+        r_.TailColumns(kernels::LinearBackwardInput{.dy = shape(base.out_features),
+                                                    .base = base,
+                                                    .adapters = adapters,
+                                                    .up = {shape(module.rank)},
+                                                    .dx = shape(base.in_features)});
+    most = std::max({most, forward, backward});
+  }
+  return most;
+}
+
 AdapterSegment ModelPass::Segment(int64_t weight) const {
   AdapterSegment segment = s_.adapters[s_.adapter_of[weight]].segment;
   if (dropout_ && segment.dropout.probability > 0) {
@@ -53,8 +88,12 @@ Tensor ModelPass::Linear(WeightRole role, WeightRole bias_role, int64_t layer, T
     op.adapters = {Segment(index)};
     trace->low = Activation("adapter product", op.adapters[0].a.rows, layer);
     op.low = {trace->low};
+    op.tail = Behind(x);
   }
-  op.y = Activation(name, weight.row.rows, layer);
+  // The gradients of these two take their place.
+  const bool is_gate_or_up = role == WeightRole::kGate || role == WeightRole::kUp;
+  op.y = is_gate_or_up ? LinearInput(name, weight.row.rows, layer)
+                       : Activation(name, weight.row.rows, layer);
   const Tensor y = op.y;
   r_.Emit(std::move(op), int(layer));
   return y;
@@ -63,7 +102,7 @@ Tensor ModelPass::Linear(WeightRole role, WeightRole bias_role, int64_t layer, T
 void ModelPass::Norm(WeightRole role, int64_t layer, Tensor x, Tensor residual, Tensor* sum,
                      Tensor* normed, Tensor* rstd) {
   *sum = residual ? Activation("residual stream", spec_.hidden, layer) : x;
-  *normed = Activation("normed", spec_.hidden, layer);
+  *normed = LinearInput("normed", spec_.hidden, layer);
   *rstd = r_.Transient("rstd", DType::kF32, batch_.capacity.tokens, 1, int(layer));
   r_.Emit(kernels::RmsNormForward{.x = x,
                                   .residual = residual,
@@ -95,7 +134,8 @@ Tensor ModelPass::HeadNorm(WeightRole role, int64_t layer, Tensor x, Tensor* rst
 }
 
 Tensor ModelPass::Rotate(Tensor x, int64_t layer, bool inverse, const char* name) {
-  const Tensor y = Activation(name, x.cols, layer);
+  const Tensor y =
+      x.pitch > x.cols ? LinearInput(name, x.cols, layer) : Activation(name, x.cols, layer);
   r_.Emit(kernels::Rope{.x = x,
                         .positions = batch_.positions,
                         .cos = s_.rope_cos,
@@ -145,7 +185,7 @@ void ModelPass::ForwardLayer(int64_t layer, int64_t window_of, Tensor x, Tensor 
     }
     keys = cache->k[layer], values = cache->v[layer];
   }
-  t.o = Activation("attention", t.q.cols, layer);
+  t.o = LinearInput("attention", t.q.cols, layer);
   t.lse = r_.Transient("attention lse", DType::kF32, t.q.rows, spec_.query_heads, int(layer));
   r_.Emit(kernels::AttentionForward{.q = t.q,
                                     .k = keys,
@@ -161,7 +201,7 @@ void ModelPass::ForwardLayer(int64_t layer, int64_t window_of, Tensor x, Tensor 
   Norm(kPostAttentionNorm, layer, t.attended, t.h, &t.h2, &t.normed2, &t.rstd2);
   t.gate = Linear(kGate, kGateBias, layer, t.normed2, "gate", &t.lgate);
   t.up = Linear(kUp, kUpBias, layer, t.normed2, "up", &t.lup);
-  t.activated = Activation("activated", spec_.intermediate, layer);
+  t.activated = LinearInput("activated", spec_.intermediate, layer);
   r_.Emit(kernels::GatedActivationForward{.gate = t.gate,
                                           .up = t.up,
                                           .live_rows = batch_.live_tokens,

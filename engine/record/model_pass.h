@@ -39,7 +39,12 @@ class ModelPass {
  public:
   // `batch` holds the piece's inputs. `dropout`: whether adapters drop elements (training).
   ModelPass(const Storage& storage, const BatchViews& batch, Recorder* recorder, bool dropout)
-      : s_(storage), spec_(storage.spec), batch_(batch), r_(*recorder), dropout_(dropout) {}
+      : s_(storage),
+        spec_(storage.spec),
+        batch_(batch),
+        r_(*recorder),
+        dropout_(dropout),
+        tail_(TailColumns()) {}
 
   // From token ids to the normed output of the last layer [T, hidden]. With a cache, new keys and
   // values go there and attention reads from there.
@@ -73,7 +78,13 @@ class ModelPass {
   std::vector<BufferId> LayerInputs() const;
 
  private:
+  int64_t TailColumns() const;
   kernels::Tensor Activation(const char* name, int64_t cols, int64_t layer);
+  // An activation that linears read, or a gradient that they pass on, with room for their `tail`.
+  // What takes its place when an op works in place must be one too.
+  kernels::Tensor LinearInput(const char* name, int64_t cols, int64_t layer);
+  // The room behind an activation in its own buffer.
+  static kernels::Tensor Behind(kernels::Tensor t);
   kernels::AdapterSegment Segment(int64_t weight) const;
   kernels::ConstTensor Bias(WeightRole role, int64_t layer) const;
   kernels::Tensor Linear(WeightRole role, WeightRole bias_role, int64_t layer, kernels::Tensor x,
@@ -105,6 +116,7 @@ class ModelPass {
   const BatchViews& batch_;
   Recorder& r_;
   const bool dropout_;
+  const int64_t tail_;  // most columns that a linear of this pass uses behind its input; mostly 0
 
   std::vector<LayerTrace> layers_;
   kernels::Tensor final_sum_, final_rstd_;

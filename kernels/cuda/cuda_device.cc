@@ -80,6 +80,7 @@ class CudaDevice : public Device {
     return std::visit([this](const auto& o) { return cuda::WorkspaceBytes(o, card_); }, op);
   }
   std::vector<LinearVariant> Variants(const Op& op) const override { return VariantsOf(op, card_); }
+  int64_t TailColumns(const Op& op) const override { return TailColumnsOf(op); }
   int64_t PrivateBytes() const override { return 0; }
 
   absl::StatusOr<Buffer> Allocate(int64_t bytes) override {

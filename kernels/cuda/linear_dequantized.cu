@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "absl/strings/str_cat.h"
 #include "kernels/cuda/decode.h"
 #include "kernels/cuda/dense_matmul.h"
 #include "kernels/cuda/elements.h"
@@ -25,7 +26,32 @@ struct Tail {
   ConstTensor parts[kMaxSegments];
   float scale[kMaxSegments];  // of each part
   int count = 0;
+  void Add(const ConstTensor& part, float factor) {
+    parts[count] = part;
+    scale[count++] = factor;
+  }
 };
+
+// Element (row, at) of [scale₀·part₀ | scale₁·part₁ | ... | 0].
+QLORA_DEVICE float BesideAt(const Tail& tail, int64_t row, int64_t at) {
+  for (int i = 0; i < tail.count; ++i) {
+    const ConstTensor& part = tail.parts[i];
+    if (at < part.cols) return tail.scale[i] * Widen(RowOf<Bf16>(part, row)[at]);
+    at -= part.cols;
+  }
+  return 0.0f;
+}
+
+// out = [part₀ | part₁ | ... | 0], the few columns behind an activation's: element by element, by
+// all threads of the grid.
+QLORA_DEVICE void FillBehind(const Tail& parts, const Tensor& out) {
+  const int64_t block = gpu::BlockX() * gpu::GridY() + gpu::BlockY();
+  const int64_t threads = int64_t(gpu::GridX()) * gpu::GridY() * kThreads;
+  for (int64_t i = block * kThreads + gpu::ThreadX(); i < out.rows * out.cols; i += threads) {
+    const int64_t row = i / out.cols, at = i % out.cols;
+    RowOf<Bf16>(out, row)[at] = Narrow<Bf16>(BesideAt(parts, row, at));
+  }
+}
 
 // Eight elements of a weight's row from `column` on.
 QLORA_DEVICE void LoadWeights(const DecodeSource& source, const ConstTensor& dense, int64_t columns,
@@ -47,9 +73,10 @@ QLORA_DEVICE void LoadWeights(const DecodeSource& source, const ConstTensor& den
 }
 
 // out[n] = [W[n] | scale₀·B₀[n] | scale₁·B₁[n] | ... | 0]: several rows a block, so that the table
-// of values is filled seldom.
+// of values is filled seldom. Fills `behind`, if it is there, with `low` on the way.
 QLORA_KERNEL void ExpandBeside(DecodeSource source, ConstTensor dense, int64_t columns, Tail tail,
-                               Tensor out) {
+                               Tensor out, Tail low, Tensor behind) {
+  if (behind.data != nullptr) FillBehind(low, behind);
   gpu::SharedMemory memory;
   gpu::Shared<float> table = memory.Take<float>(kValueTableFloats);
   FillValueTable(source, table);
@@ -62,15 +89,7 @@ QLORA_KERNEL void ExpandBeside(DecodeSource source, ConstTensor dense, int64_t c
         LoadWeights(source, dense, columns, row, first, table, w);
       } else {
         QLORA_UNROLL
-        for (int i = 0; i < kPerThread; ++i) {
-          int64_t at = first + i - columns;
-          w[i] = 0.0f;
-          for (int part = 0; part < tail.count; ++part) {
-            const ConstTensor& b = tail.parts[part];
-            if (at >= 0 && at < b.cols) w[i] = tail.scale[part] * Widen(RowOf<Bf16>(b, row)[at]);
-            at -= b.cols;
-          }
-        }
+        for (int i = 0; i < kPerThread; ++i) w[i] = BesideAt(tail, row, first + i - columns);
       }
       StoreVector(RowOf<Bf16>(out, row), first, out.cols, true, w);
     }
@@ -79,7 +98,8 @@ QLORA_KERNEL void ExpandBeside(DecodeSource source, ConstTensor dense, int64_t c
 
 // out = [W ; A₀ ; A₁ ; ... ; 0], likewise.
 QLORA_KERNEL void ExpandAbove(DecodeSource source, ConstTensor dense, int64_t weight_rows,
-                              Tail tail, Tensor out) {
+                              Tail tail, Tensor out, Tail up, Tensor behind) {
+  if (behind.data != nullptr) FillBehind(up, behind);
   gpu::SharedMemory memory;
   gpu::Shared<float> table = memory.Take<float>(kValueTableFloats);
   FillValueTable(source, table);
@@ -119,23 +139,11 @@ QLORA_KERNEL void Widened(ConstTensor x, Tail tail, LiveRows live, Tensor out) {
     if (alive && first < x.cols) {
       LoadVector(RowOf<Bf16>(x, row), first, x.cols, true, v);
     } else if (alive) {
-      for (int i = 0; i < kPerThread; ++i) {
-        int64_t at = first + i - x.cols;
-        for (int part = 0; part < tail.count; ++part) {
-          const ConstTensor& low = tail.parts[part];
-          if (at >= 0 && at < low.cols) v[i] = Widen(RowOf<Bf16>(low, row)[at]);
-          at -= low.cols;
-        }
-      }
+      QLORA_UNROLL
+      for (int i = 0; i < kPerThread; ++i) v[i] = BesideAt(tail, row, first + i - x.cols);
     }
     StoreVector(RowOf<Bf16>(out, row), first, out.cols, true, v);
   }
-}
-
-int64_t TailDepth(const std::vector<AdapterSegment>& adapters) {
-  int64_t ranks = 0;
-  for (const AdapterSegment& segment : adapters) ranks += segment.a.rows;
-  return AlignUp(ranks, kTailAlignment);
 }
 
 bool IsPowerOfTwo(float x) {
@@ -164,10 +172,10 @@ struct Layout {
   int64_t bytes = 0;
 };
 
-// The expanded weight is [weight_rows, weight_columns]; activations are widened where there is a
-// tail.
+// The expanded weight is [weight_rows, weight_columns]; activations of `depth` are widened where
+// `tail` columns more are needed and do not lie `behind` them.
 Layout LayoutOf(const LinearBase& base, int64_t weight_rows, int64_t weight_columns, int64_t rows,
-                int64_t depth, int64_t tail, const Tensor& workspace) {
+                int64_t depth, int64_t tail, const Tensor& behind, const Tensor& workspace) {
   Layout layout;
   uint8_t* const begin = static_cast<uint8_t*>(workspace.data);
   const auto take = [&](int64_t bytes) {
@@ -185,24 +193,24 @@ Layout LayoutOf(const LinearBase& base, int64_t weight_rows, int64_t weight_colu
   if (tail > 0 || base.kind == LinearBase::Kind::kQuantized) {
     layout.weight = matrix(weight_rows, weight_columns);
   }
-  if (tail > 0) layout.wide = matrix(rows, depth + tail);
+  if (tail > 0 && behind.cols == 0) layout.wide = matrix(rows, depth + tail);
   return layout;
 }
 
 int64_t BytesOf(const Layout& layout) { return layout.bytes + kWorkspaceAlignment; }
 
 Layout LayoutOf(const LinearForward& op) {
-  const int64_t tail = TailDepth(op.adapters);
+  const int64_t tail = DequantizedTailColumns(op.adapters);
   const LinearBase& base = op.base;
   return LayoutOf(base, base.out_features, base.in_features + tail, op.x.rows, base.in_features,
-                  tail, op.workspace);
+                  tail, op.tail, op.workspace);
 }
 
 Layout LayoutOf(const LinearBackwardInput& op) {
-  const int64_t tail = TailDepth(op.adapters);
+  const int64_t tail = DequantizedTailColumns(op.adapters);
   const LinearBase& base = op.base;
   return LayoutOf(base, base.out_features + tail, base.in_features, op.dy.rows, base.out_features,
-                  tail, op.workspace);
+                  tail, op.tail, op.workspace);
 }
 
 gpu::LaunchShape RowsOf(const Tensor& out, bool table) {
@@ -248,6 +256,17 @@ void FirstProduct(const char* name, const ConstTensor& x, const ConstTensor& a, 
   RunProduct(name, product, /*bf16=*/true, context);
 }
 
+// [x | tail] where it lies.
+ConstTensor WithTail(ConstTensor x, const Tensor& tail, const char* name, const Context& context) {
+  if (!tail) return x;
+  if (tail.data != x.Row<Bf16>(0) + x.cols || tail.pitch != x.pitch || tail.rows != x.rows) {
+    context.launcher.Fail(absl::InternalError(absl::StrCat(
+        name, ": the tail of [", tail.rows, ", ", tail.cols, "] is not behind its activation")));
+  }
+  x.cols += tail.cols;
+  return x;
+}
+
 }  // namespace
 
 bool IsDequantizable(const LinearForward& op) {
@@ -263,6 +282,11 @@ bool IsDequantizable(const LinearBackwardInput& op) {
          AreConcatenable(op.adapters, /*dropout=*/false);
 }
 
+int64_t DequantizedTailColumns(const std::vector<AdapterSegment>& adapters) {
+  int64_t ranks = 0;
+  for (const AdapterSegment& segment : adapters) ranks += segment.a.rows;
+  return AlignUp(ranks, kTailAlignment);
+}
 int64_t DequantizedWorkspaceBytes(const LinearForward& op) { return BytesOf(LayoutOf(op)); }
 int64_t DequantizedWorkspaceBytes(const LinearBackwardInput& op) { return BytesOf(LayoutOf(op)); }
 
@@ -273,20 +297,21 @@ void RunDequantized(const LinearForward& op, const Context& context) {
     const AdapterSegment& segment = op.adapters[i];
     FirstProduct(LinearForward::kName, op.x, segment.a, true, 1.0f, segment.dropout, op.live_rows,
                  op.low[i], layout.library, context);
-    up.parts[up.count] = segment.b;
-    up.scale[up.count++] = segment.scale;
-    low.parts[low.count++] = op.low[i];
+    up.Add(segment.b, segment.scale);
+    low.Add(op.low[i], 1.0f);
   }
   if (layout.weight) {
     gpu::Launch(context.launcher, LinearForward::kName, &ExpandBeside, RowsOf(layout.weight, true),
-                SourceOf(op.base), DenseOf(op.base), op.base.in_features, up, layout.weight);
+                SourceOf(op.base), DenseOf(op.base), op.base.in_features, up, layout.weight, low,
+                op.tail);
   }
   if (layout.wide) {
     gpu::Launch(context.launcher, LinearForward::kName, &Widened, RowsOf(layout.wide, false), op.x,
                 low, op.live_rows, layout.wide);
   }
   gpu::RunDenseMatmul(context.launcher, LinearForward::kName,
-                      {.a = layout.wide ? ConstTensor(layout.wide) : op.x,
+                      {.a = layout.wide ? ConstTensor(layout.wide)
+                                        : WithTail(op.x, op.tail, LinearForward::kName, context),
                        .b = layout.weight ? ConstTensor(layout.weight) : op.base.dense,
                        .bias = op.bias,
                        .c = op.y,
@@ -301,25 +326,27 @@ void RunDequantized(const LinearBackwardInput& op, const Context& context) {
     const AdapterSegment& segment = op.adapters[i];
     FirstProduct(LinearBackwardInput::kName, op.dy, segment.b, false, segment.scale, {},
                  op.live_rows, op.up[i], layout.library, context);
-    down.parts[down.count++] = segment.a;
-    up.parts[up.count++] = op.up[i];
+    down.Add(segment.a, 1.0f);
+    up.Add(op.up[i], 1.0f);
   }
   if (layout.weight) {
     gpu::Launch(context.launcher, LinearBackwardInput::kName, &ExpandAbove,
                 RowsOf(layout.weight, true), SourceOf(op.base), DenseOf(op.base),
-                op.base.out_features, down, layout.weight);
+                op.base.out_features, down, layout.weight, up, op.tail);
   }
   if (layout.wide) {
     gpu::Launch(context.launcher, LinearBackwardInput::kName, &Widened, RowsOf(layout.wide, false),
                 op.dy, up, op.live_rows, layout.wide);
   }
-  gpu::RunDenseMatmul(context.launcher, LinearBackwardInput::kName,
-                      {.a = layout.wide ? ConstTensor(layout.wide) : op.dy,
-                       .b = layout.weight ? ConstTensor(layout.weight) : op.base.dense,
-                       .c = op.dx,
-                       .transpose_b = false,
-                       .accumulate = op.accumulate,
-                       .workspace = layout.library});
+  gpu::RunDenseMatmul(
+      context.launcher, LinearBackwardInput::kName,
+      {.a = layout.wide ? ConstTensor(layout.wide)
+                        : WithTail(op.dy, op.tail, LinearBackwardInput::kName, context),
+       .b = layout.weight ? ConstTensor(layout.weight) : op.base.dense,
+       .c = op.dx,
+       .transpose_b = false,
+       .accumulate = op.accumulate,
+       .workspace = layout.library});
 }
 
 }  // namespace qlora::kernels::cuda

@@ -42,4 +42,15 @@ std::vector<LinearVariant> VariantsOf(const Op& op, const gpu::Properties& card)
   return {LinearVariant::kFused};
 }
 
+int64_t TailColumnsOf(const Op& op) {
+  return std::visit(
+      [](const auto& o) -> int64_t {
+        if constexpr (requires { o.tail; }) {
+          if (o.variant == LinearVariant::kDequantized) return DequantizedTailColumns(o.adapters);
+        }
+        return 0;
+      },
+      op);
+}
+
 }  // namespace qlora::kernels::cuda

@@ -1,4 +1,5 @@
-// Which variants of a linear op a card can run, and which of them is the default.
+// Which variants of a linear op a card can run, which of them is the default, and what room one
+// wants behind its input.
 
 #ifndef QLORA_KERNELS_CUDA_LINEAR_VARIANTS_H_
 #define QLORA_KERNELS_CUDA_LINEAR_VARIANTS_H_
@@ -12,6 +13,9 @@ namespace qlora::kernels::cuda {
 
 // By shapes, types and the card; the first is the table's choice. Never empty.
 std::vector<LinearVariant> VariantsOf(const Op& op, const gpu::Properties& card);
+
+// Device::TailColumns.
+int64_t TailColumnsOf(const Op& op);
 
 }  // namespace qlora::kernels::cuda
 

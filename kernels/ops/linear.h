@@ -88,6 +88,18 @@ enum class LinearVariant : uint8_t {
 };
 const char* NameOf(LinearVariant variant);  // "FUSED", ...
 
+// From row to row of an activation with room for a `tail`, in elements: rows begin at multiples of
+// a cache line of 16-bit elements, as they mostly do without it.
+constexpr int64_t PitchWithTail(int64_t cols, int64_t tail) {
+  constexpr int64_t kLineElements = 64;
+  return tail == 0 ? cols : AlignUp(cols + tail, kLineElements);
+}
+
+// A `tail` of so many columns out of the room behind an input; empty where that has not so many.
+inline Tensor TailWithin(const Tensor& room, int64_t columns) {
+  return columns > 0 && columns <= room.cols ? Slice(room, 0, room.rows, 0, columns) : Tensor{};
+}
+
 struct LinearForward {
   ConstTensor x;  // bf16 or f32 [T, K]
   LinearBase base;
@@ -97,6 +109,9 @@ struct LinearForward {
   std::vector<Tensor> low;  // one per adapter: x's type [T, r]
   Tensor y;                 // bf16 or f32 [T, N]
   LinearVariant variant = LinearVariant::kFused;
+  // Scratch: Device::TailColumns(op) columns right behind those of x, in the same rows. Empty where
+  // x has no room for them: the op then copies x into a larger workspace.
+  Tensor tail;
   Tensor workspace;  // u8 [1, Workspace(op)]
 
   static constexpr const char* kName = "linear_forward";
@@ -104,7 +119,7 @@ struct LinearForward {
     f("x", op.x), LinearBase::Visit(op.base, f), f("bias", op.bias), f("live_rows", op.live_rows);
     for (auto& segment : op.adapters) AdapterSegment::Visit(segment, f);
     for (auto& low : op.low) f("low", low);
-    f("y", op.y), f("workspace", op.workspace);
+    f("y", op.y), f("tail", op.tail), f("workspace", op.workspace);
   }
 };
 
@@ -117,6 +132,7 @@ struct LinearBackwardInput {
   std::vector<Tensor> up;   // one per adapter: dy's type [T, r]
   Tensor dx;                // dy's type [T, K]; empty: only `up` is wanted
   LinearVariant variant = LinearVariant::kFused;
+  Tensor tail;  // as in LinearForward, behind dy
   Tensor workspace;
 
   static constexpr const char* kName = "linear_backward_input";
@@ -124,7 +140,7 @@ struct LinearBackwardInput {
     f("dy", op.dy), LinearBase::Visit(op.base, f), f("live_rows", op.live_rows);
     for (auto& segment : op.adapters) AdapterSegment::Visit(segment, f);
     for (auto& up : op.up) f("up", up);
-    f("dx", op.dx), f("workspace", op.workspace);
+    f("dx", op.dx), f("tail", op.tail), f("workspace", op.workspace);
   }
 };
 

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/dense_matmul.h"
@@ -82,6 +83,12 @@ std::vector<Case> Cases() {
   return cases;
 }
 
+int64_t TailOf(const LinearParams& p) {
+  int64_t ranks = 0;
+  for (const LinearParams::Adapter& adapter : p.adapters) ranks += adapter.rank;
+  return (ranks + 15) / 16 * 16;
+}
+
 class Dequantized : public testing::TestWithParam<Case> {
  protected:
   void SetUp() override {
@@ -91,23 +98,64 @@ class Dequantized : public testing::TestWithParam<Case> {
 
 TEST_P(Dequantized, Forward) {
   LinearParams p = GetParam().params;
-  EXPECT_EQ(Failure(MakeLinearForward(p)), "");
-  p.bias = true;
-  EXPECT_EQ(Failure(MakeLinearForward(p)), "");
-  if (p.adapters.empty()) return;
-  p.adapters[0].dropout = 0.25f;
-  EXPECT_EQ(Failure(MakeLinearForward(p)), "");
+  for (const int64_t tail : {int64_t{0}, TailOf(p)}) {
+    p.tail = tail;
+    p.bias = false;
+    EXPECT_EQ(Failure(MakeLinearForward(p)), "");
+    p.bias = true;
+    EXPECT_EQ(Failure(MakeLinearForward(p)), "");
+    if (tail == 0 || p.adapters.empty()) continue;
+    p.adapters[0].dropout = 0.25f;
+    EXPECT_EQ(Failure(MakeLinearForward(p)), "");
+  }
 }
 
 TEST_P(Dequantized, BackwardInput) {
   LinearParams p = GetParam().params;
-  EXPECT_EQ(Failure(MakeLinearBackwardInput(p)), "");
-  p.accumulate = true;
-  EXPECT_EQ(Failure(MakeLinearBackwardInput(p)), "");
+  for (const int64_t tail : {int64_t{0}, TailOf(p)}) {
+    p.tail = tail;
+    p.accumulate = false;
+    EXPECT_EQ(Failure(MakeLinearBackwardInput(p)), "");
+    p.accumulate = true;
+    EXPECT_EQ(Failure(MakeLinearBackwardInput(p)), "");
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, Dequantized, testing::ValuesIn(Cases()),
                          [](const auto& info) { return std::string(info.param.name); });
+
+// With room behind the activations nothing that grows with their rows is copied anywhere.
+TEST(DequantizedTail, LeavesNoRoomForACopy) {
+  const auto workspace = [](int64_t rows, bool tail, auto make) {
+    LinearParams p = Shape(rows, 128, 64);
+    p.adapters = {{.rank = 4, .scale = 1.0f}};
+    if (tail) p.tail = TailOf(p);
+    auto op = make(p).op;
+    op.variant = LinearVariant::kDequantized;
+    auto device = Cuda();
+    EXPECT_EQ(device->TailColumns(op), 16);
+    return device->WorkspaceBytes(op);
+  };
+  EXPECT_EQ(workspace(1, true, MakeLinearForward), workspace(500, true, MakeLinearForward));
+  EXPECT_EQ(workspace(1, true, MakeLinearBackwardInput),
+            workspace(500, true, MakeLinearBackwardInput));
+  EXPECT_GE(workspace(500, false, MakeLinearForward),
+            workspace(500, true, MakeLinearForward) + 500 * (128 + 16) * 2);
+  EXPECT_GE(workspace(500, false, MakeLinearBackwardInput),
+            workspace(500, true, MakeLinearBackwardInput) + 500 * (64 + 16) * 2);
+}
+
+// A tail that lies elsewhere is an error of ours, and said.
+TEST(DequantizedTail, MustLieBehind) {
+  LinearParams p = Shape(20, 64, 64);
+  p.adapters = {{.rank = 4, .scale = 1.0f}};
+  p.tail = TailOf(p) + 8;
+  auto c = MakeLinearForward(p);
+  c.op.tail = Slice(c.op.tail, 0, 20, 8, 16);
+  EXPECT_THAT(Failure(c), testing::HasSubstr("not behind its activation"));
+  c.op.tail = c.memory->New(DType::kBf16, 20, 16);
+  EXPECT_THAT(Failure(c), testing::HasSubstr("not behind its activation"));
+}
 
 // What it can't do exactly it must not claim to do.
 TEST(DequantizedLimits, SaysWhatItCannotDo) {

@@ -10,8 +10,10 @@
 #include <utility>
 #include <vector>
 
+#include "absl/container/flat_hash_set.h"
 #include "engine/evaluate.h"
 #include "engine/generate.h"
+#include "engine/rematerialize.h"
 #include "gtest/gtest.h"
 #include "kernels/cuda/cuda_device.h"
 #include "tests/engine/run/model_run.h"
@@ -104,6 +106,43 @@ TEST_P(CudaTraining, TheFirstStepIsTheCpusWithinTheBound) {
   EXPECT_LE(distance, bound);
 }
 
+// How many linear ops with adapters the library computes; each must have its tail behind its input.
+int64_t CheckTails(const Program& program) {
+  int64_t count = 0;
+  const auto check = [&](const auto& op, const kernels::ConstTensor& input) {
+    if (op.adapters.empty() || op.variant != kernels::LinearVariant::kDequantized) return;
+    ++count;
+    EXPECT_EQ(op.tail.cols, 16);
+    EXPECT_EQ(op.tail.pitch, input.pitch);
+    EXPECT_EQ(Program::IdOf(op.tail.data), Program::IdOf(input.data));
+    EXPECT_EQ(Program::OffsetOf(op.tail.data),
+              Program::OffsetOf(input.data) + input.cols * kernels::SizeOf(input.dtype));
+  };
+  for (const auto& op : program.Ops()) {
+    if (const auto* o = std::get_if<kernels::LinearForward>(&op)) check(*o, o->x);
+    if (const auto* o = std::get_if<kernels::LinearBackwardInput>(&op)) check(*o, o->dy);
+  }
+  return count;
+}
+
+// Adapters' products lie behind the activations, which nobody copies; what is computed again has
+// its own, or the first one where its input is still there.
+TEST_P(CudaTraining, TheLibrarysActivationsStayWhereTheyAre) {
+  if (GetParam().kernels != proto::KernelSelection::DEQUANTIZED) GTEST_SKIP();
+  const ModelRun kept(Options(), CudaDevice());
+  const ModelRun recomputed(Options(proto::Recompute::FULL), CudaDevice());
+  RecordedRun run = kept.plan().run;
+  // Forward and backward of seven linears; the lowest layer's query, key and value need no dx.
+  const int64_t all = 14 * run.storage.spec.layers - 3;
+  EXPECT_GE(CheckTails(run.program), all);
+  EXPECT_GT(CheckTails(recomputed.plan().run.program), all);
+  absl::flat_hash_set<BufferId> gate_and_up;
+  for (const auto& layer : run.train->recompute[1]) gate_and_up.insert(layer.begin(), layer.end());
+  Rematerialize(&run.program, run.train->micro_batch, gate_and_up);
+  EXPECT_EQ(CheckTails(run.program),
+            CheckTails(kept.plan().run.program) + 2 * run.storage.spec.layers);
+}
+
 TEST_P(CudaTraining, TenStepsStayWithinHalfAPercent) {
   ModelRun cpu(Options(), CpuDevice(2)), cuda(Options(), CudaDevice());
   const std::vector<double> expected = Losses(&cpu, 10), found = Losses(&cuda, 10);
@@ -171,6 +210,10 @@ INSTANTIATE_TEST_SUITE_P(
                          .dropout = 0.25f},
                     Case{.name = "qlora_dequantized",
                          .model = "llama3_tied",
+                         .kernels = proto::KernelSelection::DEQUANTIZED},
+                    Case{.name = "lora_dequantized",
+                         .model = "mistral",
+                         .mode = proto::Mode::LORA,
                          .kernels = proto::KernelSelection::DEQUANTIZED},
                     Case{.name = "lora_biases", .model = "qwen2_window", .mode = proto::Mode::LORA},
                     Case{.name = "full_tied", .model = "llama3_tied", .mode = proto::Mode::FULL}),

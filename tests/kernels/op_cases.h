@@ -70,6 +70,7 @@ struct LinearParams {
   std::vector<Adapter> adapters = {};
   bool accumulate = false;
   bool want_dx = true;  // LinearBackwardInput
+  int64_t tail = 0;     // columns of `tail` behind x or dy
   bool pitched = false;
   uint64_t seed = kDefaultSeed;
 };

@@ -30,7 +30,8 @@ std::string Describe(const LinearParams& p) {
                     " drop ", a.dropout, "]");
   }
   absl::StrAppend(&name, " live ", p.live, p.accumulate ? " accumulate" : "",
-                  p.want_dx ? "" : " no dx", p.pitched ? " pitched" : "", " seed ", p.seed);
+                  p.want_dx ? "" : " no dx", p.tail > 0 ? " tail" : "", p.pitched ? " pitched" : "",
+                  " seed ", p.seed);
   return name;
 }
 
@@ -44,6 +45,16 @@ Tensor NewNormal(OperandMemory& memory, DType dtype, int64_t rows, int64_t cols,
                  int64_t live = -1) {
   const Tensor t = memory.New(dtype, rows, cols);
   FillNormal(memory.random(), t, deviation, live);
+  return t;
+}
+
+// An activation [rows, cols] with p.tail columns of scratch behind it, full of poison.
+Tensor NewWithTail(OperandMemory& memory, const LinearParams& p, int64_t cols, double deviation,
+                   Tensor* tail) {
+  const Tensor wide = memory.New(p.x, p.rows, cols + p.tail);
+  if (p.tail > 0) *tail = Slice(wide, 0, p.rows, cols, p.tail);
+  const Tensor t = Slice(wide, 0, p.rows, 0, cols);
+  FillNormal(memory.random(), t, deviation, Live(p));
   return t;
 }
 
@@ -202,7 +213,7 @@ QuantizedTensor NewQuantized(OperandMemory& memory, int64_t rows, int64_t cols,
 OpCase<LinearForward> MakeLinearForward(const LinearParams& p) {
   auto memory = NewMemory(p);
   LinearForward op;
-  op.x = NewNormal(*memory, p.x, p.rows, p.in, 1, Live(p));
+  op.x = NewWithTail(*memory, p, p.in, 1, &op.tail);
   op.base = NewBase(*memory, p);
   if (p.bias) {
     const Tensor bias = memory->NewRow(p.bias_type, p.out);
@@ -221,7 +232,7 @@ OpCase<LinearForward> MakeLinearForward(const LinearParams& p) {
 OpCase<LinearBackwardInput> MakeLinearBackwardInput(const LinearParams& p) {
   auto memory = NewMemory(p);
   LinearBackwardInput op;
-  op.dy = NewNormal(*memory, p.x, p.rows, p.out, 0.3, Live(p));
+  op.dy = NewWithTail(*memory, p, p.out, 0.3, &op.tail);
   op.base = NewBase(*memory, p);
   op.live_rows = NewLiveRows(*memory, p.live);
   for (const LinearParams::Adapter& a : p.adapters) {

@@ -179,6 +179,7 @@ Expectation Reference(const LinearForward& op) {
       }
     }
   }
+  if (op.tail) result.emplace_back("tail", op.tail).SetAny();
   Expected& y = result.emplace_back("y", op.y);
   for (int64_t t = 0; t < live; ++t) {
     for (int64_t n = 0; n < out; ++n) {
@@ -230,6 +231,7 @@ Expectation Reference(const LinearBackwardInput& op) {
       }
     }
   }
+  if (op.tail) result.emplace_back("tail", op.tail).SetAny();
   if (!op.dx) return result;
   Expected& dx = result.emplace_back("dx", op.dx);
   for (int64_t t = 0; t < live; ++t) {
