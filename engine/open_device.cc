@@ -28,10 +28,17 @@ absl::StatusOr<std::unique_ptr<kernels::Device>> OpenCpu(const proto::Job& job) 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<kernels::Device>> OpenJobDevice(const proto::Job& job,
+                                                               int local_rank, int local_size,
                                                                std::vector<std::string>* warnings) {
   if (job.device() == proto::DeviceKind::CPU) return OpenCpu(job);
   const bool named = job.device() == proto::DeviceKind::CUDA;
-  absl::StatusOr<std::unique_ptr<kernels::Device>> device = kernels::cuda::CreateCudaDevice({});
+  absl::StatusOr<std::unique_ptr<kernels::Device>> device =
+      kernels::cuda::CreateCudaDevice({.ordinal = local_rank});
+  if (!device.ok() && named && local_size > 1) {
+    return proto::NoDeviceError(absl::StrCat(
+        "device: CUDA was asked for, but ", device.status().message(), ". ", local_size,
+        " ranks run on this machine, each on a GPU of its own; all must see all its GPUs"));
+  }
   if (!device.ok() && named) {
     return proto::NoDeviceError(absl::StrCat("device: CUDA was asked for, but ",
                                              device.status().message(),

@@ -13,10 +13,12 @@
 
 namespace qlora::engine {
 
-// As `job.device` says. AUTO takes the first GPU, if its kernels have passed on such a card. A GPU
+// As `job.device` says. AUTO takes a GPU, if its kernels have passed on such a card: the one whose
+// number is `local_rank`, this process's among the `local_size` of the job on this machine. A GPU
 // that is there and not used is worth a warning: a run on the CPU in its stead would be a surprise.
 // NoDeviceError names what is missing.
 absl::StatusOr<std::unique_ptr<kernels::Device>> OpenJobDevice(const proto::Job& job,
+                                                               int local_rank, int local_size,
                                                                std::vector<std::string>* warnings);
 
 }  // namespace qlora::engine

@@ -246,7 +246,9 @@ class Preparation {
     if (s_.job.num_threads() == 0 && RanksHere() > 1) {
       s_.job.set_num_threads(std::max(1, int(std::thread::hardware_concurrency()) / RanksHere()));
     }
-    absl::StatusOr<std::unique_ptr<kernels::Device>> device = OpenJobDevice(s_.job, &s_.warnings);
+    absl::StatusOr<std::unique_ptr<kernels::Device>> device =
+        OpenJobDevice(s_.job, s_.ranks == nullptr ? 0 : s_.ranks->control().local_rank(),
+                      RanksHere(), &s_.warnings);
     if (!device.ok()) return device.status();
     s_.device = *std::move(device);
     return absl::OkStatus();
@@ -538,7 +540,7 @@ class Preparation {
       if (paging.folder.empty()) paging.folder = s_.job.output_dir().starts_with('/') ? "/" : ".";
     } else {
       s_.limits.may_offload = true;
-      s_.limits.host_bytes = AvailableHostMemory() - ResidentHostMemory();
+      s_.limits.host_bytes = AvailableHostMemory() / RanksHere() - ResidentHostMemory();
     }
     return absl::OkStatus();
   }

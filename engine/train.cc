@@ -47,6 +47,8 @@ class TrainingRun {
     if (!resume.ok()) return resume.status();
     if (resume->has_value()) {
       if (absl::Status s = TakeKernelsOf(**resume); !s.ok()) return s;
+    } else if (ranks() != nullptr) {
+      if (absl::Status s = TakeKernelsOfFirst(); !s.ok()) return s;
     }
     if (absl::Status s = Prepare(*resume); !s.ok()) return s;
     const absl::Status trained = TrainSteps();
@@ -123,7 +125,22 @@ class TrainingRun {
   absl::Status TakeKernelsOf(const std::string& checkpoint) {
     absl::StatusOr<proto::RunState> state = ReadRunState(setup_.env, checkpoint);
     if (!state.ok()) return proto::Annotate(state.status(), checkpoint);
-    const EarlierChoices earlier(state->kernel_choices().begin(), state->kernel_choices().end());
+    return TakeKernels(*state);
+  }
+
+  // Where kernels are timed, ranks may have measured differently.
+  absl::Status TakeKernelsOfFirst() {
+    proto::RunState state;
+    StoreKernels(&state);
+    absl::StatusOr<std::string> first =
+        ranks()->control().FromFirst("the kernels", state.SerializeAsString());
+    if (!first.ok()) return first.status();
+    if (!state.ParseFromString(*first)) return absl::InternalError("the kernels can't be read");
+    return TakeKernels(state);
+  }
+
+  absl::Status TakeKernels(const proto::RunState& state) {
+    const EarlierChoices earlier(state.kernel_choices().begin(), state.kernel_choices().end());
     if (earlier == ChoicesNow()) return absl::OkStatus();
     std::vector<std::string> warnings;
     absl::StatusOr<KernelSelection> kernels =
@@ -144,6 +161,11 @@ class TrainingRun {
     return choices;
   }
 
+  void StoreKernels(proto::RunState* state) const {
+    for (const auto& [key, variant] : ChoicesNow())
+      (*state->mutable_kernel_choices())[key] = variant;
+  }
+
   absl::Status Prepare(const std::optional<std::string>& resume) {
     absl::StatusOr<std::unique_ptr<Execution>> execution =
         Execution::Create(plan_, setup_.device.get());
@@ -157,8 +179,7 @@ class TrainingRun {
     state_.set_job_hash(setup_.job_hash);
     state_.set_base_hash(setup_.base_hash);
     state_.set_data_hash(setup_.train_data.report.sha256);
-    for (const auto& [key, variant] : ChoicesNow())
-      (*state_.mutable_kernel_choices())[key] = variant;
+    StoreKernels(&state_);
     if (resume.has_value()) {
       absl::StatusOr<proto::RunState> state = LoadCheckpoint(setup_.env, *resume, execution_.get());
       if (!state.ok()) return proto::Annotate(state.status(), *resume);
@@ -482,7 +503,15 @@ class TrainingRun {
 
 absl::Status Train(const Setup& setup, Console* console,
                    const volatile std::sig_atomic_t* stop_signal) {
-  return TrainingRun(setup, console, stop_signal).Run();
+  TrainingRun run(setup, console, stop_signal);
+  const absl::Status status = run.Run();
+  if (setup.ranks != nullptr) {
+    // The others learn of it before this rank's end of the link closes, and that before the memory
+    // goes that it may still be reading.
+    if (!status.ok() && !absl::IsCancelled(status)) setup.ranks->control().Abort(status);
+    setup.ranks->CloseComm();
+  }
+  return status;
 }
 
 }  // namespace qlora::engine

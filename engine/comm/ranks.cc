@@ -3,7 +3,7 @@
 #include <utility>
 
 #include "engine/comm/mpi_link.h"
-#include "proto/errors.h"
+#include "engine/comm/nccl_comm.h"
 
 namespace qlora::engine {
 
@@ -16,8 +16,10 @@ absl::StatusOr<std::unique_ptr<Ranks>> Ranks::Join(const World& world,
 
 absl::Status Ranks::OpenComm(kernels::Device* device, HostComm::OpenLink link) {
   if (!device->info().is_host) {
-    return proto::NoDeviceError(
-        "several ranks train on CPUs only so far: set device: CPU, or start one process");
+    absl::StatusOr<std::unique_ptr<NcclComm>> comm = NcclComm::Create(control_.get(), device);
+    if (!comm.ok()) return comm.status();
+    comm_ = *std::move(comm);
+    return absl::OkStatus();
   }
   if (link == nullptr) {
     link = [this] {

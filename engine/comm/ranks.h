@@ -24,9 +24,11 @@ class Ranks {
   bool is_first() const { return rank() == 0; }
   ControlChannel& control() { return *control_; }
 
-  // What links the devices' memory; MPI for CPUs unless told otherwise. `device` must outlive this.
+  // What links the devices' memory: NCCL for GPUs; for CPUs MPI, unless told otherwise. `device`
+  // must outlive it, which is until CloseComm() or the end of this.
   absl::Status OpenComm(kernels::Device* device, HostComm::OpenLink link = nullptr);
   Comm& comm() { return *comm_; }
+  void CloseComm() { comm_.reset(); }
 
  private:
   explicit Ranks(std::unique_ptr<ControlChannel> control) : control_(std::move(control)) {}

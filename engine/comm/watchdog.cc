@@ -52,12 +52,16 @@ void Watchdog::Heard(int rank, const Heartbeat& beat, double now) {
 }
 
 std::optional<Watchdog::Verdict> Watchdog::Check(double now) const {
-  bool all_in_one = true;
+  bool all_in_collectives = true;
   double latest_arrival = 0;
-  for (const State& s : ranks_) {
+  int last = 0, abreast = 0;  // the rank farthest behind, and how many are where it is
+  for (int rank = 0; rank < int(ranks_.size()); ++rank) {
+    const State& s = ranks_[rank];
     latest_arrival = std::max(latest_arrival, s.progressed);
-    all_in_one = all_in_one && s.beat.phase == Phase::kCollective &&
-                 s.beat.collective == ranks_[0].beat.collective;
+    all_in_collectives = all_in_collectives && s.beat.phase == Phase::kCollective;
+    const int64_t behind = ranks_[last].beat.collective - s.beat.collective;
+    if (behind > 0) last = rank;
+    abreast = behind > 0 ? 1 : abreast + (behind == 0);
   }
   for (int rank = 0; rank < int(ranks_.size()); ++rank) {
     const State& s = ranks_[rank];
@@ -71,13 +75,19 @@ std::optional<Watchdog::Verdict> Watchdog::Check(double now) const {
                                            now - s.progressed, Describe(s.beat))};
     }
   }
-  if (all_in_one && now - latest_arrival > silence_limit_) {
+  // Who watches one rank alone does not know whom that one waits for.
+  if (ranks_.size() < 2 || !all_in_collectives || now - latest_arrival <= silence_limit_) {
+    return std::nullopt;
+  }
+  const Heartbeat& beat = ranks_[last].beat;
+  if (abreast == int(ranks_.size())) {
     return Verdict{-1, absl::StrFormat("all ranks have been in collective %d (%s) for %.0f s, and "
                                        "it does not end",
-                                       ranks_[0].beat.collective, ranks_[0].beat.detail,
-                                       now - latest_arrival)};
+                                       beat.collective, beat.detail, now - latest_arrival)};
   }
-  return std::nullopt;
+  return Verdict{last, absl::StrFormat("rank %d does not get past collective %d (%s), where the "
+                                       "others have waited for it for %.0f s",
+                                       last, beat.collective, beat.detail, now - latest_arrival)};
 }
 
 }  // namespace qlora::engine

@@ -3,7 +3,8 @@
 //
 // A process that is stopped, or cut off, sends no heartbeats: silence. One whose main thread hangs
 // still sends them, and is told by its phase: each has a limit of its own, and inside a collective
-// nobody may wait longer than the silence limit once all have arrived.
+// nobody may wait longer than the silence limit once all have arrived in it or in another: then the
+// one that is the farthest behind holds up the others.
 
 #ifndef QLORA_ENGINE_COMM_WATCHDOG_H_
 #define QLORA_ENGINE_COMM_WATCHDOG_H_

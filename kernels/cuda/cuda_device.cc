@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <deque>
 #include <utility>
 #include <variant>
 
@@ -10,6 +11,7 @@
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/paged_memory.h"
 #include "kernels/cuda/piece_clock.h"
+#include "kernels/cuda/poll.h"
 #include "kernels/cuda/staging.h"
 
 namespace qlora::kernels::cuda {
@@ -69,7 +71,8 @@ class CudaDevice : public Device {
   CudaDevice(const CudaOptions& options, gpu::Properties card, int64_t free_bytes,
              gpu::Stream stream)
       : options_(options), card_(std::move(card)), stream_(stream) {
-    info_.name = absl::StrCat("cuda:", options.ordinal, " (", card_.name, ")");
+    // Not which one: ranks on equal cards make equal bytes.
+    info_.name = absl::StrCat("cuda (", card_.name, ")");
     info_.memory_bytes = free_bytes;
     info_.is_qualified = IsQualified(card_.major, card_.minor);
   }
@@ -128,6 +131,9 @@ class CudaDevice : public Device {
   }
   double BusySeconds() const override { return clock_.seconds(); }
 
+  gpu::Stream stream() const { return stream_; }
+  const gpu::Properties& card() const { return card_; }
+
  private:
   const CudaOptions options_;
   const gpu::Properties card_;
@@ -137,7 +143,74 @@ class CudaDevice : public Device {
   DeviceInfo info_;
 };
 
+class CudaSideQueue : public SideQueue {
+ public:
+  CudaSideQueue(CudaDevice* device, gpu::Stream stream, gpu::Event told)
+      : device_(*device), stream_(stream), told_(told) {}
+  ~CudaSideQueue() override {
+    gpu::DestroyStream(stream_);
+    gpu::DestroyEvent(told_);
+    free_.insert(free_.end(), marks_.begin(), marks_.end());
+    for (const gpu::Event event : free_) gpu::DestroyEvent(event);
+  }
+
+  absl::Status Follow() override {
+    if (absl::Status s = gpu::Record(told_, device_.stream()); !s.ok()) return s;
+    return gpu::Wait(stream_, told_);
+  }
+  absl::Status Run(const std::vector<Op>& ops) override {
+    return StartAll(ops, stream_, device_.card());
+  }
+  absl::Status Mark() override {
+    if (free_.empty()) {
+      absl::StatusOr<gpu::Event> event = gpu::CreateEvent();
+      if (!event.ok()) return event.status();
+      free_.push_back(*event);
+    }
+    if (absl::Status s = gpu::Record(free_.back(), stream_); !s.ok()) return s;
+    marks_.push_back(free_.back());
+    free_.pop_back();
+    return absl::OkStatus();
+  }
+  absl::StatusOr<int64_t> Passed() override {
+    while (!marks_.empty()) {
+      const absl::StatusOr<bool> passed = gpu::HasPassed(marks_.front());
+      if (!passed.ok()) return passed.status();
+      if (!*passed) break;
+      free_.push_back(marks_.front());
+      marks_.pop_front();
+      ++passed_;
+    }
+    return passed_;
+  }
+  void* native() const override { return stream_; }
+
+ private:
+  const CudaDevice& device_;
+  const gpu::Stream stream_;
+  const gpu::Event told_;         // recorded behind what the device was told
+  std::deque<gpu::Event> marks_;  // not passed yet
+  std::vector<gpu::Event> free_;
+  int64_t passed_ = 0;
+};
+
 }  // namespace
+
+absl::StatusOr<std::unique_ptr<SideQueue>> CreateSideQueue(Device* device) {
+  auto* const cuda_device = dynamic_cast<CudaDevice*>(device);
+  if (cuda_device == nullptr) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(device->info().name, " is no device of the CUDA backend"));
+  }
+  absl::StatusOr<gpu::Event> told = gpu::CreateEvent();
+  if (!told.ok()) return told.status();
+  absl::StatusOr<gpu::Stream> stream = gpu::CreateStream();
+  if (!stream.ok()) {
+    gpu::DestroyEvent(*told);
+    return stream.status();
+  }
+  return std::make_unique<CudaSideQueue>(cuda_device, *stream, *told);
+}
 
 absl::StatusOr<std::unique_ptr<Device>> CreateCudaDevice(const CudaOptions& options) {
   absl::StatusOr<gpu::Properties> card = gpu::OpenDevice(options.ordinal);

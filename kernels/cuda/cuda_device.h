@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "kernels/device.h"
+#include "kernels/side_queue.h"
 
 namespace qlora::kernels::cuda {
 
@@ -20,6 +21,9 @@ inline constexpr int kOldestMajor = 8;
 // NotFound where there is no usable GPU: none in this build, no driver, too old a driver, no such
 // card, or one older than kOldestMajor. Says which.
 absl::StatusOr<std::unique_ptr<Device>> CreateCudaDevice(const CudaOptions& options);
+
+// A stream beside that of a device made by CreateCudaDevice, which must outlive it.
+absl::StatusOr<std::unique_ptr<SideQueue>> CreateSideQueue(Device* device);
 
 }  // namespace qlora::kernels::cuda
 

@@ -3,10 +3,16 @@
 #include "kernels/cuda/cuda_device.h"
 
 namespace qlora::kernels::cuda {
+namespace {
 
-absl::StatusOr<std::unique_ptr<Device>> CreateCudaDevice(const CudaOptions&) {
+absl::Status NotBuilt() {
   return absl::NotFoundError(
       "this program was built without its CUDA backend (no nvcc was found when it was configured)");
 }
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Device>> CreateCudaDevice(const CudaOptions&) { return NotBuilt(); }
+absl::StatusOr<std::unique_ptr<SideQueue>> CreateSideQueue(Device*) { return NotBuilt(); }
 
 }  // namespace qlora::kernels::cuda

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "gpu/launch.h"
+#include "kernels/cuda/poll.h"
 
 namespace qlora::gpu {
 namespace {
@@ -214,6 +215,12 @@ absl::Status Wait(Stream stream, Event event) {
 }
 absl::Status SynchronizeEvent(Event event) {
   return StatusOf(cudaEventSynchronize(Native(event)), "waiting for the GPU");
+}
+absl::StatusOr<bool> HasPassed(Event event) {
+  const cudaError_t state = cudaEventQuery(Native(event));
+  if (state == cudaErrorNotReady) return false;
+  if (auto s = StatusOf(state, "asking the GPU"); !s.ok()) return s;
+  return true;
 }
 absl::StatusOr<double> SecondsBetween(Event first, Event second) {
   float milliseconds = 0;

@@ -87,6 +87,31 @@ TEST_F(WatchdogTest, ACollectiveThatAllAreInMustEnd) {
   EXPECT_THAT(verdict->reason, HasSubstr("collective 7 (gradients)"));
 }
 
+TEST_F(WatchdogTest, WhoHoldsUpTheOthersInAnEarlierCollectiveIsNamed) {
+  std::optional<Watchdog::Verdict> verdict;
+  double now = 0;
+  for (; now < 500 && !verdict; now += kSilence / 2) {
+    AllSay({.phase = Phase::kCollective, .progress = 1, .collective = 8, .detail = "the next"},
+           now);
+    watchdog_.Heard(
+        1, {.phase = Phase::kCollective, .progress = 1, .collective = 7, .detail = "gradients"},
+        now);
+    verdict = watchdog_.Check(now);
+  }
+  ASSERT_TRUE(verdict);
+  EXPECT_LE(now, 3 * kSilence);
+  EXPECT_EQ(verdict->rank, 1);
+  EXPECT_THAT(verdict->reason, HasSubstr("rank 1 does not get past collective 7 (gradients)"));
+}
+
+TEST_F(WatchdogTest, WhoWatchesOneRankDoesNotKnowForWhomItWaits) {
+  Watchdog watchdog(1, kSilence, 0);
+  for (double now = 0; now < 500; now += kSilence / 2) {
+    watchdog.Heard(0, {.phase = Phase::kCollective, .progress = 1, .collective = 7}, now);
+    ASSERT_FALSE(watchdog.Check(now)) << now;
+  }
+}
+
 TEST_F(WatchdogTest, ProgressInsideACollectiveCounts) {
   for (double now = 0; now < 500; now += kSilence / 2) {
     AllSay({.phase = Phase::kCollective, .progress = int64_t(now), .collective = 7}, now);

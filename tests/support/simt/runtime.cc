@@ -17,10 +17,12 @@
 #include <map>
 #include <memory>
 #include <set>
+#include <thread>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "gpu/launch.h"
+#include "kernels/cuda/poll.h"
 #include "tests/support/simt/executor.h"
 
 namespace qlora::gpu {
@@ -35,6 +37,7 @@ struct Task {
   std::function<absl::Status()> run;
   Event waits_for = nullptr;  // until its `reached` is at least `ticket`
   int64_t ticket = 0;
+  std::function<bool()> advance;  // of another library; over when it returns true
 };
 
 struct StreamState {
@@ -149,25 +152,47 @@ bool IsReady(const Task& task) {
   return task.waits_for == nullptr || task.waits_for->reached >= task.ticket;
 }
 
-// Runs tasks of any stream, chosen by chance among those that may run, until `done`.
+// Runs a task of any stream, chosen by chance among those that may run. False where none may.
+bool RunOne() {
+  Runtime& r = Get();
+  std::vector<Stream> ready;
+  for (Stream s : r.streams) {
+    if (!s->queue.empty() && IsReady(s->queue.front())) ready.push_back(s);
+  }
+  while (!ready.empty()) {
+    const auto chosen = ready.begin() + (r.Next() >> 33) % ready.size();
+    const Stream stream = *chosen;
+    ready.erase(chosen);
+    Task& first = stream->queue.front();
+    if (first.advance && !first.advance()) continue;
+    const Task task = std::move(first);
+    stream->queue.pop_front();
+    // After an error a stream is as dead as on a card: what follows is not run.
+    if (task.run && stream->status.ok()) stream->status = task.run();
+    return true;
+  }
+  return false;
+}
+
+bool WaitsForAnotherLibrary() {
+  const std::set<Stream>& streams = Get().streams;
+  return std::any_of(streams.begin(), streams.end(), [](Stream s) {
+    return !s->queue.empty() && s->queue.front().advance != nullptr;
+  });
+}
+
+// Runs tasks until `done`.
 absl::Status RunUntil(const std::function<bool()>& done) {
   Runtime& r = Get();
   absl::Status status;
   r.SetOpen(true);
   while (!done()) {
-    std::vector<Stream> ready;
-    for (Stream s : r.streams) {
-      if (!s->queue.empty() && IsReady(s->queue.front())) ready.push_back(s);
-    }
-    if (ready.empty()) {
+    if (RunOne()) continue;
+    if (!WaitsForAnotherLibrary()) {
       status = absl::InternalError("deadlock: every stream waits for an event of another");
       break;
     }
-    Stream stream = ready[(r.Next() >> 33) % ready.size()];
-    Task task = std::move(stream->queue.front());
-    stream->queue.pop_front();
-    // After an error a stream is as dead as on a card: what follows is not run.
-    if (task.run && stream->status.ok()) stream->status = task.run();
+    std::this_thread::sleep_for(std::chrono::microseconds(50));
   }
   r.SetOpen(false);
   return status;
@@ -175,13 +200,14 @@ absl::Status RunUntil(const std::function<bool()>& done) {
 
 }  // namespace
 
-absl::StatusOr<int> DeviceCount() { return 1; }
+absl::StatusOr<int> DeviceCount() { return Get().card.count; }
 
 absl::StatusOr<Properties> OpenDevice(int ordinal) {
-  if (ordinal != 0) {
-    return absl::NotFoundError(absl::StrCat("there is no GPU ", ordinal, "; this machine has 1"));
-  }
   const simt::CardOptions& card = Get().card;
+  if (ordinal >= card.count) {
+    return absl::NotFoundError(
+        absl::StrCat("there is no GPU ", ordinal, "; this machine has ", card.count));
+  }
   Properties p;
   p.name = "SIMT executor";
   p.major = card.major;
@@ -281,6 +307,20 @@ absl::Status Synchronize(Stream stream) {
   return stream->status;
 }
 
+// The card gets on with what it can before it is asked.
+absl::StatusOr<bool> HasPassed(Event event) {
+  Runtime& r = Get();
+  const int64_t ticket = event->recorded;
+  r.SetOpen(true);
+  while (event->reached < ticket && RunOne()) {
+  }
+  r.SetOpen(false);
+  for (const Stream stream : r.streams) {
+    if (!stream->status.ok()) return stream->status;
+  }
+  return event->reached >= ticket;
+}
+
 absl::StatusOr<Event> CreateEvent() { return new EventState; }
 absl::StatusOr<Event> CreateTimedEvent() { return CreateEvent(); }
 void DestroyEvent(Event event) { delete event; }
@@ -369,6 +409,9 @@ namespace qlora::simt {
 void SetCard(const CardOptions& options) {
   gpu::Get().card = options;
   gpu::Get().random = options.seed;
+}
+void EnqueueForeign(gpu::Stream stream, std::function<bool()> advance) {
+  gpu::Enqueue(stream, {.advance = std::move(advance)});
 }
 RuntimeCounters Counters() { return gpu::Get().counters; }
 void ResetCounters() {

@@ -4,6 +4,7 @@
 #define QLORA_TESTS_SUPPORT_SIMT_RUNTIME_H_
 
 #include <cstdint>
+#include <functional>
 
 #include "kernels/cuda/runtime.h"
 
@@ -11,6 +12,7 @@ namespace qlora::simt {
 
 // What the pretended card is. Applies to what is opened and allocated from now on.
 struct CardOptions {
+  int count = 1;  // of them in the machine; all are this one
   int major = 8, minor = 0;
   int64_t memory_bytes = int64_t{4} << 30;
   bool concurrent_managed = true;
@@ -33,6 +35,10 @@ struct RuntimeCounters {
 };
 RuntimeCounters Counters();
 void ResetCounters();
+
+// Puts work of another library on a stream: `advance` is called in its turn, with device memory
+// open, again and again until it says that the work is over.
+void EnqueueForeign(gpu::Stream stream, std::function<bool()> advance);
 
 }  // namespace qlora::simt
 
