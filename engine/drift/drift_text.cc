@@ -16,20 +16,6 @@ namespace {
 // Weights shown one by one at most.
 constexpr int kShownWeights = 60;
 
-const char* TypeName(quant::QuantType type) {
-  switch (type) {
-    case quant::QuantType::kNf4:
-      return "NF4";
-    case quant::QuantType::kFp4E2M1:
-      return "FP4 E2M1";
-    case quant::QuantType::kFp4E3M0:
-      return "FP4 E3M0";
-    case quant::QuantType::kInt4:
-      break;
-  }
-  return "INT4";
-}
-
 void AppendWeight(const proto::WeightErrorReport& w, std::string* text) {
   absl::StrAppendFormat(text, "  %-44s %8.2f %10.3g %10.3g %9.5f %9d of %d\n", w.name(), w.snr_db(),
                         w.max_absolute_error(), w.mean_absolute_error(), w.relative_error(),
@@ -57,8 +43,22 @@ constexpr char kModelHeader[] =
 
 }  // namespace
 
+const char* NameOf(quant::QuantType type) {
+  switch (type) {
+    case quant::QuantType::kNf4:
+      return "NF4";
+    case quant::QuantType::kFp4E2M1:
+      return "FP4 E2M1";
+    case quant::QuantType::kFp4E3M0:
+      return "FP4 E3M0";
+    case quant::QuantType::kInt4:
+      break;
+  }
+  return "INT4";
+}
+
 std::string Describe(const quant::QuantSpec& spec) {
-  return absl::StrCat(TypeName(spec.type), spec.double_quant ? ", double quantization" : "",
+  return absl::StrCat(NameOf(spec.type), spec.double_quant ? ", double quantization" : "",
                       ", blocks of ", spec.block_size);
 }
 

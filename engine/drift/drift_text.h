@@ -12,6 +12,8 @@
 
 namespace qlora::engine {
 
+// "NF4", "FP4 E2M1", "FP4 E3M0", "INT4".
+const char* NameOf(quant::QuantType type);
 // "NF4, double quantization, blocks of 64".
 std::string Describe(const quant::QuantSpec& spec);
 

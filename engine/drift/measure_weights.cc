@@ -50,11 +50,102 @@ std::vector<float> ResidualOf(const ShardedModel::Tensor& tensor, const HostWeig
   return residual;
 }
 
-const AdaptedModule* FindTarget(const LoraTargets& targets, const std::string& module) {
-  const auto found = std::find_if(targets.modules.begin(), targets.modules.end(),
-                                  [&](const AdaptedModule& m) { return m.module == module; });
-  return found == targets.modules.end() ? nullptr : &*found;
-}
+// One pass over the layers.
+class Measurer {
+ public:
+  Measurer(const StreamContext& context, absl::Span<const ModelForm> forms,
+           const WeightErrorOptions& options, const ResidualOptions& residual)
+      : context_(context), forms_(forms), options_(options), residual_(residual) {
+    result_.of_form.resize(forms.size());
+    if (residual.targets.modules.empty()) return;
+    result_.residual.r = residual.targets.modules[0].rank;
+    result_.residual.lora_alpha = residual.lora_alpha;
+    result_.residual.use_rslora = residual.use_rslora;
+  }
+
+  absl::StatusOr<WeightMeasurements> Run(const std::function<void(double)>& progress) {
+    auto run = LayerRun::Create(WithHostBytes(), forms_, /*with_pieces=*/false);
+    if (!run.ok()) return run.status();
+    if (absl::Status s = (*run)->Open(); !s.ok()) return s;
+    for (int64_t layer = 0; layer < context_.spec->layers; ++layer) {
+      if (absl::Status s = (*run)->Load(layer); !s.ok()) return s;
+      for (size_t f = 0; f < forms_.size(); ++f) {
+        if (absl::Status s = MeasureLayer(layer, f, run->get()); !s.ok()) return s;
+      }
+      if (progress) progress(double(layer + 1) / double(context_.spec->layers));
+    }
+    StartUnquantized();
+    const double noise = Total(result_.of_form[0]).noise;
+    result_.residual_captured = noise > 0 ? captured_ / noise : 0;
+    return std::move(result_);
+  }
+
+ private:
+  StreamContext WithHostBytes() const {
+    StreamContext context = context_;
+    if (!context.device->info().is_host) return context;
+    int64_t most = 0;
+    for (const WeightRow& row : WeightRows(*context.spec)) {
+      if (!row.quantizable) continue;
+      for (const ModelForm& form : forms_) {
+        most = std::max(most, HostBytes(row, *form.quant, !residual_.targets.modules.empty()));
+      }
+    }
+    context.limits.other.push_back({"a weight that is measured", most});
+    context.limits.other.push_back(
+        {"the adapter from the residual", residual_.targets.ParameterCount() * 4});
+    return context;
+  }
+
+  absl::Status MeasureLayer(int64_t layer, size_t f, LayerRun* run) {
+    const Storage& storage = run->StorageOf(f);
+    const std::vector<WeightRow>& rows = run->RowsOf(layer);
+    for (size_t i = 0; i < rows.size(); ++i) {
+      WeightSlot slot = storage.weights[i];
+      if (!slot.quantized.codes) continue;
+      slot.row = rows[i];
+      HostWeight unpacked;
+      absl::StatusOr<WeightError> error = MeasureSlot(*forms_[f].model, slot, storage.dynamic_map,
+                                                      options_, run->execution(), &unpacked);
+      if (!error.ok()) return error.status();
+      result_.of_form[f].push_back({slot.row.module, *error});
+      if (f == 0) Factor(slot.row, unpacked, error->noise);
+    }
+    return absl::OkStatus();
+  }
+
+  void Factor(const WeightRow& row, const HostWeight& unpacked, double noise) {
+    const auto& targets = residual_.targets.modules;
+    const auto target = std::find_if(targets.begin(), targets.end(), [&](const AdaptedModule& m) {
+      return m.module == row.module;
+    });
+    if (target == targets.end()) return;
+    ResidualFactors factors = FactorResidual(ResidualOf(*forms_[0].model->Get(row.name), unpacked),
+                                             *target, residual_.seed, options_.threads);
+    captured_ += factors.captured * noise;
+    result_.residual.modules[row.module] = std::move(factors.factors);
+  }
+
+  // Of a target that is not quantized there is nothing to take back: it starts as always.
+  void StartUnquantized() {
+    for (const AdaptedModule& target : residual_.targets.modules) {
+      const auto [place, is_new] = result_.residual.modules.try_emplace(target.module);
+      if (!is_new) continue;
+      AdapterWeights::Factors& factors = place->second;
+      factors = {.in = target.in, .out = target.out};
+      factors.a.resize(target.rank * target.in);
+      factors.b.resize(target.out * target.rank);
+      InitializeLoraA(residual_.seed, target, absl::MakeSpan(factors.a));
+    }
+  }
+
+  const StreamContext& context_;
+  const absl::Span<const ModelForm> forms_;
+  const WeightErrorOptions& options_;
+  const ResidualOptions& residual_;
+  double captured_ = 0;  // Σe² that the residual's adapter takes back
+  WeightMeasurements result_;
+};
 
 }  // namespace
 
@@ -84,64 +175,7 @@ absl::StatusOr<WeightMeasurements> MeasureWeights(const StreamContext& context,
                                                   const WeightErrorOptions& options,
                                                   const ResidualOptions& residual,
                                                   const std::function<void(double)>& progress) {
-  const bool with_residual = !residual.targets.modules.empty();
-  StreamContext beside = context;
-  if (context.device->info().is_host) {
-    int64_t most = 0;
-    for (const WeightRow& row : WeightRows(*context.spec)) {
-      for (const ModelForm& form : forms) {
-        most = std::max(most, HostBytes(row, *form.quant, with_residual));
-      }
-    }
-    beside.limits.other.push_back({"a weight that is measured", most});
-    beside.limits.other.push_back(
-        {"the adapter from the residual", residual.targets.ParameterCount() * 4});
-  }
-  auto run = LayerRun::Create(beside, forms, /*with_pieces=*/false);
-  if (!run.ok()) return run.status();
-  if (absl::Status s = (*run)->Open(); !s.ok()) return s;
-  WeightMeasurements result{.of_form = std::vector<std::vector<NamedWeightError>>(forms.size())};
-  result.residual.lora_alpha = residual.lora_alpha;
-  result.residual.use_rslora = residual.use_rslora;
-  if (with_residual) result.residual.r = residual.targets.modules[0].rank;
-  double captured = 0;
-  for (int64_t layer = 0; layer < context.spec->layers; ++layer) {
-    if (absl::Status s = (*run)->Load(layer); !s.ok()) return s;
-    const std::vector<WeightRow>& rows = (*run)->RowsOf(layer);
-    for (size_t f = 0; f < forms.size(); ++f) {
-      const Storage& storage = (*run)->StorageOf(f);
-      for (size_t i = 0; i < rows.size(); ++i) {
-        WeightSlot slot = storage.weights[i];
-        if (!slot.quantized.codes) continue;
-        slot.row = rows[i];
-        HostWeight unpacked;
-        absl::StatusOr<WeightError> error = MeasureSlot(*forms[f].model, slot, storage.dynamic_map,
-                                                        options, (*run)->execution(), &unpacked);
-        if (!error.ok()) return error.status();
-        result.of_form[f].push_back({slot.row.module, *error});
-        const AdaptedModule* target = FindTarget(residual.targets, slot.row.module);
-        if (f > 0 || target == nullptr) continue;
-        const ShardedModel::Tensor tensor = *forms[f].model->Get(slot.row.name);
-        ResidualFactors factors =
-            FactorResidual(ResidualOf(tensor, unpacked), *target, residual.seed, options.threads);
-        captured += factors.captured * error->noise;
-        result.residual.modules[slot.row.module] = std::move(factors.factors);
-      }
-    }
-    if (progress) progress(double(layer + 1) / double(context.spec->layers));
-  }
-  for (const AdaptedModule& target : residual.targets.modules) {
-    if (result.residual.modules.contains(target.module)) continue;
-    // Not quantized: nothing to take back.
-    AdapterWeights::Factors& factors = result.residual.modules[target.module];
-    factors = {.in = target.in, .out = target.out};
-    factors.a.resize(target.rank * target.in);
-    factors.b.resize(target.out * target.rank);
-    InitializeLoraA(residual.seed, target, absl::MakeSpan(factors.a));
-  }
-  const double noise = Total(result.of_form[0]).noise;
-  result.residual_captured = noise > 0 ? captured / noise : 0;
-  return result;
+  return Measurer(context, forms, options, residual).Run(progress);
 }
 
 }  // namespace qlora::engine

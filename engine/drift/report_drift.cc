@@ -10,6 +10,7 @@
 #include "absl/strings/str_join.h"
 #include "engine/drift/compare.h"
 #include "engine/drift/drift_forms.h"
+#include "engine/drift/drift_html.h"
 #include "engine/drift/drift_order.h"
 #include "engine/drift/drift_text.h"
 #include "engine/drift/measure_weights.h"
@@ -24,6 +25,7 @@ namespace {
 
 constexpr char kFolder[] = "drift";
 constexpr char kReportFile[] = "drift.json";
+constexpr char kPageFile[] = "drift.html";
 constexpr char kKeepFile[] = "keep_in_16_bits.textproto";
 constexpr char kResidualFolder[] = "residual_init";
 // Tokens of a sample shown.
@@ -258,7 +260,7 @@ class DriftRun {
     std::vector<RankedType> published;
     for (const quant::QuantSpec& spec : PublishedOrder(specs_[0].block_size)) {
       const size_t i = std::find(specs_.begin(), specs_.end(), spec) - specs_.begin();
-      published.push_back({Describe(spec), &comparison.models[kQuantized + i], SnrOf(i)});
+      published.push_back({NameOf(spec.type), &comparison.models[kQuantized + i], SnrOf(i)});
     }
     ReportOrder(published, &report_);
   }
@@ -341,6 +343,7 @@ class DriftRun {
     absl::StatusOr<std::string> json = ReportJson(report_);
     if (!json.ok()) return json.status();
     if (absl::Status s = WriteFile(kReportFile, *json); !s.ok()) return s;
+    if (absl::Status s = WriteFile(kPageFile, DriftHtml(report_)); !s.ok()) return s;
     if (drift_.has_apply_keep_worst_layers()) {
       const int64_t count = std::min<int64_t>(drift_.apply_keep_worst_layers(), setup_.spec.layers);
       const std::string text =

@@ -2,6 +2,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/io/json_file.h"
+#include "engine/io/model_files.h"
 
 namespace qlora::engine {
 namespace {
@@ -38,10 +39,7 @@ absl::Status WriteResidualNote(const FileMaker& make, const ResidualNote& note) 
       "quantized in this way only, and never merge it into the 16-bit base.";
   json[kBase] = note.base_sha256;
   json[kQuantization] = note.quantization;
-  absl::StatusOr<std::unique_ptr<WritableFile>> file = make(kNoteFile);
-  if (!file.ok()) return file.status();
-  if (absl::Status s = (*file)->Append(json.dump(2) + "\n"); !s.ok()) return s;
-  return (*file)->Close();
+  return WriteTextFile(make, kNoteFile, json.dump(2) + "\n");
 }
 
 std::string ResidualWarning(const std::string& folder) {

@@ -247,13 +247,8 @@ absl::Status WriteQuantizedFiles(Env* env, const FileMaker& make, const ShardedM
   absl::StatusOr<std::unique_ptr<WritableFile>> file = make(kModelFile);
   if (!file.ok()) return file.status();
   if (absl::Status s = Writer(model, execution).Write(*std::move(file)); !s.ok()) return s;
-<<<<<<< HEAD
   return WriteTextFile(make, kConfigFile,
-                       ConfigText(*std::move(config), execution->plan().run.storage.options));
-=======
-  return WriteText(make, kConfigFile,
-                   ConfigText(*std::move(config), execution->plan().run.storage));
->>>>>>> dfa42cc (Drift: 4 bits against 16 on the user's file, layer by layer; quantize writes the 4-bit checkpoint; linears kept in 16 bits)
+                       ConfigText(*std::move(config), execution->plan().run.storage));
 }
 
 absl::Status WritePrequantized(Env* env, const std::string& folder, const ShardedModel& model,
