@@ -156,8 +156,6 @@ QLORA_KERNEL void AdamWCoded(Arguments a, CodeTables m_tables, CodeTables v_tabl
 
 }  // namespace
 
-int64_t WorkspaceBytes(const AdamW&, const gpu::Properties&) { return 0; }
-
 void Run(const AdamW& op, const Context& context) {
   Arguments a = {};
   a.gradient = static_cast<const float*>(op.gradient.data);

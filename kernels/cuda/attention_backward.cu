@@ -251,10 +251,6 @@ void LaunchDelta(const AttentionBackward& op, const Arguments& a, const Context&
 
 }  // namespace
 
-int64_t WorkspaceBytes(const AttentionBackward& op, const gpu::Properties&) {
-  return op.q.rows * op.shape.query_heads * int64_t{sizeof(float)};
-}
-
 void Run(const AttentionBackward& op, const Context& context) {
   if (op.shape.head_size > 256) {
     context.launcher.Fail(absl::UnimplementedError(

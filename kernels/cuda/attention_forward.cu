@@ -150,8 +150,6 @@ QLORA_KERNEL void QLORA_LAUNCH_BOUNDS(kThreads, 1) ForwardBf16(Arguments a) {
 
 }  // namespace
 
-int64_t WorkspaceBytes(const AttentionForward&, const gpu::Properties&) { return 0; }
-
 void Run(const AttentionForward& op, const Context& context) {
   if (op.shape.head_size > 256) {
     context.launcher.Fail(absl::UnimplementedError(

@@ -80,10 +80,6 @@ QLORA_KERNEL void HashHashes(const uint64_t* hashes, int64_t chunks, int64_t byt
 
 }  // namespace
 
-int64_t WorkspaceBytes(const ContentHash& op, const gpu::Properties&) {
-  return CeilDiv(op.x.Count() * SizeOf(op.x.dtype), kHashChunk) * int64_t{sizeof(uint64_t)};
-}
-
 void Run(const ContentHash& op, const Context& context) {
   const int64_t bytes = op.x.Count() * SizeOf(op.x.dtype);
   const int64_t chunks = CeilDiv(bytes, kHashChunk);

@@ -7,6 +7,7 @@
 #include <variant>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/cuda/linear_table.h"
 #include "kernels/cuda/linear_variants.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/paged_memory.h"
@@ -79,9 +80,7 @@ class CudaDevice : public Device {
   ~CudaDevice() override { gpu::DestroyStream(stream_); }
 
   const DeviceInfo& info() const override { return info_; }
-  int64_t WorkspaceBytes(const Op& op) const override {
-    return std::visit([this](const auto& o) { return cuda::WorkspaceBytes(o, card_); }, op);
-  }
+  int64_t WorkspaceBytes(const Op& op) const override { return cuda::WorkspaceBytes(op, card_); }
   std::vector<LinearVariant> Variants(const Op& op) const override { return VariantsOf(op, card_); }
   int64_t TailColumns(const Op& op) const override { return TailColumnsOf(op); }
   int64_t PrivateBytes() const override { return 0; }

@@ -24,10 +24,11 @@ struct DenseMatmul {
   bool transpose_b = false;
   bool accumulate = false;
   float alpha = 1.0f;
-  void* workspace = nullptr;  // DenseMatmulWorkspaceBytes() at a multiple of 256
+  void* workspace = nullptr;  // kDenseMatmulWorkspaceBytes at a multiple of 256
 };
 
-int64_t DenseMatmulWorkspaceBytes();
+// What cuBLASLt's own users give it on Hopper.
+inline constexpr int64_t kDenseMatmulWorkspaceBytes = int64_t{32} << 20;
 
 // NotFound, with the names that were looked for, where the library is not on this machine. Nothing
 // below may be called before it was OK once.

@@ -45,8 +45,6 @@ QLORA_KERNEL void DequantizeKernel(DecodeSource source, T* w, int64_t n) {
 
 }  // namespace
 
-int64_t WorkspaceBytes(const Dequantize&, const gpu::Properties&) { return 0; }
-
 void Run(const Dequantize& op, const Context& context) {
   const int64_t n = op.w.Count();
   const DecodeSource source = DecodeSourceOf(op.q);

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "gpu/primitives.h"
+#include "kernels/cuda/views.h"
 #include "kernels/tensor.h"
 
 namespace qlora::kernels::cuda {
@@ -88,14 +89,6 @@ QLORA_DEVICE int64_t LiveRowCount(const LiveRows& live, int64_t capacity) {
   if (live.data == nullptr) return capacity;
   const int64_t count = *static_cast<const int32_t*>(live.data);
   return count < capacity ? count : capacity;
-}
-
-constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Whether every row of the view begins at a multiple of `bytes`.
-inline bool IsAligned(const ConstTensor& t, int64_t bytes) {
-  return reinterpret_cast<uintptr_t>(t.data) % bytes == 0 &&
-         (t.rows <= 1 || t.pitch * SizeOf(t.dtype) % bytes == 0);
 }
 
 }  // namespace qlora::kernels::cuda

@@ -51,7 +51,6 @@ QLORA_KERNEL void EmbeddingBackwardKernel(ConstTensor ids, ConstTensor dy, LiveR
 
 }  // namespace
 
-int64_t WorkspaceBytes(const EmbeddingForward&, const gpu::Properties&) { return 0; }
 void Run(const EmbeddingForward& op, const Context& context) {
   DispatchWeight(op.table.dtype, [&](auto w) {
     DispatchActivation(op.y.dtype, [&](auto y) {
@@ -64,7 +63,6 @@ void Run(const EmbeddingForward& op, const Context& context) {
   });
 }
 
-int64_t WorkspaceBytes(const EmbeddingBackward&, const gpu::Properties&) { return 0; }
 void Run(const EmbeddingBackward& op, const Context& context) {
   DispatchActivation(op.dy.dtype, [&](auto tag) {
     using T = typename decltype(tag)::Type;

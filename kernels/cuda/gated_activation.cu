@@ -71,7 +71,6 @@ gpu::LaunchShape ShapeFor(const Tensor& out) {
 
 }  // namespace
 
-int64_t WorkspaceBytes(const GatedActivationForward&, const gpu::Properties&) { return 0; }
 void Run(const GatedActivationForward& op, const Context& context) {
   const bool whole = IsAligned(op.gate, 16) && IsAligned(op.up, 16) && IsAligned(op.out, 16);
   DispatchActivation(op.out.dtype, [&](auto tag) {
@@ -81,7 +80,6 @@ void Run(const GatedActivationForward& op, const Context& context) {
   });
 }
 
-int64_t WorkspaceBytes(const GatedActivationBackward&, const gpu::Properties&) { return 0; }
 void Run(const GatedActivationBackward& op, const Context& context) {
   const bool whole = IsAligned(op.gate, 16) && IsAligned(op.up, 16) && IsAligned(op.dout, 16) &&
                      IsAligned(op.dgate, 16) && IsAligned(op.dup, 16);

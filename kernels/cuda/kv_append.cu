@@ -24,7 +24,6 @@ QLORA_KERNEL void KvAppendKernel(ConstTensor x, ConstTensor documents, const int
 
 }  // namespace
 
-int64_t WorkspaceBytes(const KvAppend&, const gpu::Properties&) { return 0; }
 void Run(const KvAppend& op, const Context& context) {
   DispatchActivation(op.x.dtype, [&](auto tag) {
     using T = typename decltype(tag)::Type;

@@ -21,11 +21,6 @@ Product OverTokens(const LinearBackwardAdapter& op, const Tensor& gradient) {
 
 }  // namespace
 
-int64_t WorkspaceBytes(const LinearBackwardAdapter& op, const gpu::Properties&) {
-  return std::max(PartialBytes(op.up.cols, op.x.cols, op.x.rows),
-                  PartialBytes(op.dy.cols, op.low.cols, op.x.rows));
-}
-
 void Run(const LinearBackwardAdapter& op, const Context& context) {
   const bool bf16 = op.x.dtype == DType::kBf16;
   if (op.da) {

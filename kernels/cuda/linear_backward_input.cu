@@ -4,10 +4,6 @@
 
 namespace qlora::kernels::cuda {
 
-int64_t WorkspaceBytes(const LinearBackwardInput& op, const gpu::Properties&) {
-  return op.variant == LinearVariant::kDequantized ? DequantizedWorkspaceBytes(op) : 0;
-}
-
 void Run(const LinearBackwardInput& op, const Context& context) {
   if (op.variant == LinearVariant::kDequantized) return RunDequantized(op, context);
   if (op.variant == LinearVariant::kHopper) return RunHopperProduct(op, context);

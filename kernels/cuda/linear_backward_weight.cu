@@ -32,8 +32,6 @@ QLORA_KERNEL void BiasGradient(ConstTensor dy, LiveRows live, bool accumulate, T
 
 }  // namespace
 
-int64_t WorkspaceBytes(const LinearBackwardWeight&, const gpu::Properties&) { return 0; }
-
 void Run(const LinearBackwardWeight& op, const Context& context) {
   if (op.dweight) {
     Product product;

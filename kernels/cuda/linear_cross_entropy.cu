@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "kernels/cuda/elements.h"
+#include "kernels/cuda/linear_cross_entropy_plan.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/ops/linear_cross_entropy.h"
 #include "kernels/ops/reduce.h"
@@ -9,20 +10,11 @@
 namespace qlora::kernels::cuda {
 namespace {
 
-constexpr int64_t kAlignment = 64;
 constexpr int kCopyThreads = 128, kSumThreads = 256;
 constexpr int kVector = 4;  // fp32 logits in 16 bytes
 // Elements a thread has under way in the first pass: 512 threads of 64 bytes keep HBM busy.
 constexpr int kAhead = 4;
 constexpr float kLowest = -3.402823466e+38f;
-
-constexpr int64_t RoundUp(int64_t n) { return CeilDiv(n, kAlignment) * kAlignment; }
-
-struct RowResult {
-  double loss;
-  int32_t correct;
-  int32_t unused;
-};
 
 // ---- Rows of h and dh
 
@@ -261,67 +253,6 @@ QLORA_KERNEL void SumResultsKernel(const RowResult* results, const int32_t* coun
 
 // ---- The host side
 
-// Whether an optional operand is there: by shape too, since workspaces are asked for before there
-// are addresses.
-bool IsGiven(const ConstTensor& t) { return t.data != nullptr || t.cols > 0; }
-
-// The workspace: a chunk's rows of h, their logits (later the logits' gradient, in place), their
-// rows of dh, the results of all trained rows, the chunk's count as the products read it, and the
-// products' own workspace. The three products are the ops of linear.h, so that a head may be
-// anything a base may be.
-struct ChunkPlan {
-  int64_t rows = 0;  // trained rows per chunk
-  int64_t logits_at = 0, dh_at = 0, results_at = 0, live_at = 0, inner_at = 0, bytes = 0;
-  LinearForward forward;
-  LinearBackwardInput backward_input;
-  LinearBackwardWeight backward_weight;
-};
-
-ChunkPlan PlanOf(const LinearCrossEntropy& op, const gpu::Properties& card) {
-  ChunkPlan plan;
-  const int64_t capacity = op.rows.rows;
-  plan.rows = op.chunk_rows > 0 ? std::min(op.chunk_rows, capacity) : capacity;
-  const int64_t hidden = op.head.in_features, vocabulary = op.head.out_features;
-  const int64_t element = SizeOf(op.h.dtype);
-  const int64_t hidden_pitch = RoundUp(hidden * element) / element;
-  const int64_t pitch = RoundUp(vocabulary * int64_t{sizeof(float)}) / int64_t{sizeof(float)};
-  const int64_t hidden_bytes = plan.rows * hidden_pitch * element;
-
-  plan.logits_at = hidden_bytes;
-  plan.dh_at = plan.logits_at + plan.rows * pitch * int64_t{sizeof(float)};
-  plan.results_at = plan.dh_at + (IsGiven(op.dh) ? hidden_bytes : 0);
-  plan.live_at = plan.results_at + RoundUp(capacity * int64_t{sizeof(RowResult)});
-  plan.inner_at = plan.live_at + kAlignment;
-
-  // Addresses are filled in by Bind; the sizes decide the products' workspaces.
-  const ConstTensor live = {&plan, DType::kI32, 1, 1, 1};
-  const Tensor h = {&plan, op.h.dtype, plan.rows, hidden, hidden_pitch};
-  const Tensor logits = {&plan, DType::kF32, plan.rows, vocabulary, pitch};
-  const ConstTensor dlogits = {&plan, op.h.dtype, plan.rows, vocabulary,
-                               pitch * int64_t{sizeof(float)} / element};
-  plan.forward.x = h;
-  plan.forward.base = op.head;
-  plan.forward.live_rows = live;
-  plan.forward.y = logits;
-  int64_t inner = WorkspaceBytes(plan.forward, card);
-  if (IsGiven(op.dh)) {
-    plan.backward_input.dy = dlogits;
-    plan.backward_input.base = op.head;
-    plan.backward_input.live_rows = live;
-    plan.backward_input.dx = h;
-    inner = std::max(inner, WorkspaceBytes(plan.backward_input, card));
-  }
-  if (IsGiven(op.dhead)) {
-    plan.backward_weight.x = h;
-    plan.backward_weight.dy = dlogits;
-    plan.backward_weight.live_rows = live;
-    plan.backward_weight.dweight = op.dhead;
-    inner = std::max(inner, WorkspaceBytes(plan.backward_weight, card));
-  }
-  plan.bytes = plan.inner_at + inner;
-  return plan;
-}
-
 void Bind(const LinearCrossEntropy& op, ChunkPlan& plan) {
   uint8_t* base = static_cast<uint8_t*>(op.workspace.data);
   const Tensor inner = {base + plan.inner_at, DType::kU8, 1, plan.bytes - plan.inner_at,
@@ -437,8 +368,4 @@ void Run(const LinearCrossEntropy& op, const Context& context) {
               static_cast<const int32_t*>(op.count.data), op.accumulate_loss,
               static_cast<double*>(op.loss.data), static_cast<int32_t*>(op.correct.data));
 }
-int64_t WorkspaceBytes(const LinearCrossEntropy& op, const gpu::Properties& card) {
-  return PlanOf(op, card).bytes;
-}
-
 }  // namespace qlora::kernels::cuda

@@ -13,18 +13,12 @@ namespace qlora::kernels::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kPerThread = 8;  // elements: 16 bytes of bf16, 4 bytes of codes
-constexpr int64_t kWorkspaceAlignment = 256;
-// Adapters' ranks together are rounded up to this: the depth of one tensor-core step.
-constexpr int64_t kTailAlignment = 16;
-constexpr int kMaxSegments = 8;
-
-int64_t AlignUp(int64_t value, int64_t alignment) { return CeilDiv(value, alignment) * alignment; }
+constexpr int kPerThread = kDequantizedElements;
 
 // Views that stand side by side, or one below the other, behind a matrix.
 struct Tail {
-  ConstTensor parts[kMaxSegments];
-  float scale[kMaxSegments];  // of each part
+  ConstTensor parts[kMaxDequantizedSegments];
+  float scale[kMaxDequantizedSegments];  // of each part
   int count = 0;
   void Add(const ConstTensor& part, float factor) {
     parts[count] = part;
@@ -146,73 +140,6 @@ QLORA_KERNEL void Widened(ConstTensor x, Tail tail, LiveRows live, Tensor out) {
   }
 }
 
-bool IsPowerOfTwo(float x) {
-  int exponent;
-  return std::frexp(std::fabs(x), &exponent) == 0.5f;
-}
-
-bool AreConcatenable(const std::vector<AdapterSegment>& adapters, bool dropout) {
-  if (adapters.size() > kMaxSegments) return false;
-  return std::all_of(adapters.begin(), adapters.end(), [&](const AdapterSegment& s) {
-    return s.rows.cols == 0 && IsPowerOfTwo(s.scale) && (dropout || !(s.dropout.probability > 0));
-  });
-}
-
-bool IsExpandable(const LinearBase& base) {
-  if (base.out_features % kPerThread != 0 || base.in_features % kPerThread != 0) return false;
-  if (base.kind == LinearBase::Kind::kQuantized) return IsAligned(base.quantized.codes, 4);
-  return base.kind == LinearBase::Kind::kDense && base.dense.dtype == DType::kBf16 &&
-         IsAligned(base.dense, 16);
-}
-
-// Where the parts of a workspace lie.
-struct Layout {
-  Tensor weight, wide;  // empty where the operand is used as it is
-  void* library = nullptr;
-  int64_t bytes = 0;
-};
-
-// The expanded weight is [weight_rows, weight_columns]; activations of `depth` are widened where
-// `tail` columns more are needed and do not lie `behind` them.
-Layout LayoutOf(const LinearBase& base, int64_t weight_rows, int64_t weight_columns, int64_t rows,
-                int64_t depth, int64_t tail, const Tensor& behind, const Tensor& workspace) {
-  Layout layout;
-  uint8_t* const begin = static_cast<uint8_t*>(workspace.data);
-  const auto take = [&](int64_t bytes) {
-    uint8_t* const at = begin + layout.bytes;
-    layout.bytes += AlignUp(bytes, kWorkspaceAlignment);
-    return at;
-  };
-  // The library's part first: a workspace begins at a multiple of 64 bytes only.
-  layout.bytes = AlignUp(reinterpret_cast<uintptr_t>(begin), kWorkspaceAlignment) -
-                 reinterpret_cast<uintptr_t>(begin);
-  layout.library = take(gpu::DenseMatmulWorkspaceBytes());
-  const auto matrix = [&](int64_t r, int64_t c) {
-    return Tensor{take(r * c * 2), DType::kBf16, r, c, c};
-  };
-  if (tail > 0 || base.kind == LinearBase::Kind::kQuantized) {
-    layout.weight = matrix(weight_rows, weight_columns);
-  }
-  if (tail > 0 && behind.cols == 0) layout.wide = matrix(rows, depth + tail);
-  return layout;
-}
-
-int64_t BytesOf(const Layout& layout) { return layout.bytes + kWorkspaceAlignment; }
-
-Layout LayoutOf(const LinearForward& op) {
-  const int64_t tail = DequantizedTailColumns(op.adapters);
-  const LinearBase& base = op.base;
-  return LayoutOf(base, base.out_features, base.in_features + tail, op.x.rows, base.in_features,
-                  tail, op.tail, op.workspace);
-}
-
-Layout LayoutOf(const LinearBackwardInput& op) {
-  const int64_t tail = DequantizedTailColumns(op.adapters);
-  const LinearBase& base = op.base;
-  return LayoutOf(base, base.out_features + tail, base.in_features, op.dy.rows, base.out_features,
-                  tail, op.tail, op.workspace);
-}
-
 gpu::LaunchShape RowsOf(const Tensor& out, bool table) {
   constexpr int64_t kRowsOfABlock = 8;
   return {.blocks_x = table ? CeilDiv(out.rows, kRowsOfABlock) : out.rows,
@@ -269,29 +196,8 @@ ConstTensor WithTail(ConstTensor x, const Tensor& tail, const char* name, const 
 
 }  // namespace
 
-bool IsDequantizable(const LinearForward& op) {
-  return op.x.dtype == DType::kBf16 && op.y.dtype == DType::kBf16 && IsAligned(op.x, 16) &&
-         IsAligned(op.y, 16) && IsExpandable(op.base) &&
-         AreConcatenable(op.adapters, /*dropout=*/true) &&
-         (op.bias.cols == 0 || op.bias.dtype == DType::kBf16);
-}
-
-bool IsDequantizable(const LinearBackwardInput& op) {
-  return op.dy.dtype == DType::kBf16 && op.dx.cols != 0 && IsAligned(op.dy, 16) &&
-         IsAligned(op.dx, 16) && IsExpandable(op.base) &&
-         AreConcatenable(op.adapters, /*dropout=*/false);
-}
-
-int64_t DequantizedTailColumns(const std::vector<AdapterSegment>& adapters) {
-  int64_t ranks = 0;
-  for (const AdapterSegment& segment : adapters) ranks += segment.a.rows;
-  return AlignUp(ranks, kTailAlignment);
-}
-int64_t DequantizedWorkspaceBytes(const LinearForward& op) { return BytesOf(LayoutOf(op)); }
-int64_t DequantizedWorkspaceBytes(const LinearBackwardInput& op) { return BytesOf(LayoutOf(op)); }
-
 void RunDequantized(const LinearForward& op, const Context& context) {
-  const Layout layout = LayoutOf(op);
+  const DequantizedLayout layout = LayoutOf(op);
   Tail up, low;
   for (size_t i = 0; i < op.adapters.size(); ++i) {
     const AdapterSegment& segment = op.adapters[i];
@@ -320,7 +226,7 @@ void RunDequantized(const LinearForward& op, const Context& context) {
 }
 
 void RunDequantized(const LinearBackwardInput& op, const Context& context) {
-  const Layout layout = LayoutOf(op);
+  const DequantizedLayout layout = LayoutOf(op);
   Tail down, up;
   for (size_t i = 0; i < op.adapters.size(); ++i) {
     const AdapterSegment& segment = op.adapters[i];

@@ -17,23 +17,11 @@
 #ifndef QLORA_KERNELS_CUDA_LINEAR_DEQUANTIZED_H_
 #define QLORA_KERNELS_CUDA_LINEAR_DEQUANTIZED_H_
 
+#include "kernels/cuda/linear_dequantized_layout.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/ops/linear.h"
 
 namespace qlora::kernels::cuda {
-
-// bf16 activations over a quantized or bf16 base; features in multiples of 8; adapters over all
-// rows whose scale is a power of two (scale·B is then exact in bf16) and, in backward, without
-// dropout; a bf16 bias; rows at multiples of 16 bytes. Asked before there are addresses and with
-// them.
-bool IsDequantizable(const LinearForward& op);
-bool IsDequantizable(const LinearBackwardInput& op);
-
-// Of `tail`: all ranks, rounded up.
-int64_t DequantizedTailColumns(const std::vector<AdapterSegment>& adapters);
-// Less with a `tail` than without.
-int64_t DequantizedWorkspaceBytes(const LinearForward& op);
-int64_t DequantizedWorkspaceBytes(const LinearBackwardInput& op);
 
 // LoadDenseMatmul() must have been OK.
 void RunDequantized(const LinearForward& op, const Context& context);

@@ -5,10 +5,6 @@
 
 namespace qlora::kernels::cuda {
 
-int64_t WorkspaceBytes(const LinearForward& op, const gpu::Properties&) {
-  return op.variant == LinearVariant::kDequantized ? DequantizedWorkspaceBytes(op) : 0;
-}
-
 void Run(const LinearForward& op, const Context& context) {
   if (op.variant == LinearVariant::kDequantized) return RunDequantized(op, context);
   if (op.variant == LinearVariant::kHopper) return RunHopperProduct(op, context);

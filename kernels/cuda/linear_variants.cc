@@ -4,53 +4,21 @@
 
 #include "kernels/cuda/dense_matmul.h"
 #include "kernels/cuda/hopper_product.h"
-#include "kernels/cuda/linear_dequantized.h"
+#include "kernels/cuda/linear_table.h"
 
 namespace qlora::kernels::cuda {
-namespace {
-
-// Writing a 4-bit weight out costs the same whatever the number of rows M: about 300/M of a bf16
-// product's time on an H100 (716 TFLOP/s, 3.0 TB/s), 200/M on an A100 (250 TFLOP/s, 1.6 TB/s). The
-// fused product decodes instead, but by mma.sync reaches 0.4 of the library's rate on the former
-// (wgmma alone does more) and 0.7 on the latter, at best. From these many rows on the library wins;
-// figures of a cost model, not yet measured.
-int64_t FewestRowsForTheLibrary(const gpu::Properties& card) { return card.major >= 9 ? 256 : 512; }
-
-template <class LinearOp>
-std::vector<LinearVariant> Variants(const LinearOp& op, int64_t rows, const gpu::Properties& card) {
-  using enum LinearVariant;
-  std::vector<LinearVariant> variants = {kFused};
-  if (IsDequantizable(op) && gpu::LoadDenseMatmul().ok()) {
-    const int64_t fewest =
-        op.base.kind == LinearBase::Kind::kDense ? 17 : FewestRowsForTheLibrary(card);
-    variants.insert(rows >= fewest ? variants.begin() : variants.end(), kDequantized);
-  }
-  // Never the table's choice before it has passed on a card.
-  if (IsHopperProduct(op, card)) variants.push_back(kHopper);
-  return variants;
-}
-
-}  // namespace
 
 std::vector<LinearVariant> VariantsOf(const Op& op, const gpu::Properties& card) {
-  if (const auto* forward = std::get_if<LinearForward>(&op)) {
-    return Variants(*forward, forward->x.rows, card);
-  }
-  if (const auto* backward = std::get_if<LinearBackwardInput>(&op)) {
-    return Variants(*backward, backward->dy.rows, card);
-  }
-  return {LinearVariant::kFused};
-}
-
-int64_t TailColumnsOf(const Op& op) {
-  return std::visit(
-      [](const auto& o) -> int64_t {
-        if constexpr (requires { o.tail; }) {
-          if (o.variant == LinearVariant::kDequantized) return DequantizedTailColumns(o.adapters);
+  std::vector<LinearVariant> variants = TableVariants(op, card, gpu::LoadDenseMatmul().ok());
+  std::visit(
+      [&](const auto& o) {
+        if constexpr (requires { IsHopperProduct(o, card); }) {
+          // Never the table's choice before it has passed on a card.
+          if (IsHopperProduct(o, card)) variants.push_back(LinearVariant::kHopper);
         }
-        return 0;
       },
       op);
+  return variants;
 }
 
 }  // namespace qlora::kernels::cuda

@@ -1,5 +1,4 @@
-// Which variants of a linear op a card can run, which of them is the default, and what room one
-// wants behind its input.
+// Which variants of a linear op a card can run, and which of them is the default.
 
 #ifndef QLORA_KERNELS_CUDA_LINEAR_VARIANTS_H_
 #define QLORA_KERNELS_CUDA_LINEAR_VARIANTS_H_
@@ -13,9 +12,6 @@ namespace qlora::kernels::cuda {
 
 // By shapes, types and the card; the first is the table's choice. Never empty.
 std::vector<LinearVariant> VariantsOf(const Op& op, const gpu::Properties& card);
-
-// Device::TailColumns.
-int64_t TailColumnsOf(const Op& op);
 
 }  // namespace qlora::kernels::cuda
 

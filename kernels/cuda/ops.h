@@ -7,6 +7,7 @@
 #define QLORA_KERNELS_CUDA_OPS_H_
 
 #include "gpu/launch.h"
+#include "kernels/cuda/workspace.h"
 #include "kernels/op_list.h"
 
 namespace qlora::kernels::cuda {
@@ -21,13 +22,6 @@ struct Context {
 #define QLORA_DECLARE_RUN(OpType) void Run(const OpType& op, const Context& context);
 QLORA_FOR_EACH_OP(QLORA_DECLARE_RUN)
 #undef QLORA_DECLARE_RUN
-
-// Bytes of `workspace` for ops that have one; a function of shapes, types and the card alone. Asked
-// before there are addresses: an optional operand is there where its `cols` are not 0.
-#define QLORA_DECLARE_WORKSPACE(OpType) \
-  int64_t WorkspaceBytes(const OpType& op, const gpu::Properties& card);
-QLORA_FOR_EACH_OP(QLORA_DECLARE_WORKSPACE)
-#undef QLORA_DECLARE_WORKSPACE
 
 }  // namespace qlora::kernels::cuda
 

@@ -21,8 +21,6 @@ void CopyParts(const QuantizedTensor& from, const QuantizedOutput& to, const Con
 
 }  // namespace
 
-int64_t WorkspaceBytes(const Pack&, const gpu::Properties&) { return 0; }
-int64_t WorkspaceBytes(const Unpack&, const gpu::Properties&) { return 0; }
 void Run(const Pack& op, const Context& context) { CopyParts(op.from, op.to, context); }
 void Run(const Unpack& op, const Context& context) { CopyParts(op.from, op.to, context); }
 

@@ -58,16 +58,6 @@ ProductTerm* AddTerm(Product* product, const Context& context) {
   return &product->terms[product->term_count++];
 }
 
-int64_t SlabOf(int64_t rows, int64_t columns, int64_t depth) {
-  constexpr int64_t kSlab = 512, kEnoughResults = int64_t{1} << 20;
-  return depth > kSlab && rows * columns < kEnoughResults ? kSlab : 0;
-}
-
-int64_t PartialBytes(int64_t rows, int64_t columns, int64_t depth) {
-  const int64_t slab = SlabOf(rows, columns, depth);
-  return slab == 0 ? 0 : CeilDiv(depth, slab) * rows * columns * 4;
-}
-
 void RunProduct(const char* name, const Product& product, bool bf16, const Context& context) {
   if (product.rows == 0 || product.columns == 0) return;
   const int64_t slabs = product.slab == 0 ? 1 : CeilDiv(product.terms[0].depth, product.slab);

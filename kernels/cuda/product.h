@@ -75,11 +75,6 @@ inline const int32_t* PointerOf(const ConstTensor& t) {
   return static_cast<const int32_t*>(t.data);
 }
 
-// Products with a long depth and few results, such as an adapter's gradients, are cut into slabs so
-// that they fill the card. The depth of one, 0 for no cut; bytes of `partial`.
-int64_t SlabOf(int64_t rows, int64_t columns, int64_t depth);
-int64_t PartialBytes(int64_t rows, int64_t columns, int64_t depth);
-
 // `bf16`: whether operands enter as bf16. Fails the launcher where there are too many terms.
 void RunProduct(const char* name, const Product& product, bool bf16, const Context& context);
 

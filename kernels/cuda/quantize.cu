@@ -192,27 +192,11 @@ QLORA_KERNEL void EncodeScales(const float* absmax, int64_t blocks, CodeTable ne
 
 // The workspace: chunk sums, the block scales in fp32 where they are quantized again, a count that
 // nobody asked for.
-struct Workspace {
-  int64_t absmax_at, count_at, bytes;
-};
-Workspace WorkspaceOf(const Quantize& op) {
-  const int64_t blocks = op.spec.BlockCount(op.w.Count());
-  Workspace w = {};
-  if (op.spec.double_quant) {
-    w.absmax_at = CeilDiv(blocks, kMeanChunk) * 8;
-    w.count_at = w.absmax_at + blocks * 4;
-  }
-  w.bytes = w.count_at + 4;
-  return w;
-}
-
 }  // namespace
-
-int64_t WorkspaceBytes(const Quantize& op, const gpu::Properties&) { return WorkspaceOf(op).bytes; }
 
 void Run(const Quantize& op, const Context& context) {
   const int64_t n = op.w.Count(), blocks = op.spec.BlockCount(n);
-  const Workspace at = WorkspaceOf(op);
+  const QuantizeLayout at = LayoutOf(op);
   uint8_t* workspace = static_cast<uint8_t*>(op.workspace.data);
   double* sums = reinterpret_cast<double*>(workspace);
   float* absmax = op.spec.double_quant ? reinterpret_cast<float*>(workspace + at.absmax_at)

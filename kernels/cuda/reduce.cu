@@ -144,7 +144,6 @@ QLORA_KERNEL void GradientScaleKernel(ScaleArguments a) {
 
 }  // namespace
 
-int64_t WorkspaceBytes(const AddGradient&, const gpu::Properties&) { return 0; }
 void Run(const AddGradient& op, const Context& context) {
   const int64_t n = op.into.Count();
   if (op.into.dtype == DType::kF64) {
@@ -160,7 +159,6 @@ void Run(const AddGradient& op, const Context& context) {
               static_cast<const float*>(op.from.data), static_cast<float*>(op.into.data), n);
 }
 
-int64_t WorkspaceBytes(const Zero&, const gpu::Properties&) { return 0; }
 void Run(const Zero& op, const Context& context) {
   const int64_t size = SizeOf(op.x.dtype);
   if (op.x.rows <= 1 || op.x.pitch == op.x.cols) {
@@ -180,9 +178,6 @@ void Run(const Zero& op, const Context& context) {
   }
 }
 
-int64_t WorkspaceBytes(const NormAndFinite& op, const gpu::Properties&) {
-  return CeilDiv(op.x.Count(), kReduceChunk) * kChunkSumBytes;
-}
 void Run(const NormAndFinite& op, const Context& context) {
   const int64_t n = op.x.Count();
   const int64_t chunks = op.x ? CeilDiv(n, kReduceChunk) : op.workspace.Count() / kChunkSumBytes;
@@ -203,7 +198,6 @@ void Run(const NormAndFinite& op, const Context& context) {
               static_cast<int32_t*>(op.nonfinite.data));
 }
 
-int64_t WorkspaceBytes(const GradientScale&, const gpu::Properties&) { return 0; }
 void Run(const GradientScale& op, const Context& context) {
   const ScaleArguments a = {static_cast<const double*>(op.sum_of_squares.data),
                             static_cast<const int32_t*>(op.nonfinite.data),

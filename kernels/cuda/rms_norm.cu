@@ -170,7 +170,6 @@ bool Whole(const ConstTensor& t) { return !t || IsAligned(t, 16); }
 
 }  // namespace
 
-int64_t WorkspaceBytes(const RmsNormForward&, const gpu::Properties&) { return 0; }
 void Run(const RmsNormForward& op, const Context& context) {
   const bool whole = Whole(op.x) && Whole(op.residual) && Whole(op.sum) && Whole(op.y);
   const ForwardArguments a = {op.x,
@@ -192,7 +191,6 @@ void Run(const RmsNormForward& op, const Context& context) {
   });
 }
 
-int64_t WorkspaceBytes(const RmsNormBackward&, const gpu::Properties&) { return 0; }
 void Run(const RmsNormBackward& op, const Context& context) {
   const bool whole = Whole(op.dy) && Whole(op.x) && Whole(op.dresidual) && Whole(op.dx);
   const BackwardArguments a = {op.dy,

@@ -36,7 +36,6 @@ QLORA_KERNEL void RopeKernel(ConstTensor x, ConstTensor positions, ConstTensor c
 
 }  // namespace
 
-int64_t WorkspaceBytes(const Rope&, const gpu::Properties&) { return 0; }
 void Run(const Rope& op, const Context& context) {
   DispatchActivation(op.y.dtype, [&](auto tag) {
     using T = typename decltype(tag)::Type;

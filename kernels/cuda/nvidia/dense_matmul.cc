@@ -15,7 +15,6 @@ namespace qlora::gpu {
 namespace {
 
 // What the library recommends for Hopper.
-constexpr int64_t kWorkspaceBytes = int64_t{32} << 20;
 
 // The library's functions that are used, by the types of its header.
 struct Library {
@@ -151,7 +150,7 @@ absl::StatusOr<cublasLtMatmulAlgo_t> AlgorithmFor(const DenseMatmul& p, const De
     if (status != CUBLAS_STATUS_SUCCESS) return;
     status = Lt().MatmulPreferenceSetAttribute(preference, attribute, &value, sizeof(value));
   };
-  set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t(kWorkspaceBytes));
+  set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t(kDenseMatmulWorkspaceBytes));
   set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
       uint32_t(CUBLASLT_REDUCTION_SCHEME_NONE | CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
   const uint32_t alignment = 16;
@@ -179,8 +178,6 @@ absl::Status LoadDenseMatmul() {
   return status;
 }
 
-int64_t DenseMatmulWorkspaceBytes() { return kWorkspaceBytes; }
-
 std::string DenseMatmulVersion() {
   const size_t version = Lt().GetVersion();
   return absl::StrCat("cuBLASLt ", version / 10000, ".", version / 100 % 100, ".", version % 100);
@@ -198,7 +195,7 @@ void RunDenseMatmul(Launcher& launcher, const char* name, const DenseMatmul& p) 
   const float alpha = p.alpha, beta = p.accumulate ? 1.0f : 0.0f;
   const cublasStatus_t status =
       Lt().Matmul(Lt().handle, d.matmul, &alpha, p.b.data, d.b, p.a.data, d.a, &beta, p.c.data, d.c,
-                  p.c.data, d.c, &*algorithm, p.workspace, size_t(kWorkspaceBytes),
+                  p.c.data, d.c, &*algorithm, p.workspace, size_t(kDenseMatmulWorkspaceBytes),
                   reinterpret_cast<cudaStream_t>(launcher.stream()));
   if (status != CUBLAS_STATUS_SUCCESS) fail(Failed(status, p));
 }

@@ -35,7 +35,6 @@ void Reference(DenseMatmul p) {
 }  // namespace
 
 absl::Status LoadDenseMatmul() { return absl::OkStatus(); }
-int64_t DenseMatmulWorkspaceBytes() { return 0; }
 std::string DenseMatmulVersion() { return "the tests' reference"; }
 
 void RunDenseMatmul(Launcher& launcher, const char* name, const DenseMatmul& matmul) {
