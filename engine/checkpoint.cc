@@ -47,6 +47,8 @@ struct NamedView {
   Tensor view;
 };
 
+constexpr int64_t kPieceBytes = 1 << 20;
+
 // Streams views of device memory into a safetensors file.
 absl::Status WriteViews(std::unique_ptr<WritableFile> file, std::vector<NamedView> tensors,
                         Execution* execution) {
@@ -58,12 +60,17 @@ absl::Status WriteViews(std::unique_ptr<WritableFile> file, std::vector<NamedVie
             [](const NamedView& a, const NamedView& b) { return InFileOrder(a.spec, b.spec); });
   std::vector<uint8_t> bytes;
   for (const NamedView& tensor : tensors) {
-    bytes.resize(tensor.view.Extent());
-    if (absl::Status s = execution->Read(tensor.view, bytes.data(), int64_t(bytes.size()));
-        !s.ok()) {
-      return s;
+    // Some rows at a time: a copy of an embedding would be memory that no plan has.
+    const Tensor& view = tensor.view;
+    const int64_t step = std::max<int64_t>(1, kPieceBytes / (view.pitch * SizeOf(view.dtype)));
+    for (int64_t row = 0; row < view.rows; row += step) {
+      const Tensor part = kernels::SliceRows(view, row, std::min(step, view.rows - row));
+      bytes.resize(part.Extent());
+      if (absl::Status s = execution->Read(part, bytes.data(), int64_t(bytes.size())); !s.ok()) {
+        return s;
+      }
+      if (absl::Status s = writer->Append(bytes); !s.ok()) return s;
     }
-    if (absl::Status s = writer->Append(bytes); !s.ok()) return s;
   }
   return writer->Finish();
 }

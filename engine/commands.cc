@@ -7,12 +7,15 @@
 #include "absl/strings/str_format.h"
 #include "engine/data/describe.h"
 #include "engine/evaluate.h"
+#include "engine/gates.h"
 #include "engine/generate.h"
 #include "engine/input_error.h"
 #include "engine/io/atomic_file.h"
 #include "engine/io/atomic_folder.h"
 #include "engine/io/safetensors_writer.h"
 #include "engine/load_model.h"
+#include "engine/plan_report.h"
+#include "engine/report/plan_output.h"
 #include "engine/report/run_summary.h"
 
 namespace qlora::engine {
@@ -72,10 +75,22 @@ absl::Status CannotWriteLogits(const absl::Status& status) {
 
 absl::Status ShowPlan(const Setup& setup, Console* console) {
   console->Line(StartSummary(setup));
-  absl::StatusOr<Plan> plan = PlanOf(setup);
-  if (!plan.ok()) return plan.status();
-  console->Line(PlanSummary(setup, *plan));
-  return absl::OkStatus();
+  const Plan plan = BestPlan(setup.spec, setup.record, *setup.device, setup.rates, setup.limits);
+  absl::StatusOr<proto::PlanReport> report = MakePlanReport(setup, plan);
+  if (!report.ok()) return report.status();
+  console->Line(PlanReportText(*report));
+  if (setup.job.plan().report()) {
+    const std::string& folder = setup.job.output_dir();
+    if (absl::Status s = WritePlanReport(setup.env, folder, *report); !s.ok()) {
+      return AsInputError(s);
+    }
+    console->Line(absl::StrCat("report: ", JoinPath(folder, "plan_report.html"), ", .txt, .json"));
+  }
+  if (report->fits()) return absl::OkStatus();
+  return proto::DoesNotFitError(
+      absl::StrCat("the run needs ", FormatBytes(plan.total_bytes), " and ",
+                   setup.limits.memory_source, " allows ", FormatBytes(setup.limits.memory_bytes),
+                   report->changes_size() > 0 ? "; the plan lists what would make it fit" : ""));
 }
 
 absl::Status Inspect(const Setup& setup, Console* console) {
@@ -130,10 +145,13 @@ absl::Status Evaluate(const Setup& setup, Console* console) {
   }
   console->Line(absl::StrCat(FormatCount(result->samples), " samples, ",
                              FormatCount(result->tokens), " tokens: ", DescribeEval(*result)));
-  if (!setup.record.eval_logits) return absl::OkStatus();
-  if (absl::Status s = logits.Write(setup.env, path); !s.ok()) return CannotWriteLogits(s);
-  console->Line(absl::StrCat("logits: ", path));
-  return absl::OkStatus();
+  if (setup.record.eval_logits) {
+    if (absl::Status s = logits.Write(setup.env, path); !s.ok()) return CannotWriteLogits(s);
+    console->Line(absl::StrCat("logits: ", path));
+  }
+  GateMetrics metrics;
+  if (result->exact_matches) metrics.exact_match = result->ExactMatch();
+  return ReportGates(setup.job.gates(), metrics, console);
 }
 
 absl::Status GenerateText(const Setup& setup, Console* console) {

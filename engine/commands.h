@@ -9,7 +9,8 @@
 
 namespace qlora::engine {
 
-// What training would take; allocates nothing.
+// What training would take, on this machine or on the card that the job names; allocates nothing.
+// Writes the report to output_dir where the job asks for it.
 absl::Status ShowPlan(const Setup& setup, Console* console);
 
 // The data as the model will see it, the model's tensors, the targets matched.

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "engine/plan_changes.h"
 #include "engine/rematerialize.h"
 
 namespace qlora::engine {
@@ -206,60 +207,25 @@ double DequantizedBytes(absl::Span<const kernels::Op> ops) {
   return bytes;
 }
 
-// The changes of a job that were tried, each with the plan's size under it.
-std::string Remedies(const ModelSpec& spec, const RecordOptions& options,
-                     const kernels::Device& device, const PlanLimits& limits) {
-  std::string text;
-  const auto try_with = [&](const char* change, auto&& edit) {
-    RecordOptions changed = options;
-    PlanLimits changed_limits = limits;
-    edit(&changed, &changed_limits);
-    const int64_t bytes = Planner(spec, changed, device, changed_limits).Fitting().total_bytes;
-    if (bytes <= limits.memory_bytes) {
-      absl::StrAppend(&text, "  ", change, " (", FormatBytes(bytes), ")\n");
-    }
-  };
-  if (options.storage.training) {
-    if (limits.recompute != proto::Recompute::AUTO) {
-      try_with("training.recompute: AUTO",
-               [](RecordOptions*, PlanLimits* l) { l->recompute = proto::Recompute::AUTO; });
-    }
-    for (const int64_t part : {2, 4, 8}) {
-      const std::string change =
-          absl::StrCat("1/", part,
-                       " of the tokens per micro-batch: lower "
-                       "data.max_length or training.per_device_train_batch_size");
-      try_with(change.c_str(), [part](RecordOptions* o, PlanLimits* l) {
-        for (int64_t* n : {&o->train.tokens, &o->train.trained_rows})
-          *n = std::max<int64_t>(*n / part, 1);
-        l->recompute = proto::Recompute::AUTO;
-      });
-    }
-    if (options.storage.mode == proto::Mode::LORA) {
-      try_with("mode: QLORA",
-               [](RecordOptions* o, PlanLimits*) { o->storage.mode = proto::Mode::QLORA; });
-    }
-    if (!limits.paging.allowed) {
-      try_with("training.optim: PAGED_ADAMW_32BIT",
-               [](RecordOptions*, PlanLimits* l) { l->paging.allowed = true; });
-    }
-    if (!options.storage.eight_bit_states) {
-      try_with("training.optim: PAGED_ADAMW_8BIT", [](RecordOptions* o, PlanLimits* l) {
-        o->storage.eight_bit_states = l->paging.allowed = true;
-      });
-    }
-    if (limits.paging.budget_bytes.has_value()) {
-      try_with("training.paged_states_budget removed",
-               [](RecordOptions*, PlanLimits* l) { l->paging.budget_bytes.reset(); });
-    }
-    if (options.storage.pending_gradients > 0) {
-      try_with("training.gradient_sum: SEQUENTIAL",
-               [](RecordOptions* o, PlanLimits*) { o->storage.pending_gradients = 0; });
+void AddTimes(const MachineRates& rates, Plan* plan) {
+  const std::vector<PieceProgram>& pieces = plan->run.program.pieces();
+  if (plan->run.train.has_value()) {
+    const std::vector<kernels::Op>& ops = pieces[plan->run.train->micro_batch].ops;
+    const BoundTime bound = BoundOf(ops, rates);
+    plan->micro_batch_seconds = bound.Seconds();
+    plan->micro_batch_memory_seconds = bound.memory;
+    std::vector<kernels::Op> again;
+    for (const int64_t i : plan->recompute_cost.indices) again.push_back(ops[i]);
+    plan->recompute_seconds = BoundSeconds(again, rates);
+    plan->dequantize_seconds = DequantizedBytes(ops) / rates.memory_bytes;
+    plan->update_seconds = BoundSeconds(pieces[plan->run.train->finish].ops, rates);
+    for (const int64_t piece : plan->run.train->update) {
+      plan->update_seconds += BoundSeconds(pieces[piece].ops, rates);
     }
   }
-  const int64_t need = Planner(spec, options, device, limits).Fitting().total_bytes;
-  absl::StrAppend(&text, "  a memory limit of ", FormatBytes(need), " (", need, " bytes)\n");
-  return text;
+  if (plan->run.eval.has_value()) {
+    plan->eval_batch_seconds = BoundSeconds(pieces[plan->run.eval->forward].ops, rates);
+  }
 }
 
 }  // namespace
@@ -296,15 +262,36 @@ std::string Describe(const kernels::PagedShape& paging) {
                       " stay on the device, ", paging.slots, " at a time pass through");
 }
 
+double StepSeconds(const Plan& plan, int64_t micro_batches) {
+  return double(micro_batches) * plan.micro_batch_seconds + plan.update_seconds;
+}
+
+bool Fits(const Plan& plan, const PlanLimits& limits) {
+  return plan.total_bytes <= limits.memory_bytes &&
+         (!limits.host_bytes || plan.HostBytes() <= *limits.host_bytes);
+}
+
+Plan BestPlan(const ModelSpec& spec, const RecordOptions& options, const kernels::Device& device,
+              const MachineRates& rates, const PlanLimits& limits) {
+  Plan plan = Planner(spec, options, device, limits).Fitting();
+  AddTimes(rates, &plan);
+  return plan;
+}
+
 absl::StatusOr<Plan> MakePlan(const ModelSpec& spec, const RecordOptions& options,
                               const kernels::Device& device, const MachineRates& rates,
                               const PlanLimits& limits) {
-  Plan plan = Planner(spec, options, device, limits).Fitting();
+  Plan plan = BestPlan(spec, options, device, rates, limits);
   if (plan.total_bytes > limits.memory_bytes) {
+    std::string changes;
+    for (const PlanChange& change : FittingChanges(spec, options, device, rates, limits)) {
+      absl::StrAppend(&changes, "  ", Describe(change), "\n");
+    }
     return absl::ResourceExhaustedError(absl::StrCat(
         "the run needs ", FormatBytes(plan.total_bytes), " and ", limits.memory_source, " allows ",
         FormatBytes(limits.memory_bytes), ". The largest items:\n", LargestItems(plan),
-        "Any of these would make it fit:\n", Remedies(spec, options, device, limits)));
+        "Any of these would make it fit:\n", changes, "  a memory limit of ",
+        FormatBytes(plan.total_bytes), " (", plan.total_bytes, " bytes)\n"));
   }
   if (limits.host_bytes && plan.HostBytes() > *limits.host_bytes) {
     return absl::ResourceExhaustedError(
@@ -314,24 +301,6 @@ absl::StatusOr<Plan> MakePlan(const ModelSpec& spec, const RecordOptions& option
                      " free. A larger memory_limit keeps more of it on the GPU; training.optim: "
                      "PAGED_ADAMW_8BIT "
                      "has states of a quarter, a lower data.max_length smaller layer inputs"));
-  }
-  const std::vector<PieceProgram>& pieces = plan.run.program.pieces();
-  if (plan.run.train.has_value()) {
-    plan.micro_batch_seconds = BoundSeconds(pieces[plan.run.train->micro_batch].ops, rates);
-    std::vector<kernels::Op> again;
-    for (const int64_t i : plan.recompute_cost.indices) {
-      again.push_back(pieces[plan.run.train->micro_batch].ops[i]);
-    }
-    plan.recompute_seconds = BoundSeconds(again, rates);
-    plan.dequantize_seconds =
-        DequantizedBytes(pieces[plan.run.train->micro_batch].ops) / rates.memory_bytes;
-    plan.update_seconds = BoundSeconds(pieces[plan.run.train->finish].ops, rates);
-    for (const int64_t piece : plan.run.train->update) {
-      plan.update_seconds += BoundSeconds(pieces[piece].ops, rates);
-    }
-  }
-  if (plan.run.eval.has_value()) {
-    plan.eval_batch_seconds = BoundSeconds(pieces[plan.run.eval->forward].ops, rates);
   }
   return plan;
 }

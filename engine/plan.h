@@ -78,11 +78,15 @@ struct Plan {
 
   // Seconds, by the ops' own counts and the machine's measured rates. 0 for what the run has not.
   double micro_batch_seconds = 0;
+  double micro_batch_memory_seconds = 0;  // of these, in ops that memory bounds
   // Of these, what is spent on computing values again, and on writing 4-bit weights out.
   double recompute_seconds = 0, dequantize_seconds = 0;
   double update_seconds = 0;
   double eval_batch_seconds = 0;
 };
+
+// Seconds of a step of so many micro-batches, all full, on one rank.
+double StepSeconds(const Plan& plan, int64_t micro_batches);
 
 // Records the run. Where not everything fits, states that may be paged leave the device first, but
 // for a few windows; then, with AUTO, as little is recomputed as makes the rest fit; what is left
@@ -96,6 +100,11 @@ absl::StatusOr<Plan> MakePlan(const ModelSpec& spec, const RecordOptions& option
 // largest items and the limit that would do, where it does not fit.
 absl::StatusOr<Plan> PlanRecorded(RecordedRun run, const kernels::Device& device,
                                   const PlanLimits& limits);
+// The same without a refusal: where nothing fits, the smallest plan there is.
+Plan BestPlan(const ModelSpec& spec, const RecordOptions& options, const kernels::Device& device,
+              const MachineRates& rates, const PlanLimits& limits);
+// Whether a plan keeps to the limits, of the device and of host memory.
+bool Fits(const Plan& plan, const PlanLimits& limits);
 
 // The table of a plan as text.
 std::string PlanTable(const Plan& plan, const PlanLimits& limits);

@@ -118,13 +118,18 @@ absl::StatusOr<MachineRates> MeasureRates(kernels::Device& device, kernels::DTyp
   return rates;
 }
 
-double BoundSeconds(absl::Span<const Op> ops, const MachineRates& rates) {
-  double seconds = 0;
+BoundTime BoundOf(absl::Span<const Op> ops, const MachineRates& rates) {
+  BoundTime time;
   for (const Op& op : ops) {
-    seconds += std::max(kernels::FlopsOf(op) / rates.matmul_flops,
-                        kernels::BytesOf(op) / rates.memory_bytes);
+    const double compute = kernels::FlopsOf(op) / rates.matmul_flops;
+    const double memory = kernels::BytesOf(op) / rates.memory_bytes;
+    (compute > memory ? time.compute : time.memory) += std::max(compute, memory);
   }
-  return seconds;
+  return time;
+}
+
+double BoundSeconds(absl::Span<const Op> ops, const MachineRates& rates) {
+  return BoundOf(ops, rates).Seconds();
 }
 
 }  // namespace qlora::engine

@@ -19,7 +19,13 @@ struct MachineRates {
 // used. The best of several tries counts: a disturbance only ever slows one down.
 absl::StatusOr<MachineRates> MeasureRates(kernels::Device& device, kernels::DType compute);
 
-// Σ over ops of max(FLOP / rate, bytes / rate): what they would take if each ran at its bound.
+// Σ over ops of max(FLOP / rate, bytes / rate), what they would take if each ran at its bound, by
+// which of the two it is.
+struct BoundTime {
+  double compute = 0, memory = 0;  // seconds
+  double Seconds() const { return compute + memory; }
+};
+BoundTime BoundOf(absl::Span<const kernels::Op> ops, const MachineRates& rates);
 double BoundSeconds(absl::Span<const kernels::Op> ops, const MachineRates& rates);
 
 }  // namespace qlora::engine

@@ -6,9 +6,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "engine/card_table.h"
 #include "engine/checkpoint.h"
 #include "engine/evaluate.h"
-#include "engine/host_memory.h"
 #include "engine/input_error.h"
 #include "engine/io/hub_cache.h"
 #include "engine/io/sha256.h"
@@ -18,8 +18,8 @@
 #include "engine/model/load_weights.h"
 #include "engine/model/prequantized.h"
 #include "engine/open_device.h"
+#include "engine/plan_limits.h"
 #include "engine/text/chat_format.h"
-#include "proto/memory_size.h"
 
 namespace qlora::engine {
 namespace {
@@ -41,6 +41,7 @@ class Preparation {
     s_.job = job;
     s_.ranks = ranks;
     s_.env = env;
+    if (command == Command::kPlan) s_.planned_world = job.plan().world_size();
     trains_ =
         command == Command::kTrain || command == Command::kPlan || command == Command::kInspect;
   }
@@ -59,6 +60,7 @@ class Preparation {
 
  private:
   bool HasModelInit() const { return s_.job.has_model_init(); }
+  bool IsPlan() const { return command_ == Command::kPlan; }
 
   absl::Status OpenModel() {
     if (HasModelInit()) {
@@ -79,6 +81,11 @@ class Preparation {
     if (!spec.ok()) return AsInputError(spec.status());
     s_.spec = *std::move(spec);
     absl::StatusOr<ShardedModel> model = ShardedModel::Open(s_.env, *folder);
+    if (IsPlan() && absl::IsNotFound(model.status())) {
+      s_.warnings.push_back(absl::StrCat(*folder, " has no weights: planned by ", s_.config_file,
+                                         " alone, weights in 16 bits"));
+      return absl::OkStatus();
+    }
     if (!model.ok()) return AsInputError(model.status());
     s_.model = *std::move(model);
     const auto& kept = s_.job.quantization().keep_in_16_bits();
@@ -112,6 +119,8 @@ class Preparation {
       const bool needed =
           command_ == Command::kGenerate || s_.job.eval().exact_match() ||
           (format != proto::DataFormat::PRETOKENIZED && format != proto::DataFormat::AUTO);
+      const bool has_data = s_.job.data().has_train_file() || s_.job.data().has_eval_file();
+      if (IsPlan() && !has_data && absl::IsNotFound(tokenizer.status())) return absl::OkStatus();
       if (needed || !absl::IsNotFound(tokenizer.status())) return AsInputError(tokenizer.status());
       return absl::OkStatus();
     }
@@ -246,6 +255,16 @@ class Preparation {
     if (s_.job.num_threads() == 0 && RanksHere() > 1) {
       s_.job.set_num_threads(std::max(1, int(std::thread::hardware_concurrency()) / RanksHere()));
     }
+    s_.rates_source = "measured here";
+    if (IsPlan() && NamesDevice(s_.job.plan())) {
+      absl::StatusOr<PlannedDevice> planned = FindPlannedDevice(s_.job.plan());
+      if (!planned.ok()) return planned.status();
+      s_.device = std::move(planned->device);
+      s_.rates = planned->rates;
+      s_.rates_source = planned->rates_source;
+      s_.device_is_planned = true;
+      return absl::OkStatus();
+    }
     absl::StatusOr<std::unique_ptr<kernels::Device>> device =
         OpenJobDevice(s_.job, s_.ranks == nullptr ? 0 : s_.ranks->control().local_rank(),
                       RanksHere(), &s_.warnings);
@@ -255,6 +274,7 @@ class Preparation {
   }
 
   absl::Status MeasureDevice() {
+    if (s_.device_is_planned) return absl::OkStatus();
     absl::StatusOr<MachineRates> rates = MeasureRates(*s_.device, ComputeType());
     if (!rates.ok()) {
       return proto::DoesNotFitError(
@@ -471,40 +491,17 @@ class Preparation {
   }
 
   absl::Status ChooseLimits() {
-    s_.limits.recompute = s_.job.training().recompute();
-    const bool is_host = s_.device->info().is_host;
-    s_.limits.memory_bytes =
-        is_host ? AvailableHostMemory() / RanksHere() : s_.device->info().memory_bytes;
-    s_.limits.memory_source = !is_host          ? "the GPU's free memory"
-                              : RanksHere() > 1 ? "this rank's share of this machine's free memory"
-                                                : "this machine's free memory";
-    if (s_.job.has_memory_limit()) {
-      absl::StatusOr<int64_t> limit = proto::ParseMemorySize(s_.job.memory_limit());
-      if (!limit.ok()) return proto::BadJobError(limit.status().message());
-      if (*limit < s_.limits.memory_bytes) {
-        s_.limits.memory_bytes = *limit;
-        s_.limits.memory_source = "memory_limit";
-      }
-    }
-    if (is_host) {
-      s_.limits.other = {{"this process: program, tokenizer, data", ResidentHostMemory()}};
-    }
-    if (absl::Status s = ChoosePaging(); !s.ok()) return s;
-    if (s_.model) {
-      s_.limits.loading_bytes = LoadingBytes(
-          *s_.model, s_.spec, s_.record.storage, *s_.device,
-          command_ == Command::kQuantize || !s_.job.quantization().quantize_cache().empty());
-    }
-    if (is_host) {
-      // What preparing took at its peak and has given back, the run may take again.
-      s_.limits.loading_bytes =
-          std::max(s_.limits.loading_bytes, PeakHostMemory() - ResidentHostMemory());
-    }
+    const bool writes_cache =
+        command_ == Command::kQuantize || !s_.job.quantization().quantize_cache().empty();
+    absl::StatusOr<PlanLimits> limits = LimitsOf(s_, writes_cache);
+    if (!limits.ok()) return limits.status();
+    s_.limits = *std::move(limits);
     return absl::OkStatus();
   }
 
   absl::Status ChooseKernels() {
-    if (s_.device->info().is_host) return absl::OkStatus();  // one variant of everything
+    // A host has one variant of everything; of a card that is not here nothing can be tried.
+    if (s_.device->info().is_host || s_.device_is_planned) return absl::OkStatus();
     const RecordedRun dry = Record(s_.spec, s_.record, *s_.device);
     absl::StatusOr<KernelSelection> kernels = SelectKernels(
         dry.program.Ops(), s_.job.kernel_selection(), {}, s_.device.get(), &s_.warnings);
@@ -513,35 +510,6 @@ class Preparation {
                              "trying the device's kernels on this job's shapes");
     }
     s_.record.kernels = *std::move(kernels);
-    return absl::OkStatus();
-  }
-
-  absl::Status ChoosePaging() {
-    const proto::Training& training = s_.job.training();
-    PagingLimits& paging = s_.limits.paging;
-    paging.allowed = training.optim() == proto::Optimizer::PAGED_ADAMW_32BIT ||
-                     training.optim() == proto::Optimizer::PAGED_ADAMW_8BIT;
-    if (training.has_paged_states_budget()) {
-      absl::StatusOr<int64_t> budget = proto::ParseMemorySize(training.paged_states_budget());
-      if (!budget.ok()) return proto::BadJobError(budget.status().message());
-      paging.budget_bytes = *budget;
-      // A small budget still holds a window that is updated, one that arrives and one that leaves.
-      const int64_t pages = *budget / 4 / kernels::kPagedWindowAlignment;
-      paging.window_bytes = std::clamp(pages * kernels::kPagedWindowAlignment,
-                                       kernels::kPagedWindowAlignment, paging.window_bytes);
-    }
-    if (s_.device->info().is_host) {
-      // Where the results will be, or would be: the folder may not be there yet.
-      paging.folder = s_.job.output_dir();
-      while (!paging.folder.empty() && !s_.env->IsFolder(paging.folder)) {
-        const size_t slash = paging.folder.rfind('/');
-        paging.folder.resize(slash == std::string::npos ? 0 : slash);
-      }
-      if (paging.folder.empty()) paging.folder = s_.job.output_dir().starts_with('/') ? "/" : ".";
-    } else {
-      s_.limits.may_offload = true;
-      s_.limits.host_bytes = AvailableHostMemory() / RanksHere() - ResidentHostMemory();
-    }
     return absl::OkStatus();
   }
 

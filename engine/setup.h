@@ -40,10 +40,13 @@ struct Setup {
   Dataset train_data, eval_data;  // empty where the command has none
   std::optional<Batcher> train_batches, eval_batches;
   int64_t total_steps = 0;
-  Ranks* ranks = nullptr;  // all that train together; null: this process alone. Borrowed
+  Ranks* ranks = nullptr;          // all that train together; null: this process alone. Borrowed
+  bool device_is_planned = false;  // command plan: `device` is a card that need not be here
+  int planned_world = 1;           // command plan: how many shall train together
   std::vector<std::vector<int32_t>> prompts;  // command generate
   RecordOptions record;
   MachineRates rates;
+  std::string rates_source;  // "measured here", or whose figures they are
   PlanLimits limits;
   std::string base_hash;  // SHA-256 over the names and contents of config.json and all weight files
   std::string job_text;   // what of the job decides the result, one field a line
@@ -52,7 +55,7 @@ struct Setup {
   std::optional<ResidualNote> residual_note;
   std::vector<std::string> warnings;
 
-  int world() const { return ranks == nullptr ? 1 : ranks->size(); }
+  int world() const { return ranks == nullptr ? planned_world : ranks->size(); }
   // Whether this process is the one that talks and writes.
   bool is_first() const { return ranks == nullptr || ranks->is_first(); }
 };

@@ -9,6 +9,7 @@
 #include "absl/strings/str_format.h"
 #include "engine/checkpoint.h"
 #include "engine/evaluate.h"
+#include "engine/gates.h"
 #include "engine/host_memory.h"
 #include "engine/input_error.h"
 #include "engine/io/atomic_file.h"
@@ -314,6 +315,10 @@ class TrainingRun {
     tokens_per_second_ = double(tokens) / seconds;
     speed_.tokens += tokens;
     speed_.seconds += seconds;
+    // A micro-batch that is not full takes its share of a full one's time.
+    speed_.predicted_seconds += plan_.micro_batch_seconds * double(tokens) /
+                                    double(std::max<int64_t>(1, setup_.record.train.tokens)) +
+                                plan_.update_seconds;
     const double flops = UsefulFlops(setup_.spec, setup_.job.mode() == proto::Mode::FULL,
                                      setup_.targets.ParameterCount(), tokens, pairs);
     share_of_light_ = flops / (setup_.rates.matmul_flops * setup_.world()) / seconds;
@@ -447,7 +452,9 @@ class TrainingRun {
     }
     if (absl::Status s = Meet("the end"); !s.ok()) return s;
     Enter(Phase::kFinished);
-    return absl::OkStatus();
+    if (!setup_.is_first()) return absl::OkStatus();
+    return ReportGates(setup_.job.gates(),
+                       TrainingMetrics(state_, training_.load_best_model_at_end()), &console_);
   }
 
   absl::Status WriteResults() {
@@ -470,6 +477,7 @@ class TrainingRun {
       if (absl::Status s = WriteSidecar(setup_, plan_, state_, speed_); !s.ok()) {
         return AsInputError(s);
       }
+      console_.Line(speed_.Describe());
     }
     const std::string curve = JoinPath(folder, "loss_curve.svg");
     if (absl::Status s = AtomicWriteFile(setup_.env, curve, LossCurveSvg(state_)); !s.ok()) {

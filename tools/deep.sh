@@ -4,6 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 ./tools/test.sh
+QLORA_RANDOM_JOBS=200 QLORA_RANDOM_SEED=1000 build/tests/tools_tests --gtest_filter='PlanHonesty.*'
 ./tools/sanitize.sh address,undefined
 ./tools/sanitize.sh thread
 ./tests/interop/run.sh build/tools/qlora_engine

@@ -18,6 +18,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/comm/ranks.h"
 #include "engine/commands.h"
+#include "engine/doctor.h"
 #include "engine/drift/quantize_base.h"
 #include "engine/drift/report_drift.h"
 #include "engine/input_error.h"
@@ -34,15 +35,17 @@ namespace {
 constexpr char kUsage[] =
     "usage: qlora_engine COMMAND job.textproto [--set path=value ...]\n"
     "       qlora_engine verify FOLDER\n"
+    "       qlora_engine doctor\n"
     "commands:\n"
     "  train     fine-tune; goes on from the newest checkpoint in output_dir\n"
-    "  plan      what training would take: memory, time; allocates nothing\n"
+    "  plan      what training would take, here or on a named card: memory, time, money\n"
     "  inspect   the data as the model will see it, the tensors, the targets matched\n"
     "  eval      loss, perplexity and exact match on a file\n"
     "  generate  text from a prompt\n"
     "  quantize  write the 4-bit checkpoint and what its weights lost\n"
     "  drift     what 4 bits cost on a file, against 16 bits\n"
     "  verify    check the checkpoints of an output folder\n"
+    "  doctor    what this machine can do, and what it lacks\n"
     "  version   print the version\n"
     "--set sets one field of the job: --set training.learning_rate=1e-4\n"
     "several processes train together under mpirun or srun, or by hand:\n"
@@ -204,7 +207,10 @@ absl::Status RunJob(const Arguments& arguments, proto::Command command, engine::
       JoinRanks(arguments, command, *job, console);
   if (!ranks.ok()) return ranks.status();
   const absl::Status status = RunPrepared(*job, command, env, ranks->get(), console);
-  if (!status.ok() && !absl::IsCancelled(status) && *ranks != nullptr) {
+  // Stopped, or missed a gate: all ranks ended well before.
+  const bool is_failure = !status.ok() && !absl::IsCancelled(status) &&
+                          proto::ExitCodeOf(status) != proto::kExitGateMissed;
+  if (is_failure && *ranks != nullptr) {
     (*ranks)->control().Abort(status);
   }
   return status;
@@ -214,6 +220,12 @@ int Main(const std::vector<std::string>& words) {
   if (!words.empty() && (words[0] == "version" || words[0] == "--version")) {
     std::printf("qlora_engine %s\n", engine::kEngineVersion);
     return proto::kExitDone;
+  }
+  if (words == std::vector<std::string>{"doctor"}) {
+    engine::Console console;
+    const absl::Status status = engine::Doctor(&console);
+    if (!status.ok()) console.Error(status.message());
+    return proto::ExitCodeOf(status);
   }
   if (!words.empty() && (words[0] == "help" || words[0] == "--help" || words[0] == "-h")) {
     std::fputs(kUsage, stdout);

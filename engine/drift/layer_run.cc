@@ -74,7 +74,7 @@ int64_t LayerRun::LoadingBytesOfForms() const {
   for (const ModelForm& form : forms_) {
     if (!form.quant) continue;
     const StorageOptions options{.mode = proto::Mode::QLORA, .quant = *form.quant};
-    most = std::max(most, LoadingBytes(*form.model, SpecOf(spec_, form), options, *context_.device,
+    most = std::max(most, LoadingBytes(&*form.model, SpecOf(spec_, form), options, *context_.device,
                                        /*writes_cache=*/true));
   }
   return most;

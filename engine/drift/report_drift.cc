@@ -14,6 +14,7 @@
 #include "engine/drift/drift_order.h"
 #include "engine/drift/drift_text.h"
 #include "engine/drift/measure_weights.h"
+#include "engine/gates.h"
 #include "engine/input_error.h"
 #include "engine/io/atomic_file.h"
 #include "engine/lora/residual_note.h"
@@ -60,7 +61,11 @@ class DriftRun {
                             &DriftRun::CompareForms, &DriftRun::CompareKept, &DriftRun::Write}) {
       if (absl::Status s = (this->*part)(); !s.ok()) return s;
     }
-    return absl::OkStatus();
+    return ReportGates(
+        setup_.job.gates(),
+        {.eval_loss_increase = report_.quantized().loss() - report_.baseline().loss(),
+         .kl = report_.quantized().kl()},
+        &console_);
   }
 
  private:

@@ -190,7 +190,7 @@ void FillNormal(uint64_t seed, uint64_t key, float deviation, absl::Span<float> 
 
 }  // namespace
 
-int64_t LoadingBytes(const ShardedModel& model, const ModelSpec& spec,
+int64_t LoadingBytes(const ShardedModel* model, const ModelSpec& spec,
                      const StorageOptions& options, const kernels::Device& device,
                      bool writes_cache) {
   if (options.mode != proto::Mode::QLORA) return 0;
@@ -198,19 +198,23 @@ int64_t LoadingBytes(const ShardedModel& model, const ModelSpec& spec,
   for (WeightRow& row : WeightRows(spec)) {
     if (!row.quantizable) continue;
     if (writes_cache) most = std::max(most, UnpackWeightBytes(row, options.quant));
-    if (IsPrequantized(model, row)) {
-      most = std::max(most, LoadPrequantizedBytes(model, row, options.quant, device));
-      continue;
+    kernels::DType dtype = kernels::DType::kBf16;
+    if (model != nullptr) {
+      if (IsPrequantized(*model, row)) {
+        most = std::max(most, LoadPrequantizedBytes(*model, row, options.quant, device));
+        continue;
+      }
+      const absl::StatusOr<ShardedModel::Tensor> tensor = model->Get(row.name);
+      if (!tensor.ok()) continue;  // CheckCheckpoint has said so
+      dtype = *FloatType(tensor->info->dtype);
     }
-    const absl::StatusOr<ShardedModel::Tensor> tensor = model.Get(row.name);
-    if (!tensor.ok()) continue;  // CheckCheckpoint has said so
+    const int64_t tensor_bytes = row.rows * row.cols * kernels::SizeOf(dtype);
     WeightSlot slot;
     slot.base.quantized.spec = options.quant;
     slot.row = std::move(row);
-    const kernels::Quantize op = Loader::QuantizeOp(slot, *FloatType(tensor->info->dtype));
+    const kernels::Quantize op = Loader::QuantizeOp(slot, dtype);
     // Read in place or through staging, the tensor itself is in memory while it is quantized.
-    most =
-        std::max(most, kernels::kBufferAlignment + device.WorkspaceBytes(op) + tensor->info->bytes);
+    most = std::max(most, kernels::kBufferAlignment + device.WorkspaceBytes(op) + tensor_bytes);
   }
   return most;
 }

@@ -28,8 +28,8 @@ absl::Status CheckCheckpoint(const ShardedModel& model, proto::Mode::Value mode,
                              std::vector<std::string>* warnings);
 
 // Bytes of staging and workspace that LoadWeights needs, and with `writes_cache` LoadWeightsCached:
-// PlanLimits::loading_bytes.
-int64_t LoadingBytes(const ShardedModel& model, const ModelSpec& spec,
+// PlanLimits::loading_bytes. Without a model: as if it had its weights in bf16.
+int64_t LoadingBytes(const ShardedModel* model, const ModelSpec& spec,
                      const StorageOptions& options, const kernels::Device& device,
                      bool writes_cache);
 

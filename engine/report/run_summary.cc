@@ -21,8 +21,8 @@ std::string StartSummary(const Setup& setup) {
       "mode: ", proto::Mode::Value_Name(setup.job.mode()), ", compute ",
       proto::ComputeDtype::Value_Name(setup.job.compute_dtype()), ", on ",
       setup.device->info().name,
-      absl::StrFormat("; measured here: %.0f GFLOP/s, %.1f GB/s\n", setup.rates.matmul_flops / 1e9,
-                      setup.rates.memory_bytes / 1e9));
+      absl::StrFormat("; %s: %.0f GFLOP/s, %.1f GB/s\n", setup.rates_source,
+                      setup.rates.matmul_flops / 1e9, setup.rates.memory_bytes / 1e9));
   if (setup.ranks != nullptr) {
     const int64_t accumulation = setup.job.training().gradient_accumulation_steps();
     absl::StrAppend(&text, "ranks: ", setup.world(), ", ", setup.ranks->control().local_size(),

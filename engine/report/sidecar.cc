@@ -2,14 +2,25 @@
 
 #include <google/protobuf/stubs/common.h>
 
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "engine/host_memory.h"
 #include "engine/io/atomic_file.h"
+#include "engine/report/console.h"
 #include "engine/version.h"
 
 namespace qlora::engine {
+
+std::string TrainSpeed::Describe() const {
+  const double error = seconds / predicted_seconds - 1;
+  return absl::StrFormat("speed: %s tokens/s; the plan predicted %s, %.0f %% %s",
+                         FormatCount(int64_t(TokensPerSecond() + 0.5)),
+                         FormatCount(int64_t(PredictedTokensPerSecond() + 0.5)),
+                         100 * std::abs(error), error < 0 ? "less" : "more");
+}
 
 absl::Status WriteSidecar(const Setup& setup, const Plan& plan, const proto::RunState& state,
                           const TrainSpeed& speed) {
@@ -33,8 +44,10 @@ absl::Status WriteSidecar(const Setup& setup, const Plan& plan, const proto::Run
   json["plan_bytes"] = plan.total_bytes;
   json["peak_bytes"] = PeakHostMemory();
   json["train_seconds"] = speed.seconds;
-  json["tokens_per_second"] = double(speed.tokens) / speed.seconds;
-  return AtomicWriteFile(setup.env, JoinPath(setup.job.output_dir(), "qlora_run.json"),
+  json["tokens_per_second"] = speed.TokensPerSecond();
+  json["predicted_tokens_per_second"] = speed.PredictedTokensPerSecond();
+  json["prediction_error"] = speed.seconds / speed.predicted_seconds - 1;
+  return AtomicWriteFile(setup.env, JoinPath(setup.job.output_dir(), kSidecarFile),
                          json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
 }
 

@@ -4,6 +4,8 @@
 #ifndef QLORA_ENGINE_REPORT_SIDECAR_H_
 #define QLORA_ENGINE_REPORT_SIDECAR_H_
 
+#include <string>
+
 #include "absl/status/status.h"
 #include "engine/plan.h"
 #include "engine/setup.h"
@@ -11,10 +13,18 @@
 
 namespace qlora::engine {
 
+inline constexpr char kSidecarFile[] = "qlora_run.json";
+
 // Of the training steps that this process made, without evaluations and checkpoints.
 struct TrainSpeed {
   int64_t tokens = 0;  // trained on or not
   double seconds = 0;
+  double predicted_seconds = 0;  // by the plan, for the same micro-batches
+
+  double TokensPerSecond() const { return double(tokens) / seconds; }
+  double PredictedTokensPerSecond() const { return double(tokens) / predicted_seconds; }
+  // "1,234 tokens/s; the plan had predicted 1,500, 22 % more".
+  std::string Describe() const;
 };
 
 // qlora_run.json in the output folder: hashes of base, data and job, versions, trained share,

@@ -171,7 +171,7 @@ TEST_F(Commands, PlanNeedsNoData) {
   Write("plan.textproto", "model: '" + Path("base") + "' data { max_length: 32 }");
   const CommandResult result = RunEngine({"plan", Path("plan.textproto")});
   EXPECT_EQ(result.exit_code, 0) << result.err;
-  EXPECT_THAT(result.out, HasSubstr("micro-batches of 32 tokens"));
+  EXPECT_THAT(result.out, HasSubstr("a step of 512 tokens"));
 }
 
 TEST_F(Commands, QuantizeCacheGivesTheSameBytes) {

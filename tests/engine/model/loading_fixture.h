@@ -97,7 +97,7 @@ struct TestRun {
     const ModelSpec spec = SpecOf(model.folder());
     plan.run.storage = AddStorage(spec, options, &plan.run.program);
     plan.placement.offset.assign(plan.run.program.buffers().size(), -1);
-    plan.placement.bytes = LoadingBytes(model, spec, options, *device, /*writes_cache=*/true);
+    plan.placement.bytes = LoadingBytes(&model, spec, options, *device, /*writes_cache=*/true);
     auto created = Execution::Create(plan, device.get());
     EXPECT_TRUE(created.ok()) << created.status();
     execution = *std::move(created);

@@ -82,7 +82,7 @@ ModelRun::ModelRun(Options options, std::unique_ptr<kernels::Device> device)
     spec.layers = options.random_layers;
     spec.window.resize(spec.layers);
   } else {
-    limits.loading_bytes = LoadingBytes(model, spec, storage, *device_, false);
+    limits.loading_bytes = LoadingBytes(&model, spec, storage, *device_, false);
   }
   std::vector<std::string> selection_warnings;
   options.record.kernels =

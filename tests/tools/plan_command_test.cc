@@ -1,0 +1,202 @@
+// Command plan from a job to its reports: named cards, large shapes from a config.json alone,
+// ranks, economics.
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "tests/support/paths.h"
+#include "tests/tools/workplace.h"
+
+namespace qlora::tests {
+namespace {
+
+using testing::HasSubstr;
+using testing::Not;
+
+class PlanCommand : public Workplace {
+ protected:
+  // A plan's report as JSON, of a job in `text`.
+  nlohmann::json Report(const std::string& text, int exit_code = 0) {
+    Write("plan.textproto", absl::StrCat(text, "\noutput_dir: '", Path("report"), "'"));
+    const CommandResult result =
+        RunEngine({"plan", Path("plan.textproto"), "--set", "plan.report=true"});
+    EXPECT_EQ(result.exit_code, exit_code) << result.out << result.err;
+    return nlohmann::json::parse(Read("report/plan_report.json"), nullptr, false);
+  }
+  static std::string Shape(const std::string& name) {
+    return absl::StrCat("model: '", SourceDir(), "/bench/models/", name, "'\n");
+  }
+};
+
+int64_t Number(const nlohmann::json& value) {
+  return value.is_string() ? std::stoll(value.get<std::string>()) : value.get<int64_t>();
+}
+
+// QLoRA's recipe: r = 64 on all linears, paged states.
+constexpr char kRecipe[] =
+    "lora { r: 64 } training { optim: PAGED_ADAMW_32BIT gradient_sum: SEQUENTIAL }\n";
+
+TEST_F(PlanCommand, LargeShapesFitTheirCardsItemByItem) {
+  struct Case {
+    const char *shape, *card;
+    int64_t parameters, bytes;
+    int tokens;
+  };
+  for (const Case& c : {Case{"llama_7b", "RTX 3090", 6738415616, 24'000'000'000, 512},
+                        Case{"llama_13b", "A10", 13015864320, 24'000'000'000, 512},
+                        Case{"llama_33b", "RTX 4090", 32528943616, 24'000'000'000, 512},
+                        Case{"llama_65b", "L40S", 65285660672, 48'000'000'000, 512},
+                        Case{"llama3_70b", "A100-80GB", 70553706496, 80'000'000'000, 512}}) {
+    const nlohmann::json report =
+        Report(absl::StrCat(Shape(c.shape), kRecipe, "data { max_length: ", c.tokens,
+                            " } plan { card: '", c.card, "' explore: false }"));
+    ASSERT_TRUE(report.is_object()) << c.shape;
+    EXPECT_TRUE(report["fits"].get<bool>()) << c.shape;
+    EXPECT_EQ(Number(report["parameters"]), c.parameters) << c.shape;
+    int64_t on_device = 0;
+    for (const auto& item : report["items"]) {
+      if (item["memory"] == "device") on_device += Number(item["bytes"]);
+    }
+    EXPECT_EQ(on_device, Number(report["device_bytes"])) << c.shape;
+    EXPECT_LE(on_device, c.bytes) << c.shape;
+    // Four bits a weight, with their scales, are there at least.
+    EXPECT_GT(on_device, c.parameters / 2) << c.shape;
+    EXPECT_GT(report["time"]["tokens_per_second"].get<double>(), 0);
+  }
+}
+
+TEST_F(PlanCommand, WhatDoesNotFitNamesTheCheapestChanges) {
+  const nlohmann::json report =
+      Report(absl::StrCat(Shape("qwen3_1.7b"), "mode: LORA plan { card: 'L4' memory: '4GB' }"), 71);
+  EXPECT_FALSE(report["fits"].get<bool>());
+  ASSERT_FALSE(report["changes"].empty());
+  double before = 0;
+  bool quantizes = false;
+  for (const auto& change : report["changes"]) {
+    EXPECT_GE(change["relative_time"].get<double>(), before);
+    EXPECT_LE(Number(change["bytes"]), 4'000'000'000);
+    before = change["relative_time"].get<double>();
+    quantizes = quantizes || change["change"] == "mode: QLORA";
+  }
+  EXPECT_TRUE(quantizes);
+  EXPECT_EQ(Number(report["largest_batch"]), 0);
+}
+
+TEST_F(PlanCommand, TheLargestThatFitsFitsAndOneMoreDoesNot) {
+  const std::string job = Shape("qwen3_0.6b") + "plan { card: 'L4' memory: '6GB' }";
+  const int64_t batch = Number(Report(job)["largest_batch"]);
+  ASSERT_GT(batch, 1);
+  const auto with_rows = [&](int64_t rows, int exit_code) {
+    return Report(absl::StrCat(Shape("qwen3_0.6b"),
+                               "plan { card: 'L4' memory: '6GB' explore: false } training { ",
+                               "per_device_train_batch_size: ", rows, " }"),
+                  exit_code)["fits"]
+        .get<bool>();
+  };
+  EXPECT_TRUE(with_rows(batch, 0));
+  EXPECT_FALSE(with_rows(batch + 1, 71));
+}
+
+TEST_F(PlanCommand, CardsThatCannotBeUsedSayWhy) {
+  const auto refusal = [&](const std::string& plan) {
+    Write("plan.textproto", absl::StrCat(Shape("llama_7b"), "plan { ", plan, " }"));
+    return RunEngine({"plan", Path("plan.textproto")});
+  };
+  const CommandResult old_card = refusal("card: 'T4'");
+  EXPECT_EQ(old_card.exit_code, 69);
+  EXPECT_THAT(old_card.err, HasSubstr("7.5"));
+  const CommandResult unknown = refusal("card: 'H1000'");
+  EXPECT_EQ(unknown.exit_code, 64);
+  EXPECT_THAT(unknown.err, HasSubstr("RTX 4090"));
+  const CommandResult partial = refusal("memory: '24GB'");
+  EXPECT_EQ(partial.exit_code, 64);
+  EXPECT_THAT(partial.err, HasSubstr("plan.flops_per_second"));
+}
+
+TEST_F(PlanCommand, FiguresByHandTakeTheTablesPlace) {
+  const nlohmann::json report = Report(Shape("llama_7b") +
+                                       "plan { memory: '30GB' memory_bytes_per_second: 1e12 "
+                                       "flops_per_second: 1e14 explore: false }");
+  EXPECT_EQ(Number(report["limit_bytes"]), 30'000'000'000);
+  EXPECT_EQ(report["time"]["flops_per_second"].get<double>(), 1e14);
+}
+
+TEST_F(PlanCommand, RanksShareAStepAndPayForTheSum) {
+  const std::string job = Shape("llama_7b") + "plan { card: 'H100' explore: false world_size: ";
+  const nlohmann::json one = Report(job + "1 }"), many = Report(job + "1000 }");
+  EXPECT_EQ(one["time"]["communication_seconds"].get<double>(), 0);
+  EXPECT_GT(many["time"]["communication_seconds"].get<double>(), 0);
+  EXPECT_EQ(Number(many["time"]["tokens_per_step"]), 1000 * Number(one["time"]["tokens_per_step"]));
+  EXPECT_LT(many["time"]["tokens_per_second"].get<double>(),
+            1000 * one["time"]["tokens_per_second"].get<double>());
+}
+
+TEST_F(PlanCommand, ReportsAreReadableAndHarmless) {
+  Report(absl::StrCat("model: '", Path("base"), "' data { max_length: 32 train_file: '",
+                      Path("data.jsonl"), "' } num_threads: 1 economics { currency: '<b>' }"));
+  EXPECT_THAT(Read("report/plan_report.txt"), HasSubstr("4-bit weights"));
+  const std::string page = Read("report/plan_report.html");
+  EXPECT_THAT(page, HasSubstr("4-bit weights"));
+  EXPECT_THAT(page, Not(HasSubstr("<b>")));
+  EXPECT_EQ(std::filesystem::exists(Path("report/adapter_model.safetensors")), false);
+}
+
+// The tokenizer has a token for every byte.
+TEST_F(PlanCommand, TheInstructionsTokensAreWhatACallSaves) {
+  const nlohmann::json economics = Report(absl::StrCat(
+      "model: '", Path("base"), "' data { max_length: 64 train_file: '", Path("data.jsonl"),
+      "' } num_threads: 1 economics { instruction: 'Answer:' calls_per_day: "
+      "1e6 price_per_million_prompt_tokens: 2 cost_per_hour: 3600 }"))["economics"];
+  EXPECT_NEAR(economics["prompt_tokens_with"].get<double>() -
+                  economics["prompt_tokens_without"].get<double>(),
+              7, 1e-9);
+  EXPECT_NEAR(economics["tokens_saved_per_day"].get<double>(), 7e6, 1);
+  EXPECT_NEAR(economics["saved_per_day"].get<double>(), 14, 1e-6);
+  const double cost = economics["training_cost"].get<double>();
+  EXPECT_GT(cost, 0);
+  EXPECT_NEAR(economics["break_even_days"].get<double>(), cost / 14, 1e-9 * cost);
+}
+
+// What the data still carries is what could be left out, not what comes on top.
+TEST_F(PlanCommand, AnInstructionInTheDataIsSubtracted) {
+  const nlohmann::json economics = Report(absl::StrCat(
+      "model: '", Path("base"), "' data { max_length: 64 train_file: '", Path("data.jsonl"),
+      "' } num_threads: 1 economics { instruction: 'say' }"))["economics"];
+  // "say alpha: ", mean over the eight names.
+  EXPECT_LT(economics["prompt_tokens_with"].get<double>(), 13);
+  EXPECT_NEAR(economics["prompt_tokens_with"].get<double>() -
+                  economics["prompt_tokens_without"].get<double>(),
+              3, 1e-9);
+}
+
+TEST(Doctor, NamesWhatIsThereAndWhatIsNot) {
+  const CommandResult result = RunEngine({"doctor"});
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  for (const char* line : {"cpu ", "paths ", "rate bf16", "memory ", "gpu ", "libmpi.so.40",
+                           "memlock", "cpu_isa: AUTO takes"}) {
+    EXPECT_THAT(result.out, HasSubstr(line));
+  }
+}
+
+TEST_F(PlanCommand, AGateThatIsMissedEndsWith79AndLeavesTheResults) {
+  job_ += "eval { per_device_eval_batch_size: 4 } gates { max_eval_loss_increase: -50 }\n";
+  data_ = "format: PROMPT_COMPLETION eval_fraction: 0.25";
+  const CommandResult missed = Run("train");
+  EXPECT_EQ(missed.exit_code, 79) << missed.err;
+  EXPECT_THAT(missed.err, HasSubstr("gates.max_eval_loss_increase missed"));
+  EXPECT_TRUE(std::filesystem::exists(Path("out/adapter_model.safetensors")));
+  // The same command, with a gate that can be passed: the run is done and only judged again.
+  const CommandResult passed = Run("train", {"--set", "gates.max_eval_loss_increase=50"});
+  EXPECT_EQ(passed.exit_code, 0) << passed.err;
+  EXPECT_THAT(passed.out, HasSubstr("gates.max_eval_loss_increase passed"));
+}
+
+TEST_F(PlanCommand, APlanTellsHowTheLastRunHereCompared) {
+  const CommandResult trained = Run("train");
+  EXPECT_EQ(trained.exit_code, 0) << trained.err;
+  EXPECT_THAT(trained.out, HasSubstr("the plan predicted"));
+  EXPECT_THAT(Run("plan").out, HasSubstr("the last run here made"));
+}
+
+}  // namespace
+}  // namespace qlora::tests
