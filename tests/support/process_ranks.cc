@@ -28,8 +28,12 @@ absl::StatusOr<std::string> OverDevice(engine::Ranks* ranks, const Body& body) {
   absl::StatusOr<std::unique_ptr<kernels::Device>> device = kernels::cuda::CreateCudaDevice({});
   if (!device.ok()) return device.status();
   const absl::Status opened = ranks->OpenComm(device->get());
-  const absl::StatusOr<std::string> result =
+  absl::StatusOr<std::string> result =
       opened.ok() ? body(*ranks, device->get()) : absl::StatusOr<std::string>(opened);
+  // Nobody leaves while another still waits for what it has sent.
+  if (result.ok()) {
+    if (absl::Status s = ranks->control().AllGather("the end", "").status(); !s.ok()) result = s;
+  }
   if (!result.ok()) ranks->control().Abort(result.status());
   ranks->CloseComm();
   return result;
