@@ -1,7 +1,7 @@
 #include "engine/checkpoint.h"
 
 #include <algorithm>
-#include <cmath>
+#include <cstring>
 #include <functional>
 #include <utility>
 #include <vector>
@@ -41,6 +41,26 @@ Dtype FileType(DType type) {
   }
 }
 
+// Whatever has gone wrong, bad numbers are not what is saved.
+// `bytes` begin at element `first` of the tensor.
+absl::Status CheckFinite(const std::string& name, DType type, absl::Span<const uint8_t> bytes,
+                         int64_t first = 0) {
+  const auto bad = [&](auto element, uint32_t exponent) -> absl::Status {
+    for (size_t i = 0; i + sizeof(element) <= bytes.size(); i += sizeof(element)) {
+      std::memcpy(&element, bytes.data() + i, sizeof(element));
+      if ((element & exponent) != exponent) continue;
+      return proto::NumbersBadError(
+          absl::StrCat(name, " holds NaN or infinity at element ", first + i / sizeof(element),
+                       ": it is not saved; the last checkpoint is from before"));
+    }
+    return absl::OkStatus();
+  };
+  if (type == DType::kF32) return bad(uint32_t{}, 0x7f800000);
+  if (type == DType::kBf16) return bad(uint16_t{}, 0x7f80);
+  if (type == DType::kF16) return bad(uint16_t{}, 0x7c00);
+  return absl::OkStatus();
+}
+
 // A tensor of a file, and where its values lie in the run's memory.
 struct NamedView {
   TensorSpec spec;
@@ -49,9 +69,9 @@ struct NamedView {
 
 constexpr int64_t kPieceBytes = 1 << 20;
 
-// Streams views of device memory into a safetensors file.
+// Streams views into a safetensors file.
 absl::Status WriteViews(std::unique_ptr<WritableFile> file, std::vector<NamedView> tensors,
-                        Execution* execution) {
+                        const StateReader& read) {
   std::vector<TensorSpec> specs;
   for (const NamedView& tensor : tensors) specs.push_back(tensor.spec);
   absl::StatusOr<SafetensorsWriter> writer = SafetensorsWriter::Create(std::move(file), specs);
@@ -66,7 +86,9 @@ absl::Status WriteViews(std::unique_ptr<WritableFile> file, std::vector<NamedVie
     for (int64_t row = 0; row < view.rows; row += step) {
       const Tensor part = kernels::SliceRows(view, row, std::min(step, view.rows - row));
       bytes.resize(part.Extent());
-      if (absl::Status s = execution->Read(part, bytes.data(), int64_t(bytes.size())); !s.ok()) {
+      if (absl::Status s = read(part, bytes.data(), int64_t(bytes.size())); !s.ok()) return s;
+      if (absl::Status s = CheckFinite(tensor.spec.name, view.dtype, bytes, row * view.cols);
+          !s.ok()) {
         return s;
       }
       if (absl::Status s = writer->Append(bytes); !s.ok()) return s;
@@ -76,12 +98,11 @@ absl::Status WriteViews(std::unique_ptr<WritableFile> file, std::vector<NamedVie
 }
 
 absl::Status WriteAdapterFiles(const FileMaker& make, const OutputFiles& files,
-                               Execution* execution) {
-  const Storage& storage = execution->plan().run.storage;
+                               const Storage& storage, const StateReader& read) {
   const Tensor flat = storage.trained();
   std::vector<uint8_t> bytes(flat.Extent());
-  if (absl::Status s = execution->Read(flat, bytes.data(), int64_t(bytes.size())); !s.ok())
-    return s;
+  if (absl::Status s = read(flat, bytes.data(), int64_t(bytes.size())); !s.ok()) return s;
+  if (absl::Status s = CheckFinite("the adapter", flat.dtype, bytes); !s.ok()) return s;
   AdapterTensors adapter{.config = files.adapter};
   const int64_t size = kernels::SizeOf(flat.dtype);
   const auto span = [&](int64_t parameter) {
@@ -100,8 +121,8 @@ absl::Status WriteAdapterFiles(const FileMaker& make, const OutputFiles& files,
   return WriteAdapter(make, adapter);
 }
 
-absl::Status WriteModelFile(const FileMaker& make, Execution* execution) {
-  const Storage& storage = execution->plan().run.storage;
+absl::Status WriteModelFile(const FileMaker& make, const Storage& storage,
+                            const StateReader& read) {
   std::vector<NamedView> tensors;
   for (const WeightSlot& slot : storage.weights) {
     const Tensor view = storage.ComputeView(slot.parameter);
@@ -113,15 +134,14 @@ absl::Status WriteModelFile(const FileMaker& make, Execution* execution) {
   }
   absl::StatusOr<std::unique_ptr<WritableFile>> file = make(kModelFile);
   if (!file.ok()) return file.status();
-  return WriteViews(*std::move(file), std::move(tensors), execution);
+  return WriteViews(*std::move(file), std::move(tensors), read);
 }
 
 // The model's config.json, which says the type that the weights now have.
 absl::Status WriteConfig(Env* env, const std::string& from, const FileMaker& make,
-                         Execution* execution) {
+                         const Storage& storage) {
   absl::StatusOr<nlohmann::json> config = ReadJsonFile(env, from);
   if (!config.ok()) return AsInputError(config.status());
-  const Storage& storage = execution->plan().run.storage;
   const bool narrow = storage.ComputeView(storage.weights.front().parameter).dtype == DType::kBf16;
   const char* const type = narrow ? "bfloat16" : "float32";
   // Transformers 5 writes dtype and reads both.
@@ -133,18 +153,19 @@ absl::Status WriteConfig(Env* env, const std::string& from, const FileMaker& mak
 }
 
 // What is for the user: the adapter or the model, tokenizer, trainer_state.json.
-absl::Status WriteResult(Env* env, const FileMaker& make, Execution* execution,
-                         const OutputFiles& files, const proto::RunState& state) {
-  const bool full = execution->plan().run.storage.options.mode == proto::Mode::FULL;
+absl::Status WriteResult(Env* env, const FileMaker& make, const Storage& storage,
+                         const StateReader& read, const OutputFiles& files,
+                         const proto::RunState& state) {
+  const bool full = storage.options.mode == proto::Mode::FULL;
   absl::Status s =
-      full ? WriteModelFile(make, execution) : WriteAdapterFiles(make, files, execution);
+      full ? WriteModelFile(make, storage, read) : WriteAdapterFiles(make, files, storage, read);
   if (!s.ok()) return s;
   if (files.residual_note) {
     if (s = WriteResidualNote(make, *files.residual_note); !s.ok()) return s;
   }
   if (s = CopyTokenizerFiles(env, files.tokenizer_folder, make); !s.ok()) return s;
   if (full) {
-    if (s = WriteConfig(env, files.config_file, make, execution); !s.ok()) return s;
+    if (s = WriteConfig(env, files.config_file, make, storage); !s.ok()) return s;
   }
   return WriteTextFile(make, kTrainerStateFile, TrainerStateJson(files.trainer, state));
 }
@@ -154,14 +175,23 @@ absl::Status WriteResult(Env* env, const FileMaker& make, Execution* execution,
 absl::Status SaveCheckpoint(Env* env, const std::string& output_dir, Execution* execution,
                             const OutputFiles& files, const proto::RunState& state,
                             HostExchange* exchange) {
+  return SaveCheckpoint(env, output_dir, execution->plan().run.storage, ReaderOf(execution), files,
+                        state, exchange);
+}
+
+absl::Status SaveCheckpoint(Env* env, const std::string& output_dir, const Storage& storage,
+                            const StateReader& read, const OutputFiles& files,
+                            const proto::RunState& state, HostExchange* exchange) {
   absl::StatusOr<std::unique_ptr<FolderCommit>> commit =
       FolderCommit::Begin(env, output_dir, CheckpointName(state.step()));
   if (!commit.ok()) return commit.status();
   const FileMaker make = [&](const std::string& name) { return (*commit)->NewFile(name); };
-  if (absl::Status s = WriteResult(env, make, execution, files, state); !s.ok()) return s;
+  if (absl::Status s = WriteResult(env, make, storage, read, files, state); !s.ok()) return s;
   absl::StatusOr<std::unique_ptr<WritableFile>> optimizer = (*commit)->NewFile(kOptimizerFile);
   if (!optimizer.ok()) return optimizer.status();
-  if (absl::Status s = WriteStates(*std::move(optimizer), execution, exchange); !s.ok()) return s;
+  if (absl::Status s = WriteStates(*std::move(optimizer), storage, read, exchange); !s.ok()) {
+    return s;
+  }
   if (absl::Status s = (*commit)->AddFile(kRunStateFile, state.SerializeAsString()); !s.ok())
     return s;
   return (*commit)->Commit({.step = state.step(), .world = 1, .job_hash = state.job_hash()});
@@ -191,7 +221,7 @@ absl::Status WriteFinalOutput(Env* env, const std::string& folder, Execution* ex
   const FileMaker make = [&](const std::string& name) {
     return NewAtomicFile(env, JoinPath(folder, name));
   };
-  return WriteResult(env, make, execution, files, state);
+  return WriteResult(env, make, execution->plan().run.storage, ReaderOf(execution), files, state);
 }
 
 absl::Status LoadAdapter(Env* env, const std::string& folder, Execution* execution) {

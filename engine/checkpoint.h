@@ -17,6 +17,7 @@
 #include "engine/io/atomic_folder.h"
 #include "engine/lora/residual_note.h"
 #include "engine/report/trainer_state.h"
+#include "engine/state_copy.h"
 #include "proto/run_state.pb.h"
 
 namespace qlora::engine {
@@ -30,8 +31,13 @@ struct OutputFiles {
   TrainerSettings trainer;
 };
 
-// Commits checkpoint-<step> in `output_dir`; after OK it survives a power cut. Where the states are
-// shared out over ranks the others call SendStates meanwhile, and `exchange` brings what they send.
+// Commits checkpoint-<step> in `output_dir`; after OK it survives a power cut. `read` gives the
+// values of the views of `storage`. Where the states are shared out over ranks the others call
+// SendStates meanwhile, and `exchange` brings what they send.
+absl::Status SaveCheckpoint(Env* env, const std::string& output_dir, const Storage& storage,
+                            const StateReader& read, const OutputFiles& files,
+                            const proto::RunState& state, HostExchange* exchange = nullptr);
+// The same of the run's memory as it is now.
 absl::Status SaveCheckpoint(Env* env, const std::string& output_dir, Execution* execution,
                             const OutputFiles& files, const proto::RunState& state,
                             HostExchange* exchange = nullptr);

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "engine/checkpoint_writer.h"
 #include "engine/data/describe.h"
 #include "engine/evaluate.h"
 #include "engine/gates.h"
@@ -75,7 +76,8 @@ absl::Status CannotWriteLogits(const absl::Status& status) {
 
 absl::Status ShowPlan(const Setup& setup, Console* console) {
   console->Line(StartSummary(setup));
-  const Plan plan = BestPlan(setup.spec, setup.record, *setup.device, setup.rates, setup.limits);
+  Plan plan = BestPlan(setup.spec, setup.record, *setup.device, setup.rates, setup.limits);
+  PlanStateCopy(setup, &plan);
   absl::StatusOr<proto::PlanReport> report = MakePlanReport(setup, plan);
   if (!report.ok()) return report.status();
   console->Line(PlanReportText(*report));

@@ -8,10 +8,12 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "engine/checkpoint.h"
+#include "engine/checkpoint_writer.h"
 #include "engine/evaluate.h"
 #include "engine/gates.h"
 #include "engine/host_memory.h"
 #include "engine/input_error.h"
+#include "engine/integrity.h"
 #include "engine/io/atomic_file.h"
 #include "engine/job_identity.h"
 #include "engine/load_model.h"
@@ -118,6 +120,7 @@ class TrainingRun {
         engine::MakePlan(setup_.spec, record_, *setup_.device, setup_.rates, setup_.limits);
     if (!plan.ok()) return proto::DoesNotFitError(plan.status().message());
     plan_ = *std::move(plan);
+    saves_beside_ = PlanStateCopy(setup_, &plan_);
     console_.Line(PlanSummary(setup_, plan_));
     return absl::OkStatus();
   }
@@ -172,6 +175,10 @@ class TrainingRun {
         Execution::Create(plan_, setup_.device.get());
     if (!execution.ok()) return proto::DoesNotFitError(execution.status().message());
     execution_ = *std::move(execution);
+    writer_.emplace(setup_.env, execution_.get(),
+                    CheckpointWriter::Options{.output_dir = setup_.job.output_dir(),
+                                              .keep_last = training_.save_total_limit(),
+                                              .beside = saves_beside_});
     if (absl::Status s = Load(); !s.ok()) return s;
     if (setup_.is_first()) {
       if (absl::Status s = TakeOutputFolder(setup_); !s.ok()) return s;
@@ -187,6 +194,9 @@ class TrainingRun {
       state_ = *std::move(state);
       console_.Line(absl::StrCat("going on from ", *resume));
     }
+    absl::StatusOr<Integrity> integrity = Integrity::Create(execution_.get(), ranks());
+    if (!integrity.ok()) return integrity.status();
+    integrity_.emplace(*std::move(integrity));
     if (absl::Status s = Meet("everything is loaded"); !s.ok()) return s;
     if (!setup_.is_first()) {
       return resume.has_value() || !setup_.eval_batches ? absl::OkStatus() : EvaluateNow();
@@ -210,6 +220,7 @@ class TrainingRun {
     begin_step_ = state_.step();
     while (state_.step() < setup_.total_steps) {
       if (absl::Status s = OneStep(&step); !s.ok()) return s;
+      if (absl::Status s = writer_->Check(); !s.ok()) return s;
       const int64_t done = state_.step();
       const bool is_last = done == setup_.total_steps;
       if (IsDue(training_.eval_steps(), done, is_last) && setup_.eval_batches) {
@@ -218,8 +229,12 @@ class TrainingRun {
       absl::StatusOr<int> agreed = AgreeOnStop();
       if (!agreed.ok()) return agreed.status();
       const int signal = *agreed;
-      if (IsDue(training_.save_steps(), done, is_last) || signal != 0) {
-        if (absl::Status s = Save(); !s.ok()) return s;
+      const bool saves = IsDue(training_.save_steps(), done, is_last) || signal != 0;
+      if (saves || done % kIntegritySteps == 0) {
+        if (absl::Status s = integrity_->Check(done); !s.ok()) return s;
+      }
+      if (saves) {
+        if (absl::Status s = Save(is_last || signal != 0); !s.ok()) return s;
       }
       if (signal != 0 && !is_last) {
         return proto::StoppedError(
@@ -403,7 +418,8 @@ class TrainingRun {
     return absl::OkStatus();
   }
 
-  absl::Status Save() {
+  // `now`: nothing is trained meanwhile.
+  absl::Status Save(bool now) {
     std::optional<HostExchange> exchange;
     if (setup_.record.storage.shard_states) {
       exchange.emplace(&ranks()->comm(), setup_.device.get(), execution_->LoadingScratch(),
@@ -413,17 +429,7 @@ class TrainingRun {
     Enter(Phase::kSaving, CheckpointName(state_.step()));
     if (!setup_.is_first()) return SendStates(execution_.get(), &*exchange);
     if (absl::Status s = log_->Sync(); !s.ok()) return AsInputError(s);
-    const std::string& folder = setup_.job.output_dir();
-    if (absl::Status s = SaveCheckpoint(setup_.env, folder, execution_.get(), Files(), state_,
-                                        exchange ? &*exchange : nullptr);
-        !s.ok()) {
-      return proto::Annotate(AsInputError(s),
-                             "saving the checkpoint of step " + std::to_string(state_.step()));
-    }
-    if (training_.save_total_limit() <= 0) return absl::OkStatus();
-    return AsInputError(RemoveOldest(setup_.env, folder, state_.step(),
-                                     training_.save_total_limit(), state_.best_checkpoint())
-                            .status());
+    return writer_->Save(Files(), state_, now, exchange ? &*exchange : nullptr);
   }
 
   OutputFiles Files() const {
@@ -497,7 +503,10 @@ class TrainingRun {
   const volatile std::sig_atomic_t& stop_;
   RecordOptions record_;
   Plan plan_;
+  bool saves_beside_ = false;
   std::unique_ptr<Execution> execution_;
+  std::optional<CheckpointWriter> writer_;
+  std::optional<Integrity> integrity_;
   std::optional<RunLog> log_;
   Schedule schedule_;
   proto::RunState state_;

@@ -1,11 +1,15 @@
 #!/usr/bin/env bash
-# What takes longer than the ordinary tests: every test under each sanitizer, report pages in a browser, and the comparison
-# with the real libraries (PyTorch, Transformers, PEFT, bitsandbytes, TensorBoard), which are fetched from PyPI.
+# What takes longer than the ordinary tests: the fault tests with their full numbers, seeded mutants, every test under
+# each sanitizer, a million made-up inputs for each parser, report pages in a browser, and the comparison with the real
+# libraries (PyTorch, Transformers, PEFT, bitsandbytes, TensorBoard), which are fetched from PyPI.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 ./tools/test.sh
 QLORA_RANDOM_JOBS=200 QLORA_RANDOM_SEED=1000 build/tests/tools_tests --gtest_filter='PlanHonesty.*'
+QLORA_DEEP=1 build/tests/fault_tests
+./tests/mutants/run.sh
 ./tools/sanitize.sh address,undefined
 ./tools/sanitize.sh thread
+./tools/fuzz.sh 1000000
 ./tests/interop/run.sh build/tools/qlora_engine
 ./tests/report_pages/run.sh

@@ -11,7 +11,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/time.h"
+#include "engine/comm/control_frame.h"
 #include "engine/version.h"
 #include "proto/errors.h"
 #include "proto/exit_codes.h"
@@ -21,10 +21,6 @@ namespace {
 
 using proto::ControlMessage;
 
-// A frame: magic and length, 4 bytes each in this machine's order, then the message.
-constexpr uint32_t kMagic = 0x31434c51;  // "QLC1"
-constexpr int64_t kFrameHeader = 8;
-constexpr uint32_t kMaxMessage = 256u << 20;
 // Who connects says so at once; anything else on the port is dropped.
 constexpr double kHelloSeconds = 5;
 // Heartbeats and notices are small: what does not take them at once is stopped or cut off.
@@ -52,28 +48,10 @@ std::string Machine() {
   return absl::StrCat(HostName(), " ", boot);
 }
 
-std::string Frame(const ControlMessage& message) {
-  const std::string body = message.SerializeAsString();
-  const uint32_t header[2] = {kMagic, uint32_t(body.size())};
-  std::string frame(kFrameHeader, '\0');
-  std::memcpy(frame.data(), header, kFrameHeader);
-  return frame + body;
-}
-
-// Length of the message that a frame begins with; DataLoss where it is none.
-absl::StatusOr<uint32_t> LengthOf(absl::string_view frame) {
-  uint32_t header[2];
-  std::memcpy(header, frame.data(), kFrameHeader);
-  if (header[0] != kMagic || header[1] > kMaxMessage) {
-    return absl::DataLossError("this is no message of qlora_engine");
-  }
-  return header[1];
-}
-
-absl::StatusOr<ControlMessage> ReceiveOne(Socket* socket, double seconds) {
+absl::StatusOr<ControlMessage> ReceiveOne(Socket* socket, int64_t max_bytes, double seconds) {
   char header[kFrameHeader];
   if (absl::Status s = socket->Receive(header, kFrameHeader, seconds); !s.ok()) return s;
-  absl::StatusOr<uint32_t> length = LengthOf({header, kFrameHeader});
+  absl::StatusOr<int64_t> length = MessageLength({header, kFrameHeader}, max_bytes);
   if (!length.ok()) return length.status();
   std::string body(*length, '\0');
   if (absl::Status s = socket->Receive(body.data(), *length, seconds); !s.ok()) return s;
@@ -157,7 +135,7 @@ absl::Status ControlChannel::WaitForAll() {
 }
 
 absl::StatusOr<ControlMessage::Hello> ControlChannel::Greet(Peer* peer) {
-  absl::StatusOr<ControlMessage> message = ReceiveOne(&peer->socket, kHelloSeconds);
+  absl::StatusOr<ControlMessage> message = ReceiveOne(&peer->socket, kMaxGreeting, kHelloSeconds);
   if (!message.ok()) return message.status();
   const ControlMessage::Hello& hello = message->hello();
   if (!message->has_hello()) return absl::DataLossError("no hello");
@@ -194,7 +172,8 @@ absl::Status ControlChannel::AttachToFirst() {
   hello->set_machine(Machine());
   hello->set_where(Where());
   if (absl::Status s = Send(first, message, kHelloSeconds); !s.ok()) return lost(s);
-  absl::StatusOr<ControlMessage> answer = ReceiveOne(&first->socket, options_.join_seconds);
+  absl::StatusOr<ControlMessage> answer =
+      ReceiveOne(&first->socket, kMaxControlMessage, options_.join_seconds);
   if (!answer.ok()) return lost(answer.status());
   if (answer->has_abort()) {
     return proto::ErrorOfExitCode(answer->abort().exit_code(), answer->abort().reason());
@@ -214,7 +193,7 @@ void ControlChannel::FindNeighbours(const std::vector<std::string>& machines) {
 
 ControlChannel::~ControlChannel() {
   {
-    absl::MutexLock lock(&mutex_);
+    std::lock_guard lock(mutex_);
     leaving_ = true;
   }
   if (service_.joinable()) {
@@ -228,8 +207,8 @@ ControlChannel::~ControlChannel() {
 }
 
 absl::Status ControlChannel::Send(Peer* peer, const ControlMessage& message, double seconds) {
-  absl::MutexLock lock(&peer->sending);
-  return peer->socket.Send(Frame(message), seconds);
+  std::lock_guard lock(peer->sending);
+  return peer->socket.Send(EncodeFrame(message), seconds);
 }
 
 void ControlChannel::SendToAll(const ControlMessage& message, double seconds) {
@@ -246,7 +225,7 @@ absl::StatusOr<std::vector<std::string>> ControlChannel::AllGather(const std::st
   part->set_contents(mine);
   int64_t number;
   {
-    absl::MutexLock lock(&mutex_);
+    std::lock_guard lock(mutex_);
     number = agreements_++;
   }
   part->set_agreement(number);
@@ -258,20 +237,15 @@ absl::StatusOr<std::vector<std::string>> ControlChannel::AllGather(const std::st
   }
   std::vector<std::string> result;
   {
-    absl::MutexLock lock(&mutex_);
-    const auto is_there = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    std::unique_lock lock(mutex_);
+    const auto is_there = [&] {
       const Agreement& a = open_[number];
       return world_.rank == 0 ? int(a.parts.size()) == world_.size : !a.result.empty();
     };
-    const auto is_over = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-      return is_there() || !status_.ok() || others_left_;
-    };
-    mutex_.Await(absl::Condition(&is_over));
+    changed_.wait(lock, [&] { return is_there() || !status_.ok() || others_left_; });
     if (!is_there()) {
-      mutex_.Unlock();
-      const absl::Status why = CheckOthers();
-      mutex_.Lock();
-      return why;
+      lock.unlock();
+      return CheckOthers();
     }
     result = std::move(open_[number].result);
     if (world_.rank == 0) {
@@ -300,14 +274,14 @@ absl::StatusOr<std::string> ControlChannel::FromFirst(const std::string& what,
 }
 
 void ControlChannel::Enter(Phase phase, const std::string& detail) {
-  absl::MutexLock lock(&mutex_);
+  std::lock_guard lock(mutex_);
   Progress();
   beat_.phase = phase;
   beat_.detail = detail;
 }
 
 void ControlChannel::BeginCollective(const std::string& name) {
-  absl::MutexLock lock(&mutex_);
+  std::lock_guard lock(mutex_);
   Progress();
   outer_.push_back(beat_);
   beat_.phase = Phase::kCollective;
@@ -316,7 +290,7 @@ void ControlChannel::BeginCollective(const std::string& name) {
 }
 
 void ControlChannel::EndCollective() {
-  absl::MutexLock lock(&mutex_);
+  std::lock_guard lock(mutex_);
   Progress();
   beat_.phase = outer_.back().phase;
   beat_.detail = outer_.back().detail;
@@ -324,14 +298,14 @@ void ControlChannel::EndCollective() {
 }
 
 Heartbeat ControlChannel::Beat() const {
-  absl::MutexLock lock(&mutex_);
+  std::lock_guard lock(mutex_);
   Heartbeat beat = beat_;
   beat.progress = progress_.load(std::memory_order_relaxed);
   return beat;
 }
 
 absl::Status ControlChannel::status() const {
-  absl::MutexLock lock(&mutex_);
+  std::lock_guard lock(mutex_);
   return status_;
 }
 
@@ -341,10 +315,11 @@ absl::Status ControlChannel::CheckOthers() {
 }
 
 bool ControlChannel::SetAborted(int exit_code, const std::string& reason) {
-  absl::MutexLock lock(&mutex_);
+  std::lock_guard lock(mutex_);
   if (!status_.ok()) return false;
   status_ = proto::ErrorOfExitCode(exit_code, reason);
   aborted_.store(true, std::memory_order_release);
+  changed_.notify_all();
   return true;
 }
 
@@ -371,7 +346,7 @@ void ControlChannel::Serve() {
   double next_beat = 0, aborted_at = 0;
   while (true) {
     {
-      absl::MutexLock lock(&mutex_);
+      std::lock_guard lock(mutex_);
       if (leaving_) return;
     }
     if (Now() >= next_beat) {
@@ -421,20 +396,9 @@ void ControlChannel::Receive(Peer* peer) {
   peer->arrived.resize(before + kReadBytes);
   absl::StatusOr<int64_t> got = peer->socket.ReceiveSome(&peer->arrived[before], kReadBytes);
   peer->arrived.resize(before + (got.ok() ? *got : 0));
-  size_t begin = 0;
-  while (peer->arrived.size() - begin >= kFrameHeader) {
-    const absl::string_view rest = absl::string_view(peer->arrived).substr(begin);
-    absl::StatusOr<uint32_t> length = LengthOf(rest);
-    ControlMessage message;
-    if (length.ok() && int64_t(rest.size()) < kFrameHeader + *length) break;
-    if (!length.ok() || !message.ParseFromArray(rest.data() + kFrameHeader, int(*length))) {
-      got = absl::DataLossError("it sends what is no message");
-      break;
-    }
-    begin += kFrameHeader + *length;
-    Handle(peer, message);
-  }
-  peer->arrived.erase(0, begin);
+  std::vector<ControlMessage> messages;
+  if (absl::Status s = TakeMessages(&peer->arrived, &messages); !s.ok()) got = s;
+  for (const ControlMessage& message : messages) Handle(peer, message);
   if (got.ok() || peer->left) return;
   peer->left = true;
   if (!aborted()) {
@@ -456,9 +420,10 @@ void ControlChannel::Handle(Peer* peer, const ControlMessage& message) {
       TakePart(message.part());
       break;
     case ControlMessage::kAgreed: {
-      absl::MutexLock lock(&mutex_);
+      std::lock_guard lock(mutex_);
       const auto& contents = message.agreed().contents();
       open_[message.agreed().agreement()].result = {contents.begin(), contents.end()};
+      changed_.notify_all();
       break;
     }
     case ControlMessage::kAbort:
@@ -469,8 +434,9 @@ void ControlChannel::Handle(Peer* peer, const ControlMessage& message) {
     case ControlMessage::kGoodbye: {
       peer->left = true;
       watchdog_->Heard(peer->rank, {.phase = Phase::kFinished}, Now());
-      absl::MutexLock lock(&mutex_);  // wakes who waits
+      std::lock_guard lock(mutex_);
       others_left_ = true;
+      changed_.notify_all();
       break;
     }
     default:
@@ -481,10 +447,11 @@ void ControlChannel::Handle(Peer* peer, const ControlMessage& message) {
 void ControlChannel::TakePart(const ControlMessage::Part& part) {
   std::string differs;
   {
-    absl::MutexLock lock(&mutex_);
+    std::lock_guard lock(mutex_);
     std::vector<ControlMessage::Part>& parts = open_[part.agreement()].parts;
     if (parts.empty() || parts.front().what() == part.what()) {
       parts.push_back(part);
+      changed_.notify_all();
     } else {
       differs =
           absl::StrCat("ranks have lost step with each other: rank ", part.rank(), " is at ",

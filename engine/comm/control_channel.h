@@ -10,18 +10,18 @@
 #define QLORA_ENGINE_COMM_CONTROL_CHANNEL_H_
 
 #include <atomic>
+#include <condition_variable>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <thread>
 #include <vector>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
 #include "engine/comm/socket.h"
 #include "engine/comm/watchdog.h"
 #include "engine/comm/world.h"
@@ -88,7 +88,7 @@ class ControlChannel {
     bool left = false;    // has said goodbye, or is lost
     std::string where;    // " (host gpu7, process 1234)"; empty for rank 0
     Heartbeat beat;       // the last one
-    absl::Mutex sending;
+    std::mutex sending;
   };
 
   ControlChannel(const World& world, const ControlOptions& options);
@@ -118,18 +118,21 @@ class ControlChannel {
   std::atomic<int64_t> progress_{0};
   std::atomic<bool> aborted_{false};
   std::atomic<bool> others_left_{false};
-  mutable absl::Mutex mutex_;
-  Heartbeat beat_ ABSL_GUARDED_BY(mutex_);
-  std::vector<Heartbeat> outer_ ABSL_GUARDED_BY(mutex_);  // phases that collectives interrupt
-  absl::Status status_ ABSL_GUARDED_BY(mutex_);
-  bool leaving_ ABSL_GUARDED_BY(mutex_) = false;
-  int64_t agreements_ ABSL_GUARDED_BY(mutex_) = 0;
+  // Guards what follows, up to open_. The standard's, not Abseil's: Debian builds that without what
+  // the thread sanitizer looks for.
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;  // open_, status_ or others_left_
+  Heartbeat beat_;
+  std::vector<Heartbeat> outer_;  // phases that collectives interrupt
+  absl::Status status_;
+  bool leaving_ = false;
+  int64_t agreements_ = 0;
   // By agreement. On rank 0 the contributions that have arrived; on the others the result.
   struct Agreement {
     std::vector<proto::ControlMessage::Part> parts;
     std::vector<std::string> result;
   };
-  absl::flat_hash_map<int64_t, Agreement> open_ ABSL_GUARDED_BY(mutex_);
+  absl::flat_hash_map<int64_t, Agreement> open_;
 
   std::unique_ptr<Watchdog> watchdog_;  // of the service thread
   Socket wake_;                         // an eventfd

@@ -34,42 +34,43 @@ absl::StatusOr<std::unique_ptr<HostComm>> HostComm::Create(ControlChannel* contr
                                                            const OpenLink& open) {
   std::unique_ptr<HostComm> comm(new HostComm(control, device));
   comm->worker_ = std::thread([raw = comm.get(), open] { raw->Work(open); });
-  absl::MutexLock lock(&comm->mutex_);
-  const auto is_open = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(comm->mutex_) {
-    return comm->open_ || !comm->status_.ok();
-  };
-  comm->mutex_.Await(absl::Condition(&is_open));
-  if (!comm->status_.ok()) return comm->status_;
+  absl::Status opened;
+  {
+    std::unique_lock lock(comm->mutex_);
+    comm->changed_.wait(lock, [&] { return comm->open_; });
+    opened = comm->status_;
+  }
+  if (!opened.ok()) return opened;
   return comm;
 }
 
 HostComm::~HostComm() {
   {
-    absl::MutexLock lock(&mutex_);
+    std::lock_guard lock(mutex_);
     ending_ = true;
   }
+  changed_.notify_all();
   worker_.join();
 }
 
 void HostComm::Work(const OpenLink& open) {
   absl::StatusOr<std::unique_ptr<HostLink>> link = open();
-  absl::MutexLock lock(&mutex_);
+  std::unique_lock lock(mutex_);
   status_ = link.status();
   if (link.ok()) link_ = *std::move(link);
   open_ = true;
+  changed_.notify_all();
   while (status_.ok()) {
-    const auto is_needed = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-      return ending_ || !tasks_.empty();
-    };
-    mutex_.Await(absl::Condition(&is_needed));
+    changed_.wait(lock, [&] { return ending_ || !tasks_.empty(); });
     if (tasks_.empty()) break;
     const std::function<absl::Status()> task = std::move(tasks_.front());
     tasks_.pop_front();
-    mutex_.Unlock();
+    lock.unlock();
     const absl::Status done = task();
-    mutex_.Lock();
+    lock.lock();
     ++done_;
     status_.Update(done);
+    changed_.notify_all();
   }
   link_.reset();
 }
@@ -77,10 +78,11 @@ void HostComm::Work(const OpenLink& open) {
 absl::Status HostComm::Start(std::function<absl::Status()> task) {
   // What the device was told before makes the values that are sent.
   if (absl::Status s = device_->Synchronize(); !s.ok()) return s;
-  absl::MutexLock lock(&mutex_);
+  std::lock_guard lock(mutex_);
   if (!status_.ok()) return status_;
   tasks_.push_back(std::move(task));
   ++started_;
+  changed_.notify_all();
   return absl::OkStatus();
 }
 
@@ -92,11 +94,8 @@ absl::Status HostComm::Await(int64_t last) {
 }
 
 absl::Status HostComm::AwaitWorker(int64_t last) {
-  absl::MutexLock lock(&mutex_);
-  const auto is_over = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return !status_.ok() || done_ >= last;
-  };
-  mutex_.Await(absl::Condition(&is_over));
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return !status_.ok() || done_ >= last; });
   return status_;
 }
 

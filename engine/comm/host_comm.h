@@ -4,14 +4,14 @@
 #ifndef QLORA_ENGINE_COMM_HOST_COMM_H_
 #define QLORA_ENGINE_COMM_HOST_COMM_H_
 
+#include <condition_variable>
 #include <deque>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <thread>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
 #include "engine/comm/comm.h"
 #include "engine/comm/control_channel.h"
 #include "engine/comm/host_link.h"
@@ -59,12 +59,13 @@ class HostComm : public Comm {
   kernels::Device* const device_;
   std::unique_ptr<HostLink> link_;  // the worker's
 
-  absl::Mutex mutex_;
-  bool open_ ABSL_GUARDED_BY(mutex_) = false;
-  bool ending_ ABSL_GUARDED_BY(mutex_) = false;
-  int64_t done_ ABSL_GUARDED_BY(mutex_) = 0;
-  std::deque<std::function<absl::Status()>> tasks_ ABSL_GUARDED_BY(mutex_);
-  absl::Status status_ ABSL_GUARDED_BY(mutex_);  // the first error; nothing is done after it
+  std::mutex mutex_;                 // guards what follows, up to status_
+  std::condition_variable changed_;  // any of it
+  bool open_ = false;
+  bool ending_ = false;
+  int64_t done_ = 0;
+  std::deque<std::function<absl::Status()>> tasks_;
+  absl::Status status_;  // the first error; nothing is done after it
   std::thread worker_;
 };
 

@@ -73,8 +73,8 @@ std::vector<StateTensor> StateTensors(const Storage& storage) {
 // has them from the rank that they belong to.
 class Gatherer {
  public:
-  Gatherer(Execution* execution, HostExchange* exchange)
-      : execution_(*execution), exchange_(exchange), storage_(execution->plan().run.storage) {}
+  Gatherer(const Storage& storage, const StateReader& read, HostExchange* exchange)
+      : storage_(storage), read_(read), exchange_(exchange) {}
 
   using Take = absl::FunctionRef<absl::Status(absl::Span<const uint8_t> bytes)>;
   absl::Status Run(Take take) {
@@ -121,7 +121,7 @@ class Gatherer {
   absl::Status ReadOwn(StateField field, int64_t offset, int64_t count, int64_t size) {
     for (const StatePart& part : storage_.StateParts(field, offset, count)) {
       if (absl::Status s =
-              execution_.Read(part.view, bytes_.data() + part.begin * size, part.view.Extent());
+              read_(part.view, bytes_.data() + part.begin * size, part.view.Extent());
           !s.ok()) {
         return s;
       }
@@ -129,9 +129,9 @@ class Gatherer {
     return absl::OkStatus();
   }
 
-  Execution& execution_;
-  HostExchange* const exchange_;  // null: nothing is another rank's
   const Storage& storage_;
+  const StateReader& read_;
+  HostExchange* const exchange_;  // null: nothing is another rank's
   std::vector<uint8_t> bytes_;
 };
 
@@ -155,24 +155,25 @@ absl::Status ClearMoments(Execution* execution, const Storage& storage) {
 
 }  // namespace
 
-absl::Status WriteStates(std::unique_ptr<WritableFile> file, Execution* execution,
-                         HostExchange* exchange) {
+absl::Status WriteStates(std::unique_ptr<WritableFile> file, const Storage& storage,
+                         const StateReader& read, HostExchange* exchange) {
   std::vector<TensorSpec> specs;
-  for (const StateTensor& tensor : StateTensors(execution->plan().run.storage)) {
+  for (const StateTensor& tensor : StateTensors(storage)) {
     specs.push_back(tensor.spec);
   }
   absl::StatusOr<SafetensorsWriter> writer =
       SafetensorsWriter::Create(std::move(file), std::move(specs));
   if (!writer.ok()) return writer.status();
   const absl::Status written =
-      Gatherer(execution, exchange).Run([&](absl::Span<const uint8_t> bytes) {
+      Gatherer(storage, read, exchange).Run([&](absl::Span<const uint8_t> bytes) {
         return writer->Append(bytes);
       });
   return written.ok() ? writer->Finish() : written;
 }
 
 absl::Status SendStates(Execution* execution, HostExchange* exchange) {
-  return Gatherer(execution, exchange).Run([](absl::Span<const uint8_t>) {
+  const StateReader read = ReaderOf(execution);
+  return Gatherer(execution->plan().run.storage, read, exchange).Run([](absl::Span<const uint8_t>) {
     return absl::OkStatus();
   });
 }

@@ -12,13 +12,14 @@
 #include "engine/comm/host_exchange.h"
 #include "engine/execution.h"
 #include "engine/io/env.h"
+#include "engine/state_copy.h"
 
 namespace qlora::engine {
 
-// Writes and closes the file. Where the states are shared out, `exchange` brings those of the other
-// ranks, which call SendStates meanwhile.
-absl::Status WriteStates(std::unique_ptr<WritableFile> file, Execution* execution,
-                         HostExchange* exchange);
+// Writes and closes the file; `read` gives the values of this rank's views. Where the states are
+// shared out, `exchange` brings those of the other ranks, which call SendStates meanwhile.
+absl::Status WriteStates(std::unique_ptr<WritableFile> file, const Storage& storage,
+                         const StateReader& read, HostExchange* exchange);
 absl::Status SendStates(Execution* execution, HostExchange* exchange);
 
 // Puts back what this rank has of the states, and all trained parameters. DataLoss where the file's

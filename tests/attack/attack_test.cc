@@ -45,6 +45,16 @@ std::string OneTensor(const std::string& shape, const std::string& offsets) {
                       offsets, "]}}");
 }
 
+// Sound, but for their number.
+std::string EmptyTensors(int count) {
+  std::string header = "{";
+  for (int i = 0; i < count; ++i) {
+    absl::StrAppend(&header, i == 0 ? "" : ",", "\"", i,
+                    "\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]}");
+  }
+  return header + "}";
+}
+
 struct Attack {
   std::string name;
   std::string file;      // in the workplace
@@ -101,6 +111,7 @@ std::vector<Attack> WeightAttacks() {
            "{\"\\u001b]0;owned\\u0007\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]}}"),
        "control character"},
       {"weights_name_with_nul", kWeights, Weights("{\"a\\u0000\":1}"), "control character"},
+      {"weights_1e6_tensors", kWeights, Weights(EmptyTensors(1'000'000)), "200000", "", 0, 65, 1.0},
       {"weights_polyglot_tail", kWeights, Weights(OneTensor("2", "0,4"), 4) + "PK\x05\x06",
        "but the file has"},
       {"weights_nothing_but_a_stranger", kWeights, Weights(OneTensor("2", "0,4"), 4),

@@ -35,7 +35,7 @@ void ExecEngine(const std::vector<std::string>& words, const CommandOptions& opt
   }
   ::dup2(out, STDOUT_FILENO);
   ::dup2(err, STDERR_FILENO);
-  std::vector<std::string> launch;
+  std::vector<std::string> launch = options.launcher;
   if (options.ranks > 1) {
     for (const auto& [name, value] : kMpiEnvironment) ::setenv(name, value, 1);
     launch = {"mpirun", "-n", std::to_string(options.ranks)};
@@ -58,11 +58,12 @@ CommandResult RunEngine(const std::vector<std::string>& words, const CommandOpti
   if (pid == 0) ExecEngine(words, options, out[1], err[1]);
   ::close(out[1]);
   ::close(err[1]);
+  if (options.on_start) options.on_start(pid);
 
   CommandResult result;
   pollfd ends[2] = {{out[0], POLLIN, 0}, {err[0], POLLIN, 0}};
   std::string* texts[2] = {&result.out, &result.err};
-  bool cued = options.cue.empty();
+  std::vector<CommandOptions::Cue> cues = options.cues;
   int open = 2;
   while (open > 0) {
     ::poll(ends, 2, -1);
@@ -78,10 +79,11 @@ CommandResult RunEngine(const std::vector<std::string>& words, const CommandOpti
       ends[i].fd = -1;
       --open;
     }
-    if (!cued && result.out.find(options.cue) != std::string::npos) {
-      cued = true;
-      options.on_cue(pid);
-    }
+    std::erase_if(cues, [&](const CommandOptions::Cue& cue) {
+      if (result.out.find(cue.text) == std::string::npos) return false;
+      cue.then(pid);
+      return true;
+    });
   }
   int status = 0;
   rusage usage{};

@@ -30,9 +30,16 @@ inline constexpr bool kSanitized = false;
 struct CommandOptions {
   int ranks = 1;  // more than one: under mpirun, whose exit code and output are then given
   int64_t address_space = 0;  // bytes; 0: no limit. Not kept to by sanitized builds
-  // Called once with the process when its output first holds `cue`.
-  std::string cue;
-  std::function<void(int pid)> on_cue;
+  // Words before the program: what starts it.
+  std::vector<std::string> launcher;
+  // Called with the process as soon as there is one.
+  std::function<void(int pid)> on_start;
+  // Each is called once with the process, when its output first holds the text.
+  struct Cue {
+    std::string text;
+    std::function<void(int pid)> then;
+  };
+  std::vector<Cue> cues;
 };
 
 // Runs qlora_engine and waits for it. Standard output and error are pipes, so there is no live

@@ -35,8 +35,10 @@ class FaultyEnv : public engine::Env {
   enum class Loss {
     kNothing,  // the process was killed, the machine ran on: all that was written is there
     kAllUnsynced,
-    kRandom,  // each unsynced write and name survives with probability 1/2, some writes only in
-              // part
+    kTornSector,  // all of it, but for the last write of each file, of which part of the last
+                  // sector is missing
+    kRandom,      // each unsynced write and name survives with probability 1/2, some writes only in
+                  // part
   };
 
   FaultyEnv() : root_(NewInode(/*folder=*/true)) {}
@@ -88,6 +90,7 @@ class FaultyEnv : public engine::Env {
   int64_t ProcessId() override { return 4242; }
 
  private:
+  static constexpr size_t kSectorBytes = 512;
   static constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
 
   // A write, or a truncation (offset = -1), that is not synced yet.
@@ -365,7 +368,8 @@ inline std::unique_ptr<FaultyEnv> FaultyEnv::Restart(Loss loss, uint64_t seed) c
   std::lock_guard<std::recursive_mutex> lock(mutex_);
   std::mt19937_64 random(seed);
   const auto survives = [&] {
-    return loss == Loss::kNothing || (loss == Loss::kRandom && random() % 2 == 0);
+    return loss == Loss::kNothing || loss == Loss::kTornSector ||
+           (loss == Loss::kRandom && random() % 2 == 0);
   };
 
   // Names: what was durable, then the surviving operations in their order.
@@ -392,6 +396,9 @@ inline std::unique_ptr<FaultyEnv> FaultyEnv::Restart(Loss loss, uint64_t seed) c
       // A torn write: its beginning only.
       if (loss == Loss::kRandom && !bytes.empty() && random() % 4 == 0) {
         bytes.resize(random() % bytes.size());
+      }
+      if (loss == Loss::kTornSector && &write == &file.pending.back() && !bytes.empty()) {
+        bytes.resize(bytes.size() - 1 - random() % std::min(bytes.size(), kSectorBytes));
       }
       const size_t end = static_cast<size_t>(write.offset) + bytes.size();
       if (data.size() < end) data.resize(end, '\0');

@@ -3,17 +3,19 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
+#include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <map>
+#include <mutex>
 #include <thread>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/time.h"
 
 namespace qlora::tests {
 namespace {
@@ -22,15 +24,17 @@ namespace {
 class Mailboxes {
  public:
   void Put(int from, int to, const void* bytes, int64_t count) {
-    absl::MutexLock lock(&mutex_);
+    std::lock_guard lock(mutex_);
     boxes_[{from, to}].emplace_back(static_cast<const char*>(bytes), size_t(count));
+    filled_.notify_all();
   }
   // False where nothing came for a while.
   bool Take(int from, int to, void* bytes, int64_t count) {
-    absl::MutexLock lock(&mutex_);
+    std::unique_lock lock(mutex_);
     std::deque<std::string>& box = boxes_[{from, to}];
-    const auto is_there = [&] { return !box.empty(); };
-    if (!mutex_.AwaitWithTimeout(absl::Condition(&is_there), absl::Milliseconds(20))) return false;
+    if (!filled_.wait_for(lock, std::chrono::milliseconds(20), [&] { return !box.empty(); })) {
+      return false;
+    }
     if (int64_t(box.front().size()) != count) std::abort();  // the ranks are out of step
     std::memcpy(bytes, box.front().data(), size_t(count));
     box.pop_front();
@@ -38,7 +42,8 @@ class Mailboxes {
   }
 
  private:
-  absl::Mutex mutex_;
+  std::mutex mutex_;
+  std::condition_variable filled_;
   std::map<std::pair<int, int>, std::deque<std::string>> boxes_;
 };
 

@@ -180,7 +180,7 @@ class Interrupted : public OutputFolder, public testing::WithParamInterface<Endi
 // Stopped at some step, the run goes on to the bytes of one that was never stopped.
 TEST_P(Interrupted, GoesOnToTheSameBytes) {
   job_ = absl::StrCat("mode: ", GetParam().mode,
-                      " training { max_steps: 16 gradient_accumulation_steps: 2 save_steps: 3 "
+                      " training { max_steps: 16 gradient_accumulation_steps: 2 save_steps: 2 "
                       "logging_steps: 1 }\nnum_threads: 1\n");
   const char* const weights = std::string(GetParam().mode) == "FULL"
                                   ? "out/model.safetensors"
@@ -191,7 +191,7 @@ TEST_P(Interrupted, GoesOnToTheSameBytes) {
   fs::remove_all(Path("out"));
   const CommandResult stopped =
       RunEngine({"train", Path("job.textproto")},
-                {.cue = "step 5/16", .on_cue = [](int pid) { ::kill(pid, GetParam().signal); }});
+                {.cues = {{"step 5/16", [](int pid) { ::kill(pid, GetParam().signal); }}}});
   EXPECT_EQ(stopped.exit_code, GetParam().exit_code) << stopped.out << stopped.err;
   EXPECT_EQ(stopped.signal, GetParam().signal == SIGKILL ? SIGKILL : 0);
   if (stopped.exit_code > 0) {

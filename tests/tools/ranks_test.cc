@@ -89,12 +89,12 @@ TEST_F(RanksTest, AKilledRankEndsAllAndOthersGoOn) {
   std::vector<int> pids;
   std::chrono::steady_clock::time_point killed;
   const CommandResult result =
-      Train(2, "out", kSteps, {.cue = "step 5/", .on_cue = [&](int launcher) {
-                                 pids = ProcessesOf(launcher);
-                                 ASSERT_EQ(pids.size(), 2u);
-                                 killed = std::chrono::steady_clock::now();
-                                 kill(pids[1], SIGKILL);
-                               }});
+      Train(2, "out", kSteps, {.cues = {{"step 5/", [&](int launcher) {
+                                           pids = ProcessesOf(launcher);
+                                           ASSERT_EQ(pids.size(), 2u);
+                                           killed = std::chrono::steady_clock::now();
+                                           kill(pids[1], SIGKILL);
+                                         }}}});
   EXPECT_LT(std::chrono::steady_clock::now() - killed, std::chrono::seconds(kSanitized ? 20 : 5));
   EXPECT_NE(result.exit_code, 0);
   ASSERT_EQ(pids.size(), 2u);
@@ -119,13 +119,12 @@ TEST_F(RanksTest, AStoppedRankIsNamedAndAllEnd) {
   std::chrono::steady_clock::time_point begin;
   const CommandResult result =
       Train(2, "out", 1'000'000,
-            {.cue = "step 5/",
-             .on_cue =
-                 [&](int launcher) {
-                   stopped = ProcessesOf(launcher)[1];
-                   begin = std::chrono::steady_clock::now();
-                   kill(stopped, SIGSTOP);
-                 }},
+            {.cues = {{"step 5/",
+                       [&](int launcher) {
+                         stopped = ProcessesOf(launcher)[1];
+                         begin = std::chrono::steady_clock::now();
+                         kill(stopped, SIGSTOP);
+                       }}}},
             {"--set", "parallel.silence_seconds=2", "--set", "training.save_steps=1000"});
   // Two seconds of silence, two to end, and what mpirun takes to be rid of a process that is
   // stopped.
@@ -143,7 +142,7 @@ TEST_F(RanksTest, ASignalStopsAllAtTheSameStep) {
     const auto send = [&](int launcher) {
       kill(to_launcher ? launcher : ProcessesOf(launcher)[1], SIGTERM);
     };
-    const CommandResult result = Train(2, output, 1'000'000, {.cue = "step 5/", .on_cue = send},
+    const CommandResult result = Train(2, output, 1'000'000, {.cues = {{"step 5/", send}}},
                                        {"--set", "training.save_steps=100000"});
     EXPECT_NE(result.exit_code, 0);
     if (!to_launcher) {

@@ -2,9 +2,11 @@
 
 #include <atomic>
 #include <chrono>
+#include <cstring>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
+#include "engine/comm/control_frame.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "proto/errors.h"
@@ -151,6 +153,15 @@ TEST(ControlChannel, StrangersAtThePortDoNoHarm) {
     auto socket = Socket::Connect(rendezvous, 10);
     ASSERT_TRUE(socket.ok());
     EXPECT_TRUE(socket->Send("GET / HTTP/1.1\r\n\r\n", 1).ok());
+    // Nobody waits for the 200 MiB that another one announces.
+    auto liar = Socket::Connect(rendezvous, 10);
+    ASSERT_TRUE(liar.ok());
+    std::string frame = EncodeFrame({});
+    const uint32_t length = 200u << 20;
+    std::memcpy(&frame[4], &length, sizeof(length));
+    EXPECT_TRUE(liar->Send(frame, 1).ok());
+    char byte;
+    EXPECT_FALSE(absl::IsDeadlineExceeded(liar->Receive(&byte, 1, 4)));
   });
   std::thread second([&] {
     std::this_thread::sleep_for(std::chrono::milliseconds(100));

@@ -154,6 +154,9 @@ TEST(CommitFaultsTest, PowerLostAtEveryOperation) {
   for (int64_t k = 0; k <= count; ++k) {
     ASSERT_EQ(DieAndCheck(k, Loss::kAllUnsynced, 0), "") << "operation " << k;
     ++states;
+    for (uint64_t torn = 1; torn <= 3; ++torn, ++states) {
+      ASSERT_EQ(DieAndCheck(k, Loss::kTornSector, 4 * torn), "") << "operation " << k;
+    }
     for (uint64_t seed = 1; seed <= 16; ++seed, ++states) {
       ASSERT_EQ(DieAndCheck(k, Loss::kRandom, seed), "") << "operation " << k << " seed " << seed;
     }
@@ -199,54 +202,120 @@ TEST(CommitFaultsTest, AnAtomicFileIsOldOrNewAndNewOnceAcknowledged) {
   }
 }
 
-// Forgets one kind of sync: the tests above must notice, or they prove nothing.
+// Forgets one sync of each save, the k-th from where the temporary folder appears: whichever it is,
+// the tests above must notice, or they prove nothing.
 class ForgetfulEnv : public FaultyEnv {
  public:
-  enum class Forgets { kFileSync, kInnerFolderSync, kParentSync };
-  explicit ForgetfulEnv(Forgets forgets) : forgets_(forgets) {}
+  explicit ForgetfulEnv(int64_t forgets) : forgets_(forgets) {}
 
   absl::StatusOr<std::unique_ptr<WritableFile>> NewWritableFile(const std::string& path) override {
     auto file = FaultyEnv::NewWritableFile(path);
-    if (!file.ok() || forgets_ != Forgets::kFileSync) return file;
-    return std::unique_ptr<WritableFile>(new NoSync(*std::move(file)));
+    if (!file.ok()) return file;
+    return std::unique_ptr<WritableFile>(new File(this, *std::move(file)));
+  }
+  absl::Status CreateFolder(const std::string& path) override {
+    syncs_ = 0;
+    return FaultyEnv::CreateFolder(path);
   }
   absl::Status SyncFolder(const std::string& path) override {
-    const bool inner = absl::StrContains(path, kTemporaryPrefix);
-    if (forgets_ == Forgets::kInnerFolderSync && inner) return absl::OkStatus();
-    if (forgets_ == Forgets::kParentSync && !inner) return absl::OkStatus();
-    return FaultyEnv::SyncFolder(path);
+    return IsForgotten() ? absl::OkStatus() : FaultyEnv::SyncFolder(path);
   }
+  // The most that one save has asked for.
+  int64_t most() const { return most_; }
 
  private:
-  class NoSync : public WritableFile {
+  class File : public WritableFile {
    public:
-    explicit NoSync(std::unique_ptr<WritableFile> file) : file_(std::move(file)) {}
+    File(ForgetfulEnv* env, std::unique_ptr<WritableFile> file)
+        : env_(env), file_(std::move(file)) {}
     absl::Status Append(absl::string_view bytes) override { return file_->Append(bytes); }
-    absl::Status Sync() override { return absl::OkStatus(); }
+    absl::Status Sync() override { return env_->IsForgotten() ? absl::OkStatus() : file_->Sync(); }
     absl::Status Close() override { return file_->Close(); }
 
    private:
+    ForgetfulEnv* env_;
     std::unique_ptr<WritableFile> file_;
   };
+  bool IsForgotten() {
+    most_ = std::max(most_, syncs_ + 1);
+    return syncs_++ == forgets_;
+  }
 
-  Forgets forgets_;
+  const int64_t forgets_;
+  int64_t syncs_ = 0, most_ = 0;
 };
 
-TEST(CommitFaultsTest, AForgottenSyncIsNoticed) {
-  using Forgets = ForgetfulEnv::Forgets;
-  for (Forgets forgets : {Forgets::kFileSync, Forgets::kInnerFolderSync, Forgets::kParentSync}) {
-    int64_t noticed = 0;
-    for (int64_t k = 0; k <= CountOperations(); ++k) {
-      ForgetfulEnv env(forgets);
-      ASSERT_TRUE(env.CreateFolder(kOut).ok());
-      ASSERT_TRUE(env.FaultyEnv::SyncFolder(".").ok());
-      env.DieAt(env.operations() + k);
-      const size_t acknowledged = RunSaves(&env);
-      auto after = env.Restart(Loss::kAllUnsynced, 0);
+// How many of the moments at which power may go show a fault.
+int64_t Noticed(int64_t forgets, int64_t* syncs) {
+  int64_t noticed = 0;
+  const int64_t count = CountOperations();
+  for (int64_t k = 0; k <= count; ++k) {
+    ForgetfulEnv env(forgets);
+    EXPECT_TRUE(env.FaultyEnv::CreateFolder(kOut).ok());
+    EXPECT_TRUE(env.FaultyEnv::SyncFolder(".").ok());
+    env.DieAt(env.operations() + k);
+    const size_t acknowledged = RunSaves(&env);
+    *syncs = std::max(*syncs, env.most());
+    for (uint64_t seed = 0; seed <= 8; ++seed) {
+      auto after = env.Restart(seed == 0 ? Loss::kAllUnsynced : Loss::kRandom, seed);
       noticed += Fault(after.get(), acknowledged).empty() ? 0 : 1;
     }
-    EXPECT_GT(noticed, 0) << static_cast<int>(forgets);
   }
+  return noticed;
+}
+
+TEST(CommitFaultsTest, EveryForgottenSyncIsNoticed) {
+  int64_t syncs = 0;
+  EXPECT_EQ(Noticed(/*forgets=*/-1, &syncs), 0);
+  // Weights, state, manifest, their folder, its parent, and before the files of an old one go.
+  ASSERT_EQ(syncs, 6);
+  for (int64_t forgets = 0; forgets < syncs; ++forgets) {
+    EXPECT_GT(Noticed(forgets, &syncs), 0) << "sync " << forgets;
+  }
+}
+
+// Gives the folder its final name before its manifest is written.
+class HastyEnv : public FaultyEnv {
+ public:
+  absl::StatusOr<std::unique_ptr<WritableFile>> NewWritableFile(const std::string& path) override {
+    if (BaseName(path) != kManifestFile) return FaultyEnv::NewWritableFile(path);
+    const std::string temporary = ParentPath(path);
+    // ".tmp-checkpoint-3-0000000000000001"
+    const std::string name = BaseName(temporary).substr(5, sizeof("checkpoint-3") - 1);
+    if (absl::Status s = FaultyEnv::Rename(temporary, JoinPath(kOut, name)); !s.ok()) return s;
+    renamed_ = true;
+    return FaultyEnv::NewWritableFile(JoinPath(JoinPath(kOut, name), kManifestFile));
+  }
+  absl::Status SyncFolder(const std::string& path) override {
+    const std::string name = BaseName(path);
+    if (!renamed_ || !absl::StartsWith(name, kTemporaryPrefix)) return FaultyEnv::SyncFolder(path);
+    return FaultyEnv::SyncFolder(JoinPath(kOut, name.substr(5, sizeof("checkpoint-3") - 1)));
+  }
+  absl::Status Rename(const std::string& from, const std::string& to) override {
+    if (!renamed_ ||
+        !absl::StartsWith(BaseName(from), absl::StrCat(kTemporaryPrefix, "checkpoint")))
+      return FaultyEnv::Rename(from, to);
+    renamed_ = false;
+    return absl::OkStatus();
+  }
+
+ private:
+  bool renamed_ = false;
+};
+
+TEST(CommitFaultsTest, ARenameThatComesTooEarlyIsNoticed) {
+  int64_t noticed = 0;
+  const int64_t count = CountOperations();
+  for (int64_t k = 0; k <= count; ++k) {
+    HastyEnv env;
+    ASSERT_TRUE(env.CreateFolders(kOut).ok());
+    env.DieAt(env.operations() + k);
+    const Save first = kSaves[0];
+    const size_t acknowledged = SaveOne(&env, first).ok() ? 1 : 0;
+    auto after = env.Restart(Loss::kNothing, 0);
+    noticed += Fault(after.get(), acknowledged).empty() ? 0 : 1;
+  }
+  EXPECT_GT(noticed, 0);
 }
 
 }  // namespace
