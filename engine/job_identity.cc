@@ -42,6 +42,7 @@ std::string DecisiveJobText(const proto::Job& job, const std::string& device, in
   decisive.clear_generate();
   decisive.clear_parallel();
   decisive.clear_drift();
+  decisive.clear_merge();
   decisive.clear_gates();
   decisive.clear_economics();
   decisive.clear_plan();

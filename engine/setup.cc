@@ -141,12 +141,14 @@ class Preparation {
     if (command_ == Command::kEval) return s_.job.eval().adapter();
     if (command_ == Command::kGenerate) return s_.job.generate().adapter();
     if (command_ == Command::kDrift) return s_.job.drift().adapter();
+    if (command_ == Command::kMerge) return s_.job.merge().adapter();
     return none;
   }
 
   const char* AdapterField() const {
     return command_ == Command::kEval    ? "eval.adapter"
            : command_ == Command::kDrift ? "drift.adapter"
+           : command_ == Command::kMerge ? "merge.adapter"
                                          : "generate.adapter";
   }
 
@@ -333,7 +335,12 @@ class Preparation {
         }
       }
     }
-    if (command_ == Command::kDrift) return ReadDriftData();
+    if (command_ == Command::kDrift) {
+      return ReadComparedData("drift.file", s_.job.drift().file(), s_.job.drift().max_samples());
+    }
+    if (command_ == Command::kMerge) {
+      return ReadComparedData("merge.file", s_.job.merge().file(), s_.job.merge().max_samples());
+    }
     const bool own_file = command_ == Command::kEval && s_.job.eval().has_file();
     const std::string eval_file = own_file                                ? s_.job.eval().file()
                                   : trains_ || command_ == Command::kEval ? data.eval_file()
@@ -349,25 +356,29 @@ class Preparation {
     return absl::OkStatus();
   }
 
-  // drift.file, else data.eval_file, else what is held out of train_file, else its beginning.
-  absl::Status ReadDriftData() {
+  // The command's own file, else data.eval_file, else what is held out of train_file, else its
+  // beginning.
+  absl::Status ReadComparedData(absl::string_view field, const std::string& own_file,
+                                int64_t most) {
     const proto::Data& data = s_.job.data();
-    const int64_t most = s_.job.drift().max_samples();
-    const auto limit = [&](Dataset* samples) {
-      if (most > 0 && int64_t(samples->samples.size()) > most) samples->samples.resize(most);
-    };
     absl::Status status;
-    if (s_.job.drift().has_file()) {
-      status = ReadFileInto("drift.file", s_.job.drift().file(), most, &s_.eval_data);
+    if (!own_file.empty()) {
+      s_.eval_source = own_file;
+      status = ReadFileInto(field, own_file, most, &s_.eval_data);
     } else if (data.has_eval_file()) {
+      s_.eval_source = data.eval_file();
       status = ReadFileInto("data.eval_file", data.eval_file(), most, &s_.eval_data);
     } else if (data.eval_fraction() > 0) {
+      s_.eval_source = "what is held out of " + data.train_file();
       Dataset all;
       status = ReadFileInto("data.train_file", data.train_file(), data.max_train_samples(), &all);
       if (!status.ok()) return status;
       s_.eval_data = SplitForEvaluation(&all, data.eval_fraction(), s_.job.seed());
-      limit(&s_.eval_data);
+      if (most > 0 && int64_t(s_.eval_data.samples.size()) > most) {
+        s_.eval_data.samples.resize(most);
+      }
     } else {
+      s_.eval_source = "the beginning of " + data.train_file();
       status = ReadFileInto("data.train_file", data.train_file(), most, &s_.eval_data);
     }
     if (!status.ok()) return status;

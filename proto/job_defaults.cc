@@ -85,6 +85,17 @@ void FillDrift(Drift& d) {
   QLORA_DEFAULT(d, apply_residual_init, false);
 }
 
+void FillMerge(const Job& job, Merge& m) {
+  if (job.has_output_dir()) {
+    QLORA_DEFAULT(m, adapter, job.output_dir());
+    QLORA_DEFAULT(m, output, job.output_dir() + "/merged");
+  }
+  QLORA_DEFAULT(m, into, job.mode() == Mode::QLORA ? MergeInto::DEQUANTIZED : MergeInto::BASE);
+  QLORA_DEFAULT(m, max_samples, 128);
+  QLORA_DEFAULT(m, max_loss_increase, 0.02);
+  QLORA_DEFAULT(m, accept_loss, false);
+}
+
 }  // namespace
 
 bool HasHeldOutData(const Job& job) {
@@ -131,6 +142,7 @@ Job WithDefaults(const Job& given) {
   QLORA_DEFAULT(plan, explore, true);
   QLORA_DEFAULT(plan, report, false);
   FillDrift(*job.mutable_drift());
+  FillMerge(job, *job.mutable_merge());
   return job;
 }
 

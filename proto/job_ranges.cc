@@ -41,6 +41,7 @@ constexpr RealRange kReal[] = {
     {"plan.flops_per_second", 1e6, 1e21},
     {"plan.network_bytes_per_second", 1e3, 1e15},
     {"plan.network_latency_seconds", 0, 1},
+    {"merge.max_loss_increase", 0, 100},
     {"drift.outlier_factor", 1, 1e6, /*min_open=*/true},
 };
 
@@ -68,6 +69,7 @@ constexpr IntRange kInt[] = {
     {"eval.per_device_eval_batch_size", 1, kMaxRows},
     {"generate.max_new_tokens", 1, kMaxTokens},
     {"plan.world_size", 1, 100'000},
+    {"merge.max_samples", 0, kMaxSamples},
     {"drift.max_samples", 0, kMaxSamples},
     {"drift.block_sizes", 32, 4096},
     {"drift.keep_worst_layers", 1, 1000},

@@ -285,6 +285,29 @@ void CheckDrift(const Job& job, JobProblems& problems) {
   }
 }
 
+// The result takes the place of what is there: that can't be an input.
+void CheckMerge(const Job& job, JobProblems& problems) {
+  const Merge merge = WithDefaults(job).merge();
+  if (!merge.has_file() && !job.data().has_eval_file() && !job.data().has_train_file()) {
+    problems.AddAbsent("merge.file", "give a JSONL file, here, as data.eval_file or train_file");
+  }
+  const std::string output = Normalized(merge.output());
+  for (const auto& [field, path] :
+       {std::pair{"model", job.model()}, std::pair{"merge.adapter", merge.adapter()},
+        std::pair{"merge.file", merge.file()}}) {
+    if (path.empty() || Normalized(path).compare(0, output.size(), output) != 0) continue;
+    problems.Add("merge.output", Quote(merge.output()), "a folder without any input in it",
+                 absl::StrCat("the result would take the place of ", field, ", ", Quote(path)));
+  }
+  if (job.mode() == Mode::LORA && merge.into() != MergeInto::BASE) {
+    problems.Add("merge.into", MergeInto::Value_Name(merge.into()), "BASE in mode LORA",
+                 "the adapter was trained on a 16-bit base");
+  }
+  if (job.mode() == Mode::FULL) {
+    problems.Add("mode", "FULL", "QLORA and LORA", "mode FULL has no adapter to merge");
+  }
+}
+
 }  // namespace
 
 void CheckRequired(const Job& job, Command command, JobProblems& problems) {
@@ -341,6 +364,10 @@ void CheckRequired(const Job& job, Command command, JobProblems& problems) {
         problems.AddAbsent("generate.prompt", "give a prompt, or messages");
       }
       refuse_adapter_in_full(job.generate().has_adapter(), "generate.adapter");
+      break;
+    case Command::kMerge:
+      if (!job.has_output_dir()) problems.AddAbsent("output_dir", "give a folder for the results");
+      CheckMerge(job, problems);
       break;
     case Command::kDrift:
       CheckDrift(job, problems);

@@ -23,6 +23,7 @@
 #include "engine/drift/report_drift.h"
 #include "engine/input_error.h"
 #include "engine/lora/targets.h"
+#include "engine/merge/merge_command.h"
 #include "engine/setup.h"
 #include "engine/train.h"
 #include "engine/version.h"
@@ -44,6 +45,7 @@ constexpr char kUsage[] =
     "  generate  text from a prompt\n"
     "  quantize  write the 4-bit checkpoint and what its weights lost\n"
     "  drift     what 4 bits cost on a file, against 16 bits\n"
+    "  merge     fold an adapter into its base, each way scored on a file\n"
     "  verify    check the checkpoints of an output folder\n"
     "  doctor    what this machine can do, and what it lacks\n"
     "  version   print the version\n"
@@ -94,6 +96,7 @@ std::optional<proto::Command> CommandOf(const std::string& name) {
   if (name == "generate") return proto::Command::kGenerate;
   if (name == "quantize") return proto::Command::kQuantize;
   if (name == "drift") return proto::Command::kDrift;
+  if (name == "merge") return proto::Command::kMerge;
   return std::nullopt;
 }
 
@@ -192,6 +195,8 @@ absl::Status RunPrepared(const proto::Job& job, proto::Command command, engine::
       return engine::QuantizeBase(**setup, console);
     case proto::Command::kDrift:
       return engine::ReportDrift(**setup, console);
+    case proto::Command::kMerge:
+      return engine::Merge(**setup, console);
   }
   return absl::InternalError("unknown command");
 }

@@ -19,6 +19,16 @@ void AddOnce(const QuantSpec& spec, std::vector<QuantSpec>* specs) {
 
 }  // namespace
 
+StreamContext StreamContextOf(const Setup& setup) {
+  return {.spec = &setup.spec,
+          .device = setup.device.get(),
+          .limits = setup.limits,
+          .kernels = setup.job.kernel_selection(),
+          .capacity = *setup.record.eval,
+          .rope_positions = setup.record.storage.rope_positions,
+          .threads = setup.job.num_threads()};
+}
+
 ModelForm BaselineForm(const Setup& setup) {
   ModelForm form{.name = absl::StrCat(
                      "baseline, ", proto::BaselineDtype::Value_Name(setup.job.drift().baseline())),
@@ -51,6 +61,11 @@ ModelForm QuantizedForm(const Setup& setup, const QuantSpec& spec) {
   form.quant = spec;
   form.kept = setup.spec.kept_in_16_bits;
   return form;
+}
+
+ModelForm TrainedForm(const Setup& setup) {
+  return setup.job.mode() == proto::Mode::QLORA ? QuantizedForm(setup, setup.record.storage.quant)
+                                                : SixteenBitForm(setup);
 }
 
 ModelForm KeptForm(const Setup& setup, const std::vector<int64_t>& layers) {

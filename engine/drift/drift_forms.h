@@ -7,9 +7,13 @@
 #include <vector>
 
 #include "engine/drift/model_form.h"
+#include "engine/drift/stream.h"
 #include "engine/setup.h"
 
 namespace qlora::engine {
+
+// What a comparison on the setup's evaluation data runs with.
+StreamContext StreamContextOf(const Setup& setup);
 
 // Weights rounded to drift.baseline, activations and sums in fp32.
 ModelForm BaselineForm(const Setup& setup);
@@ -17,6 +21,8 @@ ModelForm BaselineForm(const Setup& setup);
 ModelForm SixteenBitForm(const Setup& setup);
 // As training has it, under another quantization.
 ModelForm QuantizedForm(const Setup& setup, const quant::QuantSpec& spec);
+// The base that the job's mode trains on.
+ModelForm TrainedForm(const Setup& setup);
 // The job's quantization, but all linears of these layers in 16 bits.
 ModelForm KeptForm(const Setup& setup, const std::vector<int64_t>& layers);
 

@@ -1,7 +1,5 @@
 #include "engine/drift/drift_text.h"
 
-#include <google/protobuf/util/json_util.h>
-
 #include <map>
 
 #include "absl/strings/str_cat.h"
@@ -164,16 +162,6 @@ std::string DriftText(const proto::DriftReport& r) {
   }
   for (const std::string& note : r.notes()) absl::StrAppend(&text, "\n", note);
   return text;
-}
-
-absl::StatusOr<std::string> ReportJson(const google::protobuf::Message& report) {
-  google::protobuf::util::JsonPrintOptions options;
-  options.add_whitespace = true;
-  options.preserve_proto_field_names = true;
-  std::string json;
-  const auto status = google::protobuf::util::MessageToJsonString(report, &json, options);
-  if (!status.ok()) return absl::InternalError(status.ToString());
-  return json;
 }
 
 }  // namespace qlora::engine

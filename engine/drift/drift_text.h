@@ -26,9 +26,6 @@ std::string WeightTable(const proto::QuantizationReport& report);
 // The whole report.
 std::string DriftText(const proto::DriftReport& report);
 
-// Protobuf's JSON, fields in their order, two spaces of indent. An infinite SNR is "Infinity".
-absl::StatusOr<std::string> ReportJson(const google::protobuf::Message& report);
-
 }  // namespace qlora::engine
 
 #endif  // QLORA_ENGINE_DRIFT_DRIFT_TEXT_H_

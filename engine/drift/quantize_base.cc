@@ -9,6 +9,7 @@
 #include "engine/io/atomic_file.h"
 #include "engine/load_model.h"
 #include "engine/model/prequantized.h"
+#include "engine/report/report_json.h"
 #include "proto/errors.h"
 
 namespace qlora::engine {

@@ -19,6 +19,7 @@
 #include "engine/io/atomic_file.h"
 #include "engine/lora/residual_note.h"
 #include "engine/model/prequantized.h"
+#include "engine/report/report_json.h"
 #include "proto/errors.h"
 
 namespace qlora::engine {
@@ -41,15 +42,8 @@ class DriftRun {
       : setup_(setup),
         drift_(setup.job.drift()),
         console_(*console),
-        folder_(JoinPath(setup.job.output_dir(), kFolder)) {
-    context_.spec = &setup.spec;
-    context_.device = setup.device.get();
-    context_.limits = setup.limits;
-    context_.kernels = setup.job.kernel_selection();
-    context_.capacity = *setup.record.eval;
-    context_.rope_positions = setup.record.storage.rope_positions;
-    context_.threads = setup.job.num_threads();
-  }
+        folder_(JoinPath(setup.job.output_dir(), kFolder)),
+        context_(StreamContextOf(setup)) {}
 
   absl::Status Run() {
     // Now, not after the work.
@@ -184,7 +178,7 @@ class DriftRun {
 
   void FillHead(const Comparison& comparison) {
     report_.set_model(setup_.job.model());
-    report_.set_data(DataName());
+    report_.set_data(setup_.eval_source);
     report_.set_samples(int64_t(setup_.eval_data.samples.size()));
     report_.set_tokens(comparison.models[kBaseline].tokens);
     report_.set_adapter(drift_.adapter());
@@ -192,14 +186,6 @@ class DriftRun {
     report_.set_device(setup_.device->info().name);
     report_.set_peak_bytes_planned(comparison.plan_bytes);
     report_.set_parts(comparison.parts);
-  }
-
-  std::string DataName() const {
-    const proto::Data& data = setup_.job.data();
-    if (drift_.has_file()) return drift_.file();
-    if (data.has_eval_file()) return data.eval_file();
-    return absl::StrCat(data.eval_fraction() > 0 ? "what is held out of " : "the beginning of ",
-                        data.train_file());
   }
 
   double SnrOf(size_t spec) const { return Total(weights_.of_form[spec]).SnrDb(); }
@@ -394,7 +380,7 @@ class DriftRun {
   const proto::Drift& drift_;
   Console& console_;
   const std::string folder_;
-  StreamContext context_;
+  const StreamContext context_;
   std::optional<AdapterWeights> adapter_;
   std::vector<quant::QuantSpec> specs_;
   WeightMeasurements weights_;

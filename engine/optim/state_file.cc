@@ -120,8 +120,7 @@ class Gatherer {
 
   absl::Status ReadOwn(StateField field, int64_t offset, int64_t count, int64_t size) {
     for (const StatePart& part : storage_.StateParts(field, offset, count)) {
-      if (absl::Status s =
-              read_(part.view, bytes_.data() + part.begin * size, part.view.Extent());
+      if (absl::Status s = read_(part.view, bytes_.data() + part.begin * size, part.view.Extent());
           !s.ok()) {
         return s;
       }
