@@ -27,7 +27,7 @@ void Run(const LinearBackwardAdapter& op, const Context& context) {
     term.a = Part(op.up);
     term.b = Part(op.x);
     if (op.dropout.probability > 0) {
-      drop = {ArgsOf(op.dropout), begin, op.x.cols};
+      drop = {ArgsOf(op.dropout), op.x.cols};
       term.drop_b = &drop;
       product.alpha = KeptScale(op.dropout.probability);
     }

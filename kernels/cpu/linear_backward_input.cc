@@ -50,7 +50,7 @@ void Run(const LinearBackwardInput& op, const Context& context) {
     term.end = end;
     if (segment.dropout.probability > 0) {
       term.drop_sum =
-          &drops.emplace_back(DropoutView{ArgsOf(segment.dropout), 0, op.base.in_features});
+          &drops.emplace_back(DropoutView{ArgsOf(segment.dropout), op.base.in_features});
       term.kept_scale = KeptScale(segment.dropout.probability);
     }
   }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <vector>
 
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/rows.h"
@@ -114,6 +115,35 @@ RowResult FinishRow(const LinearCrossEntropy& op, const ChunkPlan& plan, const S
   return result;
 }
 
+// Losses and right answers of each segment, in the order of its rows.
+class SegmentSums {
+ public:
+  explicit SegmentSums(const LinearCrossEntropy& op)
+      : op_(op), loss_(op.loss.rows), correct_(op.loss.rows) {}
+
+  // Rows come in ascending order.
+  void Add(int64_t row, const RowResult& result) {
+    while (op_.segments && row >= op_.segments.Row<int32_t>(at_)[1]) ++at_;
+    loss_[at_] += result.loss;
+    correct_[at_] += result.correct;
+  }
+  void Store() const {
+    for (int64_t s = 0; s < op_.loss.rows; ++s) {
+      double& loss = *op_.loss.Row<double>(s);
+      loss = op_.accumulate_loss ? loss + loss_[s] : loss_[s];
+      if (!op_.correct) continue;
+      int32_t& correct = *op_.correct.Row<int32_t>(s);
+      correct = op_.accumulate_loss ? correct + correct_[s] : correct_[s];
+    }
+  }
+
+ private:
+  const LinearCrossEntropy& op_;
+  int64_t at_ = 0;
+  std::vector<double> loss_;
+  std::vector<int32_t> correct_;
+};
+
 void ZeroRows(const Tensor& t, int64_t rows, const Context& context) {
   if (t && rows > 0) Run(Zero{SliceRows(t, 0, rows)}, context);
 }
@@ -130,8 +160,7 @@ void Run(const LinearCrossEntropy& op, const Context& context) {
   ZeroRows(op.dh, LiveRowCount(op.live_rows, op.dh.rows), context);
   if (count == 0 && !op.accumulate_dhead) ZeroRows(op.dhead, op.dhead.rows, context);
 
-  double loss = 0.0;
-  int32_t correct = 0;
+  SegmentSums sums(op);
   for (int64_t begin = 0; begin < count; begin += plan.rows) {
     const int64_t rows = std::min(plan.rows, count - begin);
     uint8_t* base = static_cast<uint8_t*>(op.workspace.data);
@@ -151,8 +180,7 @@ void Run(const LinearCrossEntropy& op, const Context& context) {
                              *op.targets.Row<int32_t>(begin + i));
     });
     for (int64_t i = 0; i < rows; ++i) {
-      loss += results[i].loss;
-      correct += results[i].correct;
+      sums.Add(begin + i, results[i]);
       if (op.row_loss) *op.row_loss.Row<float>(begin + i) = float(results[i].loss);
     }
     if (op.dh) {
@@ -171,12 +199,7 @@ void Run(const LinearCrossEntropy& op, const Context& context) {
       Run(plan.backward_weight, context);
     }
   }
-  double& total = op.loss.Scalar<double>();
-  total = op.accumulate_loss ? total + loss : loss;
-  if (op.correct) {
-    int32_t& total_correct = op.correct.Scalar<int32_t>();
-    total_correct = op.accumulate_loss ? total_correct + correct : correct;
-  }
+  sums.Store();
 }
 int64_t WorkspaceBytes(const LinearCrossEntropy& op, Isa isa) { return PlanOf(op, isa).bytes; }
 

@@ -39,7 +39,7 @@ void RunLinearForward(const LinearForward& op, ThreadPool& pool, const KernelSet
     DropoutView drop;
     Product low;
     if (segment.dropout.probability > 0) {
-      drop = {ArgsOf(segment.dropout), begin, op.x.cols};
+      drop = {ArgsOf(segment.dropout), op.x.cols};
       down.drop_a = &drop;
       low.alpha = KeptScale(segment.dropout.probability);
     }

@@ -77,7 +77,8 @@ void RunGemv(const LinearForward& op, int64_t live, ThreadPool& pool, const Kern
       std::memcpy(dropped, in, sizeof(float) * (end - begin) * pitch);
       const DropoutArgs drop = ArgsOf(adapter.dropout);
       for (int64_t t = begin; t < end; ++t) {
-        kernels.drop(drop, uint64_t(t * depth), depth, 1.0f, dropped + (t - begin) * pitch);
+        kernels.drop(drop, uint64_t((t - begin) * depth), depth, 1.0f,
+                     dropped + (t - begin) * pitch);
       }
       in = dropped;
       alpha = KeptScale(adapter.dropout.probability);

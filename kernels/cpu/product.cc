@@ -64,8 +64,7 @@ PackArgs StorageOf(const GemmOperand& operand, int64_t row, int64_t k) {
 
 void Drop(const DropoutView& drop, const GemmKernels& kernels, int64_t row, int64_t column,
           int64_t count, float kept_scale, float* x) {
-  kernels.drop(drop.args, uint64_t((drop.first_row + row) * drop.columns + column), count,
-               kept_scale, x);
+  kernels.drop(drop.args, uint64_t(row * drop.columns + column), count, kept_scale, x);
 }
 
 // Packs the panel of A that begins at row `row` of its operand; `rows_scratch` holds mr ×
@@ -225,7 +224,7 @@ void RunTile(const Product& product, absl::Span<const PackedTerm> terms, int64_t
     for (int64_t row = std::max(row_begin, packed.chunk_begin); row < end; ++row) {
       float* from = sums + (row - row_begin) * pitch;
       float* to = scratch.sums + (row - row_begin) * pitch;
-      Drop(*term.drop_sum, kernels, row, column, columns, term.kept_scale, from);
+      Drop(*term.drop_sum, kernels, row - packed.begin, column, columns, term.kept_scale, from);
       for (int64_t j = 0; j < columns; ++j) to[j] += from[j];
     }
   }

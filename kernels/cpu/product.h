@@ -17,11 +17,9 @@
 
 namespace qlora::kernels::cpu {
 
-// Dropout of an operand or of a term's sum; element (t, k) counts from row `first_row` of the op's
-// tensor.
+// Dropout of an operand or of a term's sum; element (t, k) counts from the term's first row.
 struct DropoutView {
   DropoutArgs args;
-  int64_t first_row = 0;
   int64_t columns = 0;
 };
 

@@ -30,7 +30,7 @@ void Run(const LinearBackwardAdapter& op, const Context& context) {
     term->b = DenseOperand(op.x, true);
     term->depth = op.x.rows;
     term->range = PointerOf(op.rows);
-    term->mask_b = MaskOf(op.dropout, op.x.cols);
+    term->mask_b = MaskOf(op.dropout, op.x.cols, op.rows);
     if (term->mask_b.threshold > 0) product.alpha = KeptScale(op.dropout);
     RunProduct(LinearBackwardAdapter::kName, product, bf16, context);
   }

@@ -37,7 +37,7 @@ void Run(const LinearBackwardInput& op, const Context& context) {
     term->b = DenseOperand(segment.a, true);
     term->depth = segment.a.rows;
     term->range = PointerOf(segment.rows);
-    term->mask_sum = MaskOf(segment.dropout, op.base.in_features);
+    term->mask_sum = MaskOf(segment.dropout, op.base.in_features, segment.rows);
     if (term->mask_sum.threshold > 0) term->scale = KeptScale(segment.dropout);
   }
   if (!op.dx) return;

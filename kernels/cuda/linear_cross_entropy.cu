@@ -221,17 +221,23 @@ QLORA_KERNEL void CrossEntropyKernel(Chunk chunk, float* logits, int64_t pitch, 
   if (backward) WriteGradient<T, kSoftcap>(row, total);
 }
 
-// ---- The sum over rows: one block, so that its order depends on the count alone
+// ---- The sum over rows: one block a segment, so that its order depends on the segment's count
+// alone
 
-QLORA_KERNEL void SumResultsKernel(const RowResult* results, const int32_t* count, bool accumulate,
-                                   double* loss, int32_t* correct) {
+QLORA_KERNEL void SumResultsKernel(const RowResult* results, const int32_t* count,
+                                   const int32_t* segments, int64_t segments_pitch, bool accumulate,
+                                   double* loss, int64_t loss_pitch, int32_t* correct,
+                                   int64_t correct_pitch) {
   gpu::SharedMemory memory;
   const gpu::Shared<double> losses = memory.Take<double>(kSumThreads);
   const gpu::Shared<int32_t> corrects = memory.Take<int32_t>(kSumThreads);
   const int thread = gpu::ThreadX();
+  const int64_t segment = gpu::BlockX();
+  const int64_t begin = segments == nullptr ? 0 : segments[segment * segments_pitch];
+  const int64_t end = segments == nullptr ? *count : segments[segment * segments_pitch + 1];
   double my_loss = 0.0;
   int32_t my_correct = 0;
-  for (int64_t i = thread; i < *count; i += kSumThreads) {
+  for (int64_t i = begin + thread; i < end; i += kSumThreads) {
     my_loss += results[i].loss;
     my_correct += results[i].correct;
   }
@@ -247,8 +253,11 @@ QLORA_KERNEL void SumResultsKernel(const RowResult* results, const int32_t* coun
   if (thread != 0) return;
   const double total = losses[0];
   const int32_t total_correct = corrects[0];
-  *loss = accumulate ? *loss + total : total;
-  if (correct != nullptr) *correct = accumulate ? *correct + total_correct : total_correct;
+  double* const l = loss + segment * loss_pitch;
+  *l = accumulate ? *l + total : total;
+  if (correct == nullptr) return;
+  int32_t* const c = correct + segment * correct_pitch;
+  *c = accumulate ? *c + total_correct : total_correct;
 }
 
 // ---- The host side
@@ -362,10 +371,13 @@ void Run(const LinearCrossEntropy& op, const Context& context) {
   }
   const uint8_t* base = static_cast<const uint8_t*>(op.workspace.data);
   gpu::Launch(context.launcher, LinearCrossEntropy::kName, &SumResultsKernel,
-              {.threads = kSumThreads,
+              {.blocks_x = op.loss.rows,
+               .threads = kSumThreads,
                .shared_bytes = kSumThreads * int64_t{sizeof(double) + sizeof(int32_t)}},
               reinterpret_cast<const RowResult*>(base + plan.results_at),
-              static_cast<const int32_t*>(op.count.data), op.accumulate_loss,
-              static_cast<double*>(op.loss.data), static_cast<int32_t*>(op.correct.data));
+              static_cast<const int32_t*>(op.count.data),
+              static_cast<const int32_t*>(op.segments.data), op.segments.pitch, op.accumulate_loss,
+              static_cast<double*>(op.loss.data), op.loss.pitch,
+              static_cast<int32_t*>(op.correct.data), op.correct.pitch);
 }
 }  // namespace qlora::kernels::cuda

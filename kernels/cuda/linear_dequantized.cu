@@ -178,7 +178,7 @@ void FirstProduct(const char* name, const ConstTensor& x, const ConstTensor& a, 
   term->a = DenseOperand(x, false);
   term->b = DenseOperand(a, !transpose);
   term->depth = x.cols;
-  term->mask_a = MaskOf(dropout, x.cols);
+  term->mask_a = MaskOf(dropout, x.cols, {});
   if (term->mask_a.threshold > 0) product.alpha *= KeptScale(dropout);
   RunProduct(name, product, /*bf16=*/true, context);
 }

@@ -31,7 +31,7 @@ void Run(const LinearForward& op, const Context& context) {
     down->a = x;
     down->b = DenseOperand(segment.a, false);
     down->depth = op.base.in_features;
-    down->mask_a = MaskOf(segment.dropout, op.x.cols);
+    down->mask_a = MaskOf(segment.dropout, op.x.cols, segment.rows);
     if (down->mask_a.threshold > 0) low.alpha = KeptScale(segment.dropout);
     RunProduct(LinearForward::kName, low, bf16, context);
 

@@ -44,9 +44,10 @@ Operand BaseOperand(const LinearBase& base, bool transposed, Product* product) {
   return operand;
 }
 
-Mask MaskOf(const Dropout& dropout, int64_t columns) {
+Mask MaskOf(const Dropout& dropout, int64_t columns, const ConstTensor& segment_rows) {
   if (!(dropout.probability > 0)) return {};
-  return {PointerOf(dropout.counter), dropout.key, DropoutThreshold(dropout.probability), columns};
+  return {PointerOf(dropout.counter), dropout.key, DropoutThreshold(dropout.probability), columns,
+          PointerOf(segment_rows)};
 }
 
 ProductTerm* AddTerm(Product* product, const Context& context) {

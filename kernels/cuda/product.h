@@ -27,13 +27,14 @@ struct Operand {
   bool vector = false;     // every stored row begins at a multiple of 16 bytes
 };
 
-// Which elements of an operand, or of a sum, dropout keeps; element (t, k) has number t · columns +
-// k.
+// Which elements of an operand, or of a sum, dropout keeps; element (t, k) has number (t − first
+// row of the segment) · columns + k.
 struct Mask {
   const int32_t* counter = nullptr;
   uint32_t key = 0;
   uint32_t threshold = 0;  // 0: keeps all
   int64_t columns = 0;
+  const int32_t* range = nullptr;  // of the segment, or null: from row 0
 };
 
 struct ProductTerm {
@@ -68,7 +69,7 @@ struct Product {
 
 Operand DenseOperand(const ConstTensor& t, bool transposed);
 Operand BaseOperand(const LinearBase& base, bool transposed, Product* product);
-Mask MaskOf(const Dropout& dropout, int64_t columns);
+Mask MaskOf(const Dropout& dropout, int64_t columns, const ConstTensor& segment_rows);
 // 1 / (1 − probability).
 inline float KeptScale(const Dropout& dropout) { return 1.0f / (1.0f - dropout.probability); }
 inline const int32_t* PointerOf(const ConstTensor& t) {
@@ -94,6 +95,7 @@ QLORA_DEVICE Range RangeWithin(const int32_t* range, int64_t count) {
 }
 
 QLORA_DEVICE bool IsKept(const Mask& mask, int64_t row, int64_t column) {
+  if (mask.range != nullptr) row -= mask.range[0];
   const uint64_t element = uint64_t(row * mask.columns + column);
   return DropoutBits(mask.counter, mask.key, element / 4)[element % 4] >= mask.threshold;
 }

@@ -163,8 +163,12 @@ QLORA_DEVICE void FindTerm(const Product& p, int64_t row0, int rows, int64_t liv
     const Range& r = step.within.rows;
     if (row0 >= r.end || row0 + rows <= r.begin) continue;
     if (step.within.depth.begin >= step.within.depth.end) continue;
-    // Steps begin at multiples of 8, so that whole chunks stay whole.
-    step.k = step.within.depth.begin / kChunk * kChunk;
+    // Where depth runs along stored rows steps begin at multiples of 8, so that whole chunks stay
+    // whole; where it runs across them, at the range's own first, so that what stands before the
+    // range changes no byte.
+    const ProductTerm& term = p.terms[step.term];
+    const bool across = term.a.transposed && term.b.transposed;
+    step.k = across ? step.within.depth.begin : step.within.depth.begin / kChunk * kChunk;
     return;
   }
 }

@@ -39,8 +39,8 @@ QLORA_DEVICE TermBounds BoundsOf(const Product& p, const ProductTerm& term, int6
   TermBounds bounds = {range, {0, term.depth}};
   if (p.live_is_depth) bounds = {{0, p.rows}, range};
   if (p.slab > 0) {
-    const int64_t begin = gpu::BlockZ() * p.slab, end = begin + p.slab;
-    if (bounds.depth.begin < begin) bounds.depth.begin = begin;
+    const int64_t begin = bounds.depth.begin + gpu::BlockZ() * p.slab, end = begin + p.slab;
+    bounds.depth.begin = begin;
     if (bounds.depth.end > end) bounds.depth.end = end;
   }
   return bounds;

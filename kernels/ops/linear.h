@@ -58,8 +58,9 @@ struct LinearBase {
   }
 };
 
-// Whether element (t, k) is kept is a function of (seed, step, micro-batch, key, t · K + k) alone:
-// see philox.h.
+// Whether element (t, k) is kept is a function of (seed, step, micro-batch, key, t · K + k) alone,
+// where t counts from the segment's first row: whoever else is in the batch changes nothing. See
+// philox.h.
 struct Dropout {
   float probability = 0.0f;  // [0, 1); 0: none, and `counter` is not read
   uint32_t key = 0;          // one number per adapted tensor

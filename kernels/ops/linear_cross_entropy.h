@@ -2,7 +2,8 @@
 //
 // For i < count, with t = rows[i] and target c = targets[i]:
 //   z = h[t] · Wᵀ;  z = softcap · tanh(z / softcap) where softcap > 0
-//   loss_i = log Σ_v exp(z_v) − z_c          (fp32 over the vocabulary, summed over rows in fp64)
+//   loss_i = log Σ_v exp(z_v) − z_c   (fp32 over the vocabulary, summed over a segment's rows in
+//   fp64)
 //   dh[t]  = (softmax(z) − onehot(c)) · (1 − (z/softcap)²) · W        (not divided by any token
 //   count) dW    += (…)ᵀ · h                        (only where the head is trained)
 // dh rows that are not in `rows` are set to zero. `rows` ascend.
@@ -18,19 +19,22 @@
 namespace qlora::kernels {
 
 struct LinearCrossEntropy {
-  ConstTensor h;           // bf16 or f32 [T, K]
-  LinearBase head;         // [V, K], dense or quantized
-  ConstTensor rows;        // i32 [C, 1], trained rows of h, ascending
-  ConstTensor targets;     // i32 [C, 1]
-  ConstTensor count;       // i32 scalar ≤ C
+  ConstTensor h;        // bf16 or f32 [T, K]
+  LinearBase head;      // [V, K], dense or quantized
+  ConstTensor rows;     // i32 [C, 1], trained rows of h, ascending
+  ConstTensor targets;  // i32 [C, 1]
+  ConstTensor count;    // i32 scalar ≤ C
+  // i32 [S, 2]: the first and the end of each adapter's trained rows, one behind the other; empty:
+  // one segment of all.
+  ConstTensor segments;
   LiveRows live_rows;      // rows of h that hold data: dh beyond them is untouched
   int64_t chunk_rows = 0;  // trained rows whose logits stand in the workspace at a time
   float softcap = 0.0f;
   bool accumulate_loss = false;
   bool accumulate_dhead = true;
-  Tensor loss;      // f64 scalar: Σ_i loss_i, added where accumulate_loss
+  Tensor loss;      // f64 [S, 1]: Σ_i loss_i of each segment, added where accumulate_loss
   Tensor row_loss;  // f32 [C, 1] or empty
-  // i32 scalar or empty: rows whose largest logit is the target's (lowest index wins); added where
+  // i32 [S, 1] or empty: rows whose largest logit is the target's (lowest index wins); added where
   // accumulate_loss.
   Tensor correct;
   Tensor dh;     // h's type [T, K]; empty: forward only
@@ -40,7 +44,8 @@ struct LinearCrossEntropy {
   static constexpr const char* kName = "linear_cross_entropy";
   static void Visit(auto& op, auto&& f) {
     f("h", op.h), LinearBase::Visit(op.head, f), f("rows", op.rows), f("targets", op.targets);
-    f("count", op.count), f("live_rows", op.live_rows), f("loss", op.loss);
+    f("count", op.count), f("segments", op.segments), f("live_rows", op.live_rows);
+    f("loss", op.loss);
     f("row_loss", op.row_loss), f("correct", op.correct), f("dh", op.dh), f("dhead", op.dhead);
     f("workspace", op.workspace);
   }

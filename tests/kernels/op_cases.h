@@ -84,6 +84,7 @@ struct CrossEntropyParams {
   LinearParams head =
       {};  // rows, in, out = vocabulary, x = h's type, base, spec, live, pitched, seed
   int64_t capacity = 0, trained = 0;  // of the trained rows
+  int64_t segments = 1;
   int64_t chunk_rows = 16;
   float softcap = 0.0f;
   bool accumulate = false;

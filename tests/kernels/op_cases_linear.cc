@@ -311,17 +311,37 @@ OpCase<LinearCrossEntropy> MakeLinearCrossEntropy(const CrossEntropyParams& p) {
   op.chunk_rows = p.chunk_rows;
   op.softcap = p.softcap;
   op.accumulate_loss = op.accumulate_dhead = p.accumulate;
-  op.loss = p.accumulate ? memory->NewF64(3.25) : memory->NewRow(DType::kF64, 1);
+  op.loss = memory->New(DType::kF64, p.segments, 1);
+  if (p.accumulate) {
+    for (int64_t s = 0; s < p.segments; ++s) *op.loss.Row<double>(s) = 3.25 - double(s);
+  }
+  if (p.segments > 1) {
+    const Tensor segments = memory->New(DType::kI32, p.segments, 2);
+    int32_t first = 0;
+    for (int64_t s = 0; s < p.segments; ++s) {
+      const bool last = s + 1 == p.segments;
+      int32_t* const range = segments.Row<int32_t>(s);
+      range[0] = first;
+      range[1] = first =
+          int32_t(last ? chosen : first + memory->random().Below(chosen - first + 1));
+    }
+    op.segments = segments;
+  }
   if (p.row_loss) op.row_loss = memory->New(DType::kF32, p.capacity, 1);
-  if (p.correct) op.correct = memory->NewI32(0);
+  if (p.correct) {
+    op.correct = memory->New(DType::kI32, p.segments, 1);
+    FillIntegers(memory->random(), op.correct, 0, 100);
+  }
   if (p.dh) op.dh = memory->New(p.head.x, p.head.rows, p.head.in);
   if (p.dhead) {
     op.dhead = memory->New(DType::kF32, p.head.out, p.head.in);
     if (p.accumulate) FillNormal(memory->random(), op.dhead, 1);
   }
   return {absl::StrCat(Describe(p.head), " trained ", chosen, " of ", p.capacity, " chunk ",
-                       p.chunk_rows, " softcap ", p.softcap, p.row_loss ? " row_loss" : "",
-                       p.correct ? " correct" : "", p.dh ? " dh" : "", p.dhead ? " dhead" : ""),
+                       p.chunk_rows, " softcap ", p.softcap,
+                       p.segments > 1 ? absl::StrCat(" segments ", p.segments) : "",
+                       p.row_loss ? " row_loss" : "", p.correct ? " correct" : "",
+                       p.dh ? " dh" : "", p.dhead ? " dhead" : ""),
           memory, op};
 }
 
@@ -375,6 +395,7 @@ OpCase<LinearCrossEntropy> OpCases<LinearCrossEntropy>::Make(int index, uint64_t
   p.accumulate = random.Chance(0.5);
   p.row_loss = random.Chance(0.5);
   p.correct = random.Chance(0.5);
+  p.segments = random.Pick<int64_t>({1, 1, 2, 3, 5});
   p.dh = random.Chance(0.8);
   p.dhead = p.dh && p.head.base == LinearBase::Kind::kDense && random.Chance(0.5);
   return MakeLinearCrossEntropy(p);

@@ -75,8 +75,11 @@ Expectation Reference(const LinearCrossEntropy& op) {
   const int64_t vocabulary = w.rows, width = w.cols;
   const double rounding = UnitRoundoff(op.h.dtype == DType::kF32 ? DType::kF64 : op.h.dtype);
 
-  double loss = 0, loss_error = 0;
-  int64_t correct = 0, doubtful = 0;
+  struct Segment {
+    double loss = 0, loss_error = 0;
+    int64_t rows = 0, correct = 0, doubtful = 0;
+  };
+  std::vector<Segment> segments(op.loss.rows);
   Matrix dh(op.h.rows, width), dh_bound(op.h.rows, width);
   Matrix dhead(vocabulary, width), dhead_magnitude(vocabulary, width),
       dhead_error(vocabulary, width);
@@ -88,19 +91,23 @@ Expectation Reference(const LinearCrossEntropy& op) {
     const double row_loss = l.lse - l.z[target];
     const double row_error =
         l.lse_error + l.error[target] + 2 * kU32 * (std::abs(l.lse) + std::abs(l.z[target]));
-    loss += row_loss;
-    loss_error += row_error;
+    size_t at = 0;
+    while (op.segments && i >= op.segments.Row<int32_t>(int64_t(at))[1]) ++at;
+    Segment& segment = segments.at(at);
+    ++segment.rows;
+    segment.loss += row_loss;
+    segment.loss_error += row_error;
     if (op.row_loss) {
       result[1].Set(i, 0, row_loss, row_error + HalfUlp(DType::kF32, std::abs(row_loss)));
     }
     const int64_t best = std::max_element(l.z.begin(), l.z.end()) - l.z.begin();
-    correct += best == target;
+    segment.correct += best == target;
     bool close = false;
     for (int64_t v = 0; v < vocabulary; ++v) {
       close |= v != target && std::abs(l.z[v] - l.z[target]) <= l.error[v] + l.error[target] &&
                l.z[v] + l.error[v] >= l.max - l.error[best];
     }
-    doubtful += close;
+    segment.doubtful += close;
     std::vector<double> magnitude(width), error(width);
     for (int64_t v = 0; v < vocabulary; ++v) {
       const double p = std::exp(l.z[v] - l.lse);
@@ -124,11 +131,16 @@ Expectation Reference(const LinearCrossEntropy& op) {
           Bound(double(vocabulary) + 3, magnitude[k], op.h.dtype, dh(row, k), 1.02 * error[k]);
     }
   }
-  const double old_loss = op.accumulate_loss ? op.loss.Scalar<double>() : 0.0;
-  result[0].Set(0, 0, old_loss + loss,
-                loss_error + 0x1p-52 * (double(count) + 1) * std::abs(old_loss + loss));
-  if (op.correct) {
-    result.emplace_back("correct", op.correct).Set(0, 0, double(correct), double(doubtful));
+  if (op.correct) result.emplace_back("correct", op.correct);
+  for (int64_t s = 0; s < op.loss.rows; ++s) {
+    const Segment& segment = segments[s];
+    const double loss = (op.accumulate_loss ? Get(op.loss, s, 0) : 0.0) + segment.loss;
+    result[0].Set(s, 0, loss,
+                  segment.loss_error + 0x1p-52 * (double(segment.rows) + 1) * std::abs(loss));
+    if (!op.correct) continue;
+    const double correct =
+        (op.accumulate_loss ? Get(op.correct, s, 0) : 0.0) + double(segment.correct);
+    result.back().Set(s, 0, correct, double(segment.doubtful));
   }
   if (op.dh) {
     // Rows that are not trained have gradient 0, bound 0.

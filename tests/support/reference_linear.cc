@@ -26,7 +26,7 @@ Range SegmentRows(const ConstTensor& rows, int64_t live) {
           std::min<int64_t>(rows.Row<int32_t>(0)[1], live)};
 }
 
-// What element (t, k) of a [T, K] operand is multiplied by: 0 or 1/keep.
+// What element (t, k) of a segment's [T, K] rows is multiplied by: 0 or 1/keep.
 double DropoutFactor(const Dropout& dropout, int64_t t, int64_t k, int64_t columns) {
   if (dropout.probability == 0.0f) return 1.0;
   const uint64_t element = uint64_t(t) * columns + k;
@@ -41,7 +41,7 @@ Matrix Dropped(const Matrix& x, const Dropout& dropout, Range rows) {
   Matrix y(x.rows, x.cols);
   for (int64_t t = rows.begin; t < rows.end; ++t) {
     for (int64_t k = 0; k < x.cols; ++k) {
-      y(t, k) = x(t, k) * DropoutFactor(dropout, t, k, x.cols);
+      y(t, k) = x(t, k) * DropoutFactor(dropout, t - rows.begin, k, x.cols);
     }
   }
   return y;
@@ -221,7 +221,7 @@ Expectation Reference(const LinearBackwardInput& op) {
     depth += double(a.rows) + 3;
     for (int64_t t = rows.begin; t < rows.end; ++t) {
       for (int64_t k = 0; k < in; ++k) {
-        const double factor = DropoutFactor(s.dropout, t, k, in);
+        const double factor = DropoutFactor(s.dropout, t - rows.begin, k, in);
         for (int64_t r = 0; r < a.rows; ++r) {
           const double term = factor * up.value(t, r) * a(r, k);
           sum(t, k) += term;
