@@ -166,7 +166,7 @@ int Main(int argc, char** argv) {
     lora.set_r(int32_t(options.Number("rank", 16)));
     lora.set_lora_alpha(32);
     lora.add_target_modules("all-linear");
-    record.storage.lora = Require(ResolveLoraTargets(lora, WeightRows(spec)));
+    record.storage.lora = {Require(ResolveLoraTargets(lora, WeightRows(spec)))};
   }
   record.storage.rope_positions = tokens;
   record.adam.max_grad_norm = 0.3f;
@@ -206,14 +206,18 @@ int Main(int argc, char** argv) {
     }
   }
   const MicroBatchInputs batch{ids, positions, documents, trained, targets};
-  TrainStep step(execution.get(), {.seed = 1, .micro_batches = accumulation, .tree_sum = false});
+  TrainStep step(execution.get(), {.micro_batches = accumulation, .tree_sum = false});
   std::vector<double> seconds;
   double loss = 0;
   const int64_t steps = options.Number("steps", 5);
   for (int64_t i = 0; i < steps + 1; ++i) {
     const auto begin = std::chrono::steady_clock::now();
     const StepResult result =
-        Require(step.Run(i, i, 1e-4, accumulation * int64_t(trained.size()),
+        Require(step.Run({.seed = 1,
+                          .step = i,
+                          .updates = i,
+                          .learning_rate = 1e-4,
+                          .trained_tokens = accumulation * int64_t(trained.size())},
                          [&](int64_t) -> absl::StatusOr<MicroBatchInputs> { return batch; }));
     const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - begin;
     if (i > 0) seconds.push_back(elapsed.count());  // the first warms caches and clocks up
@@ -222,9 +226,10 @@ int Main(int argc, char** argv) {
   std::sort(seconds.begin(), seconds.end());
   const double median = seconds[seconds.size() / 2];
   const int64_t step_tokens = accumulation * rows * tokens;
-  const double flops = UsefulFlops(spec, record.storage.mode == proto::Mode::FULL,
-                                   record.storage.lora.ParameterCount(), step_tokens,
-                                   double(accumulation * rows) * 0.5 * tokens * (tokens + 1.0));
+  const double flops =
+      UsefulFlops(spec, record.storage.mode == proto::Mode::FULL,
+                  record.storage.lora.empty() ? 0 : record.storage.lora[0].ParameterCount(),
+                  step_tokens, double(accumulation * rows) * 0.5 * tokens * (tokens + 1.0));
   const double share = flops / rates.matmul_flops / median;
   std::cout << absl::StrFormat(
       "%s %s: %.0f tokens/s, %.1f %% of the speed of light (%.1f TFLOP/s dense), %.4g s a step, "

@@ -98,25 +98,27 @@ absl::Status WriteViews(std::unique_ptr<WritableFile> file, std::vector<NamedVie
 }
 
 absl::Status WriteAdapterFiles(const FileMaker& make, const OutputFiles& files,
-                               const Storage& storage, const StateReader& read) {
-  const Tensor flat = storage.trained();
+                               const Storage& storage, const StateReader& read, int64_t course) {
+  const Tensor flat = storage.CourseView(course, storage.trained());
   std::vector<uint8_t> bytes(flat.Extent());
   if (absl::Status s = read(flat, bytes.data(), int64_t(bytes.size())); !s.ok()) return s;
   if (absl::Status s = CheckFinite("the adapter", flat.dtype, bytes); !s.ok()) return s;
   AdapterTensors adapter{.config = files.adapter};
   const int64_t size = kernels::SizeOf(flat.dtype);
+  const int64_t first = storage.courses[course].first_element();
   const auto span = [&](int64_t parameter) {
     const Parameter& p = storage.space.parameters()[parameter];
-    return absl::MakeConstSpan(bytes).subspan(p.offset * size, p.rows * p.cols * size);
+    return absl::MakeConstSpan(bytes).subspan((p.offset - first) * size, p.rows * p.cols * size);
   };
-  for (size_t i = 0; i < storage.adapters.size(); ++i) {
-    const AdaptedModule& module = storage.options.lora.modules[i];
+  const std::vector<AdapterSlot>& slots = storage.adapters[course];
+  for (size_t i = 0; i < slots.size(); ++i) {
+    const AdaptedModule& module = storage.options.lora[course].modules[i];
     adapter.modules.push_back({.path = module.module,
                                .in = module.in,
                                .out = module.out,
                                .dtype = FileType(flat.dtype),
-                               .a = span(storage.adapters[i].a_parameter),
-                               .b = span(storage.adapters[i].b_parameter)});
+                               .a = span(slots[i].a_parameter),
+                               .b = span(slots[i].b_parameter)});
   }
   return WriteAdapter(make, adapter);
 }
@@ -155,10 +157,10 @@ absl::Status WriteConfig(Env* env, const std::string& from, const FileMaker& mak
 // What is for the user: the adapter or the model, tokenizer, trainer_state.json.
 absl::Status WriteResult(Env* env, const FileMaker& make, const Storage& storage,
                          const StateReader& read, const OutputFiles& files,
-                         const proto::RunState& state) {
+                         const proto::RunState& state, int64_t course) {
   const bool full = storage.options.mode == proto::Mode::FULL;
-  absl::Status s =
-      full ? WriteModelFile(make, storage, read) : WriteAdapterFiles(make, files, storage, read);
+  absl::Status s = full ? WriteModelFile(make, storage, read)
+                        : WriteAdapterFiles(make, files, storage, read, course);
   if (!s.ok()) return s;
   if (files.residual_note) {
     if (s = WriteResidualNote(make, *files.residual_note); !s.ok()) return s;
@@ -174,22 +176,25 @@ absl::Status WriteResult(Env* env, const FileMaker& make, const Storage& storage
 
 absl::Status SaveCheckpoint(Env* env, const std::string& output_dir, Execution* execution,
                             const OutputFiles& files, const proto::RunState& state,
-                            HostExchange* exchange) {
+                            HostExchange* exchange, int64_t course) {
   return SaveCheckpoint(env, output_dir, execution->plan().run.storage, ReaderOf(execution), files,
-                        state, exchange);
+                        state, exchange, course);
 }
 
 absl::Status SaveCheckpoint(Env* env, const std::string& output_dir, const Storage& storage,
                             const StateReader& read, const OutputFiles& files,
-                            const proto::RunState& state, HostExchange* exchange) {
+                            const proto::RunState& state, HostExchange* exchange, int64_t course) {
   absl::StatusOr<std::unique_ptr<FolderCommit>> commit =
       FolderCommit::Begin(env, output_dir, CheckpointName(state.step()));
   if (!commit.ok()) return commit.status();
   const FileMaker make = [&](const std::string& name) { return (*commit)->NewFile(name); };
-  if (absl::Status s = WriteResult(env, make, storage, read, files, state); !s.ok()) return s;
+  if (absl::Status s = WriteResult(env, make, storage, read, files, state, course); !s.ok()) {
+    return s;
+  }
   absl::StatusOr<std::unique_ptr<WritableFile>> optimizer = (*commit)->NewFile(kOptimizerFile);
   if (!optimizer.ok()) return optimizer.status();
-  if (absl::Status s = WriteStates(*std::move(optimizer), storage, read, exchange); !s.ok()) {
+  if (absl::Status s = WriteStates(*std::move(optimizer), storage, read, exchange, course);
+      !s.ok()) {
     return s;
   }
   if (absl::Status s = (*commit)->AddFile(kRunStateFile, state.SerializeAsString()); !s.ok())
@@ -198,8 +203,9 @@ absl::Status SaveCheckpoint(Env* env, const std::string& output_dir, const Stora
 }
 
 absl::StatusOr<proto::RunState> LoadCheckpoint(Env* env, const std::string& folder,
-                                               Execution* execution) {
-  if (absl::Status s = ReadStates(env, JoinPath(folder, kOptimizerFile), execution); !s.ok()) {
+                                               Execution* execution, int64_t course) {
+  if (absl::Status s = ReadStates(env, JoinPath(folder, kOptimizerFile), execution, course);
+      !s.ok()) {
     return s;
   }
   return ReadRunState(env, folder);
@@ -217,42 +223,47 @@ absl::StatusOr<proto::RunState> ReadRunState(Env* env, const std::string& folder
 }
 
 absl::Status WriteFinalOutput(Env* env, const std::string& folder, Execution* execution,
-                              const OutputFiles& files, const proto::RunState& state) {
+                              const OutputFiles& files, const proto::RunState& state,
+                              int64_t course) {
   const FileMaker make = [&](const std::string& name) {
     return NewAtomicFile(env, JoinPath(folder, name));
   };
-  return WriteResult(env, make, execution->plan().run.storage, ReaderOf(execution), files, state);
+  return WriteResult(env, make, execution->plan().run.storage, ReaderOf(execution), files, state,
+                     course);
 }
 
-absl::Status LoadAdapter(Env* env, const std::string& folder, Execution* execution) {
+absl::Status LoadAdapter(Env* env, const std::string& folder, Execution* execution,
+                         int64_t course) {
   const Storage& storage = execution->plan().run.storage;
   std::vector<ExpectedModule> expected;
-  for (const AdaptedModule& m : storage.options.lora.modules) {
+  const std::vector<AdaptedModule>& modules = storage.options.lora[course].modules;
+  for (const AdaptedModule& m : modules) {
     expected.push_back({.path = m.module, .in = m.in, .out = m.out});
   }
   absl::StatusOr<LoadedAdapter> loaded = ReadAdapter(env, folder, expected);
   if (!loaded.ok()) return AsInputError(loaded.status());
-  std::vector<float> flat(storage.space.size());
+  const int64_t first = storage.courses[course].first_element();
+  std::vector<float> flat(storage.courses[course].elements());
   for (size_t i = 0; i < expected.size(); ++i) {
-    if (loaded->adapter.config.r != storage.options.lora.modules[i].rank) {
+    if (loaded->adapter.config.r != modules[i].rank) {
       return proto::BadDataError(absl::StrCat(folder, ": the adapter has rank ",
                                               loaded->adapter.config.r, "; this job has ",
-                                              storage.options.lora.modules[i].rank));
+                                              modules[i].rank));
     }
     const AdapterModule& module = loaded->adapter.modules[i];
-    const AdapterSlot& slot = storage.adapters[i];
+    const AdapterSlot& slot = storage.adapters[course][i];
     for (const auto& [bytes, parameter] :
          {std::pair{module.a, slot.a_parameter}, std::pair{module.b, slot.b_parameter}}) {
       const Parameter& p = storage.space.parameters()[parameter];
       const int64_t bad = ConvertElements(*FloatType(module.dtype), bytes.data(), p.rows * p.cols,
-                                          DType::kF32, flat.data() + p.offset);
+                                          DType::kF32, flat.data() + (p.offset - first));
       if (bad >= 0) {
         return proto::BadDataError(
             absl::StrCat(folder, ": tensor ", p.name, " holds NaN or infinity at element ", bad));
       }
     }
   }
-  return WriteTrained(execution, flat);
+  return WriteTrained(execution, flat, course);
 }
 
 }  // namespace qlora::engine

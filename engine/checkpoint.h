@@ -2,7 +2,8 @@
 //
 // checkpoint-<step>/ holds the adapter as PEFT reads it (or the model, in FULL mode),
 // optimizer.safetensors with the fp32 masters and the moments under the parameters' names,
-// run_state.pb, trainer_state.json and the tokenizer's files.
+// run_state.pb, trainer_state.json and the tokenizer's files. It is that of one course of the run:
+// one of several adapters writes what it would alone.
 
 #ifndef QLORA_ENGINE_CHECKPOINT_H_
 #define QLORA_ENGINE_CHECKPOINT_H_
@@ -36,28 +37,31 @@ struct OutputFiles {
 // SendStates meanwhile, and `exchange` brings what they send.
 absl::Status SaveCheckpoint(Env* env, const std::string& output_dir, const Storage& storage,
                             const StateReader& read, const OutputFiles& files,
-                            const proto::RunState& state, HostExchange* exchange = nullptr);
+                            const proto::RunState& state, HostExchange* exchange = nullptr,
+                            int64_t course = 0);
 // The same of the run's memory as it is now.
 absl::Status SaveCheckpoint(Env* env, const std::string& output_dir, Execution* execution,
                             const OutputFiles& files, const proto::RunState& state,
-                            HostExchange* exchange = nullptr);
+                            HostExchange* exchange = nullptr, int64_t course = 0);
 
 // Puts parameters and optimizer states back from a folder that VerifyFolder has accepted. DataLoss
 // where its contents are not those of this run's parameters.
 absl::StatusOr<proto::RunState> LoadCheckpoint(Env* env, const std::string& folder,
-                                               Execution* execution);
+                                               Execution* execution, int64_t course = 0);
 
 // Writes what the user asked for, the adapter or the model, with tokenizer and trainer_state.json,
 // into `folder` itself; every file atomically.
 absl::Status WriteFinalOutput(Env* env, const std::string& folder, Execution* execution,
-                              const OutputFiles& files, const proto::RunState& state);
+                              const OutputFiles& files, const proto::RunState& state,
+                              int64_t course = 0);
 
 // What a checkpoint says of the run that wrote it; LoadCheckpoint gives this too.
 absl::StatusOr<proto::RunState> ReadRunState(Env* env, const std::string& folder);
 
 // Reads a PEFT adapter into the run's trained parameters: init_from, eval.adapter,
 // generate.adapter. The file must hold exactly the run's modules.
-absl::Status LoadAdapter(Env* env, const std::string& folder, Execution* execution);
+absl::Status LoadAdapter(Env* env, const std::string& folder, Execution* execution,
+                         int64_t course = 0);
 
 }  // namespace qlora::engine
 

@@ -36,8 +36,9 @@ CheckpointWriter::~CheckpointWriter() { Finish().IgnoreError(); }
 
 absl::Status CheckpointWriter::Commit(const StateReader& read, const OutputFiles& files,
                                       const proto::RunState& state, HostExchange* exchange) const {
-  const absl::Status saved = SaveCheckpoint(
-      env_, options_.output_dir, execution_->plan().run.storage, read, files, state, exchange);
+  const absl::Status saved =
+      SaveCheckpoint(env_, options_.output_dir, execution_->plan().run.storage, read, files, state,
+                     exchange, options_.course);
   if (!saved.ok()) {
     return proto::Annotate(AsInputError(saved),
                            absl::StrCat("saving the checkpoint of step ", state.step()));

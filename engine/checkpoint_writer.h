@@ -28,6 +28,7 @@ class CheckpointWriter {
     std::string output_dir;
     int64_t keep_last = 0;  // older ones are removed after each commit; 0: never
     bool beside = false;    // PlanStateCopy has counted the copy
+    int64_t course = 0;
   };
   // Both must outlive it.
   CheckpointWriter(Env* env, Execution* execution, Options options);

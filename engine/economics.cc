@@ -48,7 +48,8 @@ void AddModes(const Setup& setup, proto::PlanReport::Economics* economics) {
     RecordOptions options = setup.record;
     PlanLimits limits = setup.limits;
     options.storage.mode = mode;
-    options.storage.lora = mode == proto::Mode::FULL ? LoraTargets{} : TargetsFor(setup);
+    options.storage.lora = {TargetsFor(setup)};
+    if (mode == proto::Mode::FULL) options.storage.lora.clear();
     if (mode != proto::Mode::QLORA) limits.loading_bytes = 0;
     const Plan plan = BestPlan(setup.spec, options, *setup.device, setup.rates, limits);
     const int64_t trained = plan.run.storage.space.trained();

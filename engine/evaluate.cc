@@ -61,7 +61,7 @@ bool IsMine(const Ranks* ranks, int64_t index) {
 }  // namespace
 
 absl::StatusOr<EvalResult> EvaluateLoss(Execution* execution, const Batcher& batcher,
-                                        const LogitsSink& logits_of, Ranks* ranks) {
+                                        const LogitsSink& logits_of, Ranks* ranks, int64_t course) {
   const EvalPieces& pieces = *execution->plan().run.eval;
   EvalResult result;
   std::vector<float> logits;
@@ -74,15 +74,19 @@ absl::StatusOr<EvalResult> EvaluateLoss(Execution* execution, const Batcher& bat
     result.samples += int64_t(batch.documents.size());
     if (!IsMine(ranks, i)) continue;
     if (ranks != nullptr) ranks->control().Progress();
-    const std::vector<uint8_t> inputs = EncodeBatch(pieces.inputs, batch.inputs(), {});
+    MicroBatchInputs contents = batch.inputs();
+    contents.only = course;
+    const std::vector<uint8_t> inputs = EncodeBatch(pieces.inputs, contents, {});
     if (absl::Status s = execution->Stage(pieces.inputs.live_tokens, inputs.data(), inputs.size());
         !s.ok()) {
       return s;
     }
     if (absl::Status s = execution->Run(pieces.forward); !s.ok()) return s;
-    const absl::StatusOr<double> loss = execution->ReadScalar<double>(pieces.loss.loss);
+    const absl::StatusOr<double> loss =
+        execution->ReadScalar<double>(SliceRows(pieces.loss.loss, course, 1));
     if (!loss.ok()) return loss.status();
-    const absl::StatusOr<int32_t> correct = execution->ReadScalar<int32_t>(pieces.loss.correct);
+    const absl::StatusOr<int32_t> correct =
+        execution->ReadScalar<int32_t>(SliceRows(pieces.loss.correct, course, 1));
     if (!correct.ok()) return correct.status();
     sums[i] = {*loss, *correct};
     if (logits_of && pieces.logits) {

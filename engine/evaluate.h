@@ -36,13 +36,15 @@ std::string DescribeEval(const EvalResult& result);
 // How evaluation batches are cut: samples in order, `rows` at a time.
 BatcherOptions EvalBatcherOptions(int64_t rows, int64_t max_length);
 
-// The loss of all of `batcher`'s samples, spread over the ranks (null: this one alone): each takes
-// every size-th batch, and all get the result, which does not tell how many they were. `logits_of`
-// (may be empty) sees each of this rank's batches' bound logits, where recorded.
+// The loss that a course's adapter has on all of `batcher`'s samples, spread over the ranks (null:
+// this one alone): each takes every size-th batch, and all get the result, which does not tell how
+// many they were. `logits_of` (may be empty) sees each of this rank's batches' bound logits, where
+// recorded.
 using LogitsSink =
     std::function<absl::Status(const MicroBatch& batch, absl::Span<const float> logits)>;
 absl::StatusOr<EvalResult> EvaluateLoss(Execution* execution, const Batcher& batcher,
-                                        const LogitsSink& logits_of, Ranks* ranks = nullptr);
+                                        const LogitsSink& logits_of, Ranks* ranks = nullptr,
+                                        int64_t course = 0);
 
 // Where the sample's answer stands: the last trained tokens in a row (of a chat the assistant's
 // last turn), without the sample's first token, which nothing predicts.

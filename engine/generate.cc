@@ -102,7 +102,8 @@ class GenerationRun {
       if (absl::Status s = Feed(pieces_.prefill_inputs, pieces_.prefill,
                                 {.ids = absl::MakeConstSpan(prompt).subspan(active.length, count),
                                  .positions = positions,
-                                 .documents = {&document, 1}});
+                                 .documents = {&document, 1},
+                                 .only = options_.course});
           !s.ok()) {
         return s;
       }
@@ -130,8 +131,9 @@ class GenerationRun {
       ids.push_back(a.next);
       positions.push_back(int32_t(a.length));
     }
-    if (absl::Status s = Feed(pieces_.decode_inputs, pieces_.decode,
-                              {.ids = ids, .positions = positions, .documents = documents});
+    if (absl::Status s = Feed(
+            pieces_.decode_inputs, pieces_.decode,
+            {.ids = ids, .positions = positions, .documents = documents, .only = options_.course});
         !s.ok()) {
       return s;
     }

@@ -18,6 +18,7 @@ struct GenerationOptions {
   double top_p = 1;
   uint64_t seed = 0;
   std::vector<int32_t> stop_ids;  // end a sequence; included in what is returned
+  int64_t course = 0;             // whose adapter it is that speaks
 };
 
 // The tokens that follow each prompt. Each prompt has at least one token and fits into the

@@ -46,6 +46,7 @@ std::string DecisiveJobText(const proto::Job& job, const std::string& device, in
   decisive.clear_gates();
   decisive.clear_economics();
   decisive.clear_plan();
+  decisive.clear_sweep();
   decisive.mutable_quantization()->clear_quantize_cache();
   proto::Training* training = decisive.mutable_training();
   // The global batch is what counts, however many ranks share it.

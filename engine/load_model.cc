@@ -36,16 +36,23 @@ absl::Status LoadModel(const Setup& setup, const std::string& adapter, Execution
   console->EndLive();
   if (!loaded.ok()) return loaded;
   if (setup.targets.modules.empty()) return absl::OkStatus();
-  if (!adapter.empty()) return LoadAdapter(setup.env, adapter, execution);
+  return StartAdapter(setup, adapter, execution, 0);
+}
+
+absl::Status StartAdapter(const Setup& setup, const std::string& adapter, Execution* execution,
+                          int64_t course) {
+  if (!adapter.empty()) return LoadAdapter(setup.env, adapter, execution, course);
   const Storage& storage = execution->plan().run.storage;
-  std::vector<float> flat(storage.space.size());
-  for (size_t i = 0; i < storage.adapters.size(); ++i) {
+  const CourseRange& range = storage.courses[course];
+  const int64_t first = range.first_element();
+  std::vector<float> flat(range.elements());
+  for (size_t i = 0; i < storage.adapters[course].size(); ++i) {
     const AdaptedModule& module = setup.targets.modules[i];
-    const Parameter& a = storage.space.parameters()[storage.adapters[i].a_parameter];
+    const Parameter& a = storage.space.parameters()[storage.adapters[course][i].a_parameter];
     InitializeLoraA(setup.job.seed(), module,
-                    absl::MakeSpan(flat).subspan(a.offset, module.rank * module.in));
+                    absl::MakeSpan(flat).subspan(a.offset - first, module.rank * module.in));
   }
-  return WriteTrained(execution, flat);
+  return WriteTrained(execution, flat, course);
 }
 
 }  // namespace qlora::engine

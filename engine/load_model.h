@@ -17,6 +17,10 @@ namespace qlora::engine {
 absl::Status LoadModel(const Setup& setup, const std::string& adapter, Execution* execution,
                        Console* console);
 
+// The adapter of another course over the same base: at its start, or from `adapter`.
+absl::Status StartAdapter(const Setup& setup, const std::string& adapter, Execution* execution,
+                          int64_t course);
+
 }  // namespace qlora::engine
 
 #endif  // QLORA_ENGINE_LOAD_MODEL_H_

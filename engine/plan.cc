@@ -218,7 +218,9 @@ void AddTimes(const MachineRates& rates, Plan* plan) {
     for (const int64_t i : plan->recompute_cost.indices) again.push_back(ops[i]);
     plan->recompute_seconds = BoundSeconds(again, rates);
     plan->dequantize_seconds = DequantizedBytes(ops) / rates.memory_bytes;
-    plan->update_seconds = BoundSeconds(pieces[plan->run.train->finish].ops, rates);
+    for (const int64_t piece : plan->run.train->finish) {
+      plan->update_seconds += BoundSeconds(pieces[piece].ops, rates);
+    }
     for (const int64_t piece : plan->run.train->update) {
       plan->update_seconds += BoundSeconds(pieces[piece].ops, rates);
     }

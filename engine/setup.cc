@@ -1,6 +1,7 @@
 #include "engine/setup.h"
 
 #include <algorithm>
+#include <initializer_list>
 #include <thread>
 #include <utility>
 
@@ -42,23 +43,44 @@ class Preparation {
     s_.ranks = ranks;
     s_.env = env;
     if (command == Command::kPlan) s_.planned_world = job.plan().world_size();
-    trains_ =
-        command == Command::kTrain || command == Command::kPlan || command == Command::kInspect;
+    trains_ = command == Command::kTrain || command == Command::kPlan ||
+              command == Command::kInspect || command == Command::kSweep;
   }
 
   absl::Status Run() {
-    using Part = absl::Status (Preparation::*)();
-    for (const Part part :
-         {&Preparation::OpenModel, &Preparation::OpenTokenizer, &Preparation::ChooseTargets,
-          &Preparation::CheckJobAgainstModel, &Preparation::OpenDevice, &Preparation::ReadData,
-          &Preparation::ReadPrompts, &Preparation::MeasureDevice, &Preparation::ChooseOptions,
-          &Preparation::ChooseKernels, &Preparation::Identify}) {
+    return Do({&Preparation::OpenModel, &Preparation::OpenTokenizer, &Preparation::ChooseTargets,
+               &Preparation::CheckJobAgainstModel, &Preparation::OpenDevice, &Preparation::ReadData,
+               &Preparation::ReadPrompts, &Preparation::MeasureDevice, &Preparation::ChooseOptions,
+               &Preparation::LimitMemory, &Preparation::ChooseKernels, &Preparation::HashModel,
+               &Preparation::Identify});
+  }
+
+  // Over the base that `first` has opened.
+  absl::Status RunBeside(const Setup& first) {
+    first_ = &first;
+    s_.model_folder = first.model_folder;
+    s_.tokenizer_folder = first.tokenizer_folder;
+    s_.config_file = first.config_file;
+    s_.spec = first.spec;
+    s_.tokenizer = first.tokenizer;
+    s_.device = first.device;
+    s_.rates = first.rates;
+    s_.rates_source = first.rates_source;
+    s_.base_hash = first.base_hash;
+    s_.job.set_num_threads(first.job.num_threads());
+    return Do({&Preparation::ChooseTargets, &Preparation::CheckJobAgainstModel,
+               &Preparation::ReadData, &Preparation::ChooseOptions, &Preparation::Identify});
+  }
+
+ private:
+  using Part = absl::Status (Preparation::*)();
+  absl::Status Do(std::initializer_list<Part> parts) {
+    for (const Part part : parts) {
       if (absl::Status status = (this->*part)(); !status.ok()) return status;
     }
     return absl::OkStatus();
   }
 
- private:
   bool HasModelInit() const { return s_.job.has_model_init(); }
   bool IsPlan() const { return command_ == Command::kPlan; }
 
@@ -318,22 +340,37 @@ class Preparation {
     return absl::OkStatus();
   }
 
+  // Whether the first setup has read this one's training data already, and held out the same of it.
+  bool SharesTrainData() const {
+    return first_ != nullptr && first_->job.data().train_file() == s_.job.data().train_file() &&
+           first_->job.data().eval_fraction() == s_.job.data().eval_fraction() &&
+           (s_.job.data().eval_fraction() == 0 || first_->job.seed() == s_.job.seed());
+  }
+
+  absl::Status ReadTrainData() {
+    const proto::Data& data = s_.job.data();
+    if (SharesTrainData()) {
+      s_.train_data = first_->train_data;
+      if (data.eval_fraction() > 0) s_.eval_data = first_->eval_data;
+      return absl::OkStatus();
+    }
+    if (absl::Status s = ReadFileInto("data.train_file", data.train_file(),
+                                      data.max_train_samples(), &s_.train_data);
+        !s.ok()) {
+      return s;
+    }
+    if (data.eval_fraction() == 0) return absl::OkStatus();
+    s_.eval_data = SplitForEvaluation(&s_.train_data, data.eval_fraction(), s_.job.seed());
+    if (!s_.eval_data.samples.empty()) return absl::OkStatus();
+    return proto::BadDataError(absl::StrCat(
+        data.train_file(), " has ", s_.train_data.samples.size(),
+        " sample: data.eval_fraction needs two to hold one out; give more, or remove it"));
+  }
+
   absl::Status ReadData() {
     const proto::Data& data = s_.job.data();
     if (trains_ && data.has_train_file()) {
-      if (absl::Status s = ReadFileInto("data.train_file", data.train_file(),
-                                        data.max_train_samples(), &s_.train_data);
-          !s.ok()) {
-        return s;
-      }
-      if (data.eval_fraction() > 0) {
-        s_.eval_data = SplitForEvaluation(&s_.train_data, data.eval_fraction(), s_.job.seed());
-        if (s_.eval_data.samples.empty()) {
-          return proto::BadDataError(absl::StrCat(
-              data.train_file(), " has ", s_.train_data.samples.size(),
-              " sample: data.eval_fraction needs two to hold one out; give more, or remove it"));
-        }
-      }
+      if (absl::Status s = ReadTrainData(); !s.ok()) return s;
     }
     if (command_ == Command::kDrift) {
       return ReadComparedData("drift.file", s_.job.drift().file(), s_.job.drift().max_samples());
@@ -439,8 +476,7 @@ class Preparation {
     storage.mode = s_.job.mode();
     storage.compute = ComputeType();
     storage.quant = QuantSpecOf(s_.job.quantization());
-    storage.lora = s_.targets;
-    storage.lora_dropout = float(s_.job.lora().lora_dropout());
+    if (!s_.targets.modules.empty()) storage.lora = {s_.targets};
     storage.training = trains_;
     storage.eight_bit_states = training.optim() == proto::Optimizer::PAGED_ADAMW_8BIT ||
                                training.optim() == proto::Optimizer::ADAMW_8BIT;
@@ -480,7 +516,7 @@ class Preparation {
          : trains_        ? s_.job.data().max_length()
                           : 0,
          s_.eval_data.report.longest, s_.record.generate ? s_.record.generate->context : 0, 1});
-    return ChooseLimits();
+    return absl::OkStatus();
   }
 
   // Tokens of a prompt and its answer; an answer ends where the model's positions do.
@@ -501,7 +537,7 @@ class Preparation {
     }
   }
 
-  absl::Status ChooseLimits() {
+  absl::Status LimitMemory() {
     const bool writes_cache =
         command_ == Command::kQuantize || !s_.job.quantization().quantize_cache().empty();
     absl::StatusOr<PlanLimits> limits = LimitsOf(s_, writes_cache);
@@ -524,10 +560,14 @@ class Preparation {
     return absl::OkStatus();
   }
 
-  absl::Status Identify() {
+  absl::Status HashModel() {
     absl::StatusOr<std::string> base = HashBase(s_.env, s_.config_file, s_.model);
     if (!base.ok()) return AsInputError(base.status());
     s_.base_hash = *base;
+    return absl::OkStatus();
+  }
+
+  absl::Status Identify() {
     if (absl::Status s = CheckResidualNote(); !s.ok()) return s;
     s_.job_text = DecisiveJobText(s_.job, s_.device->info().name, s_.world());
     s_.job_hash =
@@ -566,6 +606,7 @@ class Preparation {
   const Command command_;
   Setup& s_;
   bool trains_ = false;
+  const Setup* first_ = nullptr;       // whose base this one shares
   std::vector<std::string> problems_;  // of the job, seen once the model is open
 };
 
@@ -575,6 +616,13 @@ absl::StatusOr<std::unique_ptr<Setup>> PrepareSetup(const proto::Job& job, Comma
                                                     Env* env, Ranks* ranks) {
   auto setup = std::make_unique<Setup>();
   if (absl::Status s = Preparation(job, command, env, ranks, setup.get()).Run(); !s.ok()) return s;
+  return setup;
+}
+
+absl::StatusOr<std::unique_ptr<Setup>> PrepareBeside(const Setup& first, const proto::Job& job) {
+  auto setup = std::make_unique<Setup>();
+  Preparation preparation(job, Command::kSweep, first.env, nullptr, setup.get());
+  if (absl::Status s = preparation.RunBeside(first); !s.ok()) return s;
   return setup;
 }
 

@@ -33,8 +33,8 @@ struct Setup {
   std::string config_file;  // config.json of the model
   ModelSpec spec;
   std::optional<ShardedModel> model;  // none with model_init
-  std::unique_ptr<Tokenizer> tokenizer;
-  std::unique_ptr<kernels::Device> device;
+  std::shared_ptr<Tokenizer> tokenizer;
+  std::shared_ptr<kernels::Device> device;
   LoraTargets targets;  // empty without adapters
   LoraSize lora_size;
   Dataset train_data, eval_data;  // empty where the command has none
@@ -66,6 +66,10 @@ struct Setup {
 // several processes train together, must outlive the result.
 absl::StatusOr<std::unique_ptr<Setup>> PrepareSetup(const proto::Job& job, proto::Command command,
                                                     Env* env, Ranks* ranks = nullptr);
+
+// The setup of one more adapter over the base of `first`, whose model, tokenizer, device and rates
+// it takes over: `job` differs in what concerns the adapter and its data.
+absl::StatusOr<std::unique_ptr<Setup>> PrepareBeside(const Setup& first, const proto::Job& job);
 
 // Tokens that end a generated answer: the model's end tokens and, with a chat format, its end of
 // turn.

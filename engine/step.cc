@@ -16,15 +16,24 @@ TrainStep::TrainStep(Execution* execution, const StepOptions& options, Comm* com
   if (execution->paged_states() != nullptr) pager_.emplace(execution->paged_states());
 }
 
-absl::StatusOr<StepResult> TrainStep::Run(int64_t step, int64_t updates, double learning_rate,
-                                          int64_t trained_tokens, Batches batches) {
+absl::StatusOr<StepResult> TrainStep::Run(const CourseStep& course, Batches batches) {
+  absl::StatusOr<std::vector<StepResult>> results = Run(absl::MakeConstSpan(&course, 1), batches);
+  if (!results.ok()) return results.status();
+  return results->front();
+}
+
+absl::StatusOr<std::vector<StepResult>> TrainStep::Run(absl::Span<const CourseStep> courses,
+                                                       Batches batches) {
   const int64_t first = comm_ == nullptr ? 0 : comm_->rank() * options_.micro_batches;
   for (int64_t j = 0; j < options_.micro_batches; ++j) {
     absl::StatusOr<MicroBatchInputs> batch = batches(first + j);
     if (!batch.ok()) return batch.status();
-    const std::vector<uint8_t> inputs = EncodeBatch(
-        pieces_.inputs, *batch,
-        {.seed = options_.seed, .step = int32_t(step), .micro_batch = int32_t(first + j)});
+    std::vector<RandomCounter> counters;
+    for (const CourseStep& course : courses) {
+      counters.push_back(
+          {.seed = course.seed, .step = int32_t(course.step), .micro_batch = int32_t(first + j)});
+    }
+    const std::vector<uint8_t> inputs = EncodeBatch(pieces_.inputs, *batch, counters);
     if (absl::Status s = execution_.Stage(pieces_.inputs.live_tokens, inputs.data(), inputs.size());
         !s.ok()) {
       return s;
@@ -45,32 +54,48 @@ absl::StatusOr<StepResult> TrainStep::Run(int64_t step, int64_t updates, double 
   }
 
   if (absl::Status s = AwaitRanks(); !s.ok()) return s;
-  const std::vector<uint8_t> update =
-      EncodeUpdate({.learning_rate = float(learning_rate),
-                    .bias_correction1 = float(1.0 - std::pow(options_.beta1, double(updates + 1))),
-                    .bias_correction2 = float(1.0 - std::pow(options_.beta2, double(updates + 1))),
-                    .inverse_tokens = float(1.0 / double(trained_tokens))});
+  std::vector<UpdateInputs> scalars;
+  for (const CourseStep& course : courses) {
+    const double updates = double(course.updates + 1);
+    scalars.push_back({.learning_rate = float(course.learning_rate),
+                       .bias_correction1 = float(1.0 - std::pow(options_.beta1, updates)),
+                       .bias_correction2 = float(1.0 - std::pow(options_.beta2, updates)),
+                       .inverse_tokens = float(1.0 / double(course.trained_tokens))});
+  }
+  const std::vector<uint8_t> update = EncodeUpdate(scalars);
   if (absl::Status s =
           execution_.Stage(pieces_.update_inputs.scalars, update.data(), update.size());
       !s.ok()) {
     return s;
   }
   if (absl::Status s = GatherChunkSums(); !s.ok()) return s;
-  if (absl::Status s = execution_.Run(pieces_.finish); !s.ok()) return s;
-  if (absl::Status s = Update(); !s.ok()) return s;
+  if (absl::Status s = Update(courses); !s.ok()) return s;
   if (absl::Status s = GatherUpdated(); !s.ok()) return s;
 
-  StepResult result{.trained_tokens = trained_tokens};
-  const absl::StatusOr<double> loss = execution_.ReadScalar<double>(pieces_.loss.loss);
+  std::vector<StepResult> results(courses.size());
+  for (size_t i = 0; i < courses.size(); ++i) {
+    if (!courses[i].is_active) continue;
+    absl::StatusOr<StepResult> result = ResultOf(int64_t(i), courses[i]);
+    if (!result.ok()) return result.status();
+    results[i] = *result;
+  }
+  return results;
+}
+
+absl::StatusOr<StepResult> TrainStep::ResultOf(int64_t course, const CourseStep& step) {
+  const auto own = [&](const kernels::Tensor& outputs) {
+    return kernels::SliceRows(outputs, course, 1);
+  };
+  const absl::StatusOr<double> loss = execution_.ReadScalar<double>(own(pieces_.loss.loss));
   if (!loss.ok()) return loss.status();
-  const absl::StatusOr<float> norm = execution_.ReadScalar<float>(pieces_.gradient_norm);
+  const absl::StatusOr<float> norm = execution_.ReadScalar<float>(own(pieces_.gradient_norm));
   if (!norm.ok()) return norm.status();
-  const absl::StatusOr<int32_t> skip = execution_.ReadScalar<int32_t>(pieces_.skip);
+  const absl::StatusOr<int32_t> skip = execution_.ReadScalar<int32_t>(own(pieces_.skip));
   if (!skip.ok()) return skip.status();
-  result.loss_sum = *loss;
-  result.gradient_norm = *norm;
-  result.skipped = *skip != 0;
-  return result;
+  return StepResult{.loss_sum = *loss,
+                    .trained_tokens = step.trained_tokens,
+                    .gradient_norm = *norm,
+                    .skipped = *skip != 0};
 }
 
 absl::Status TrainStep::GatherChunkSums() {
@@ -131,8 +156,16 @@ absl::Status TrainStep::AwaitRanks() {
   return status;
 }
 
-absl::Status TrainStep::Update() {
-  const auto update = [this](int64_t window) { return execution_.Run(pieces_.update[window]); };
+absl::Status TrainStep::Update(absl::Span<const CourseStep> courses) {
+  for (size_t i = 0; i < courses.size(); ++i) {
+    if (!courses[i].is_active) continue;
+    if (absl::Status s = execution_.Run(pieces_.finish[i]); !s.ok()) return s;
+  }
+  const std::vector<StateWindow>& windows = storage_.windows;
+  const auto update = [&](int64_t window) {
+    if (!courses[windows[window].course].is_active) return absl::OkStatus();
+    return execution_.Run(pieces_.update[window]);
+  };
   if (pager_) return pager_->Sweep(update);
   for (int64_t window = 0; window < int64_t(pieces_.update.size()); ++window) {
     if (absl::Status s = update(window); !s.ok()) return s;

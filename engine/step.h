@@ -1,4 +1,5 @@
-// One training step: micro-batches forward and backward, their gradients summed, one update.
+// One training step: micro-batches forward and backward, their gradients summed, one update of each
+// course that takes part.
 //
 // Of a global batch of N·n micro-batches, rank r of N runs n, from r·n on. With tree sums each rank
 // makes one subtree, and the sum over ranks the tree above them, so that for powers of two the
@@ -13,9 +14,11 @@
 
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 #include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "engine/comm/comm.h"
 #include "engine/execution.h"
 #include "engine/optim/state_pager.h"
@@ -24,10 +27,19 @@
 namespace qlora::engine {
 
 struct StepOptions {
-  uint64_t seed = 0;
   int64_t micro_batches = 1;  // of the global batch, that this rank runs
   bool tree_sum = true;       // a balanced tree over micro-batches, or one after another
   double beta1 = 0.9, beta2 = 0.999;
+};
+
+// What a course brings to a step.
+struct CourseStep {
+  bool is_active = true;  // false: it has no rows and is not updated
+  uint64_t seed = 0;
+  int64_t step = 0;     // counts from 0 and feeds the random counter
+  int64_t updates = 0;  // made before: skipped steps make none
+  double learning_rate = 0;
+  int64_t trained_tokens = 0;  // of the whole global batch
 };
 
 struct StepResult {
@@ -45,10 +57,11 @@ class TrainStep {
   // Gives micro-batch j of the global batch. The spans live until the next call.
   using Batches = absl::FunctionRef<absl::StatusOr<MicroBatchInputs>(int64_t j)>;
 
-  // `step` counts from 0 and feeds the random counter; `updates` is how many updates were made
-  // before: skipped steps make none. `trained_tokens` is that of the whole batch.
-  absl::StatusOr<StepResult> Run(int64_t step, int64_t updates, double learning_rate,
-                                 int64_t trained_tokens, Batches batches);
+  // One of each course of the run, and a result for each.
+  absl::StatusOr<std::vector<StepResult>> Run(absl::Span<const CourseStep> courses,
+                                              Batches batches);
+  // Of a run with one course.
+  absl::StatusOr<StepResult> Run(const CourseStep& course, Batches batches);
 
   // Bytes of paged optimizer states that were moved to the device and back since the start.
   int64_t paged_in() const { return pager_ ? pager_->bytes_in() : 0; }
@@ -62,11 +75,12 @@ class TrainStep {
   absl::Status SumOverRanks(int64_t part);
   absl::Status AwaitRanks();
   absl::Status GatherChunkSums();
-  absl::Status Update();
+  absl::Status Update(absl::Span<const CourseStep> courses);
   absl::Status GatherUpdated();
   // Every rank's share of a view, whole on all of them.
   absl::Status Gather(kernels::Tensor view, const Shares& bytes);
   bool is_shared_out() const { return storage_.options.shard_states; }
+  absl::StatusOr<StepResult> ResultOf(int64_t course, const CourseStep& step);
 
   Execution& execution_;
   const TrainPieces& pieces_;

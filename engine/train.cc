@@ -1,43 +1,34 @@
 #include "engine/train.h"
 
 #include <algorithm>
-#include <cmath>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "engine/checkpoint.h"
-#include "engine/checkpoint_writer.h"
-#include "engine/evaluate.h"
-#include "engine/gates.h"
+#include "engine/data/join_batches.h"
 #include "engine/host_memory.h"
 #include "engine/input_error.h"
 #include "engine/integrity.h"
-#include "engine/io/atomic_file.h"
 #include "engine/job_identity.h"
 #include "engine/load_model.h"
-#include "engine/optim/schedule.h"
-#include "engine/optim/state_file.h"
 #include "engine/output_folder.h"
-#include "engine/report/loss_curve.h"
-#include "engine/report/run_log.h"
 #include "engine/report/run_summary.h"
-#include "engine/report/sidecar.h"
 #include "engine/step.h"
-#include "engine/useful_flops.h"
 
 namespace qlora::engine {
 namespace {
 
 class TrainingRun {
  public:
-  TrainingRun(const Setup& setup, Console* console, const volatile std::sig_atomic_t* stop)
-      : setup_(setup),
-        training_(setup.job.training()),
+  TrainingRun(const Together& together, Console* console, const volatile std::sig_atomic_t* stop)
+      : together_(together),
+        setup_(*together.members.front().setup),
+        training_(setup_.job.training()),
         console_(*console),
         stop_(*stop),
-        record_(setup.record) {}
+        record_(setup_.record) {}
 
   absl::Status Run() {
     if (ranks() != nullptr) {
@@ -46,15 +37,22 @@ class TrainingRun {
     }
     console_.Line(StartSummary(setup_));
     if (absl::Status s = MakePlan(); !s.ok()) return s;
-    absl::StatusOr<std::optional<std::string>> resume = FindStart();
-    if (!resume.ok()) return resume.status();
-    if (resume->has_value()) {
-      if (absl::Status s = TakeKernelsOf(**resume); !s.ok()) return s;
+    std::vector<std::optional<std::string>> starts;
+    for (const Together::Member& member : together_.members) {
+      absl::StatusOr<std::optional<std::string>> start = FindStart(*member.setup);
+      if (!start.ok()) return start.status();
+      starts.push_back(*start);
+    }
+    const auto resumed = std::find_if(starts.begin(), starts.end(),
+                                      [](const auto& start) { return start.has_value(); });
+    if (resumed != starts.end()) {
+      if (absl::Status s = TakeKernelsOf(**resumed); !s.ok()) return s;
     } else if (ranks() != nullptr) {
       if (absl::Status s = TakeKernelsOfFirst(); !s.ok()) return s;
     }
-    if (absl::Status s = Prepare(*resume); !s.ok()) return s;
-    const absl::Status trained = TrainSteps();
+    if (absl::Status s = Prepare(starts); !s.ok()) return s;
+    absl::Status trained = absl::OkStatus();
+    for (int64_t round = 0; trained.ok() && HasRound(round); ++round) trained = TrainRound(round);
     console_.EndLive();
     if (!trained.ok()) return trained;
     return Finish();
@@ -62,6 +60,7 @@ class TrainingRun {
 
  private:
   Ranks* ranks() const { return setup_.ranks; }
+  bool is_alone() const { return together_.members.size() == 1; }
 
   void Enter(Phase phase, absl::string_view detail = "") {
     if (ranks() != nullptr) ranks()->control().Enter(phase, std::string(detail));
@@ -89,10 +88,10 @@ class TrainingRun {
   }
 
   // The checkpoint to go on from: what rank 0, which wrote it, finds.
-  absl::StatusOr<std::optional<std::string>> FindStart() {
+  absl::StatusOr<std::optional<std::string>> FindStart(const Setup& setup) {
     std::string found;
-    if (setup_.is_first()) {
-      absl::StatusOr<std::optional<std::string>> resume = CheckOutputFolder(setup_, &console_);
+    if (setup.is_first()) {
+      absl::StatusOr<std::optional<std::string>> resume = CheckOutputFolder(setup, &console_);
       if (!resume.ok() || ranks() == nullptr) return resume;
       found = resume->value_or("");
     }
@@ -111,6 +110,10 @@ class TrainingRun {
     Enter(Phase::kLoading, "the model");
     absl::Status loaded =
         LoadModel(setup_, setup_.job.lora().init_from(), execution_.get(), &console_);
+    for (size_t i = 1; loaded.ok() && i < together_.members.size(); ++i) {
+      const Setup& setup = *together_.members[i].setup;
+      loaded = StartAdapter(setup, setup.job.lora().init_from(), execution_.get(), int64_t(i));
+    }
     if (!loaded.ok() || !in_turns || !setup_.is_first()) return loaded;
     return Meet(turn);
   }
@@ -120,7 +123,8 @@ class TrainingRun {
         engine::MakePlan(setup_.spec, record_, *setup_.device, setup_.rates, setup_.limits);
     if (!plan.ok()) return proto::DoesNotFitError(plan.status().message());
     plan_ = *std::move(plan);
-    saves_beside_ = PlanStateCopy(setup_, &plan_);
+    // Several courses' states would be copied once for each.
+    saves_beside_ = is_alone() && PlanStateCopy(setup_, &plan_);
     console_.Line(PlanSummary(setup_, plan_));
     return absl::OkStatus();
   }
@@ -129,22 +133,23 @@ class TrainingRun {
   absl::Status TakeKernelsOf(const std::string& checkpoint) {
     absl::StatusOr<proto::RunState> state = ReadRunState(setup_.env, checkpoint);
     if (!state.ok()) return proto::Annotate(state.status(), checkpoint);
-    return TakeKernels(*state);
+    return TakeKernels({state->kernel_choices().begin(), state->kernel_choices().end()});
   }
 
   // Where kernels are timed, ranks may have measured differently.
   absl::Status TakeKernelsOfFirst() {
     proto::RunState state;
-    StoreKernels(&state);
+    for (const auto& [key, variant] : ChoicesNow()) {
+      (*state.mutable_kernel_choices())[key] = variant;
+    }
     absl::StatusOr<std::string> first =
         ranks()->control().FromFirst("the kernels", state.SerializeAsString());
     if (!first.ok()) return first.status();
     if (!state.ParseFromString(*first)) return absl::InternalError("the kernels can't be read");
-    return TakeKernels(state);
+    return TakeKernels({state.kernel_choices().begin(), state.kernel_choices().end()});
   }
 
-  absl::Status TakeKernels(const proto::RunState& state) {
-    const EarlierChoices earlier(state.kernel_choices().begin(), state.kernel_choices().end());
+  absl::Status TakeKernels(const EarlierChoices& earlier) {
     if (earlier == ChoicesNow()) return absl::OkStatus();
     std::vector<std::string> warnings;
     absl::StatusOr<KernelSelection> kernels =
@@ -165,88 +170,96 @@ class TrainingRun {
     return choices;
   }
 
-  void StoreKernels(proto::RunState* state) const {
-    for (const auto& [key, variant] : ChoicesNow())
-      (*state->mutable_kernel_choices())[key] = variant;
-  }
-
-  absl::Status Prepare(const std::optional<std::string>& resume) {
+  absl::Status Prepare(const std::vector<std::optional<std::string>>& starts) {
     absl::StatusOr<std::unique_ptr<Execution>> execution =
         Execution::Create(plan_, setup_.device.get());
     if (!execution.ok()) return proto::DoesNotFitError(execution.status().message());
     execution_ = *std::move(execution);
-    writer_.emplace(setup_.env, execution_.get(),
-                    CheckpointWriter::Options{.output_dir = setup_.job.output_dir(),
-                                              .keep_last = training_.save_total_limit(),
-                                              .beside = saves_beside_});
     if (absl::Status s = Load(); !s.ok()) return s;
-    if (setup_.is_first()) {
-      if (absl::Status s = TakeOutputFolder(setup_); !s.ok()) return s;
-    }
-    schedule_ = ScheduleOf(training_, setup_.total_steps);
-    state_.set_job_hash(setup_.job_hash);
-    state_.set_base_hash(setup_.base_hash);
-    state_.set_data_hash(setup_.train_data.report.sha256);
-    StoreKernels(&state_);
-    if (resume.has_value()) {
-      absl::StatusOr<proto::RunState> state = LoadCheckpoint(setup_.env, *resume, execution_.get());
-      if (!state.ok()) return proto::Annotate(state.status(), *resume);
-      state_ = *std::move(state);
-      console_.Line(absl::StrCat("going on from ", *resume));
+    for (size_t i = 0; i < starts.size(); ++i) {
+      const Together::Member& member = together_.members[i];
+      courses_.push_back(std::make_unique<Course>(*member.setup, int64_t(i),
+                                                  is_alone() ? "" : member.name + ": ",
+                                                  saves_beside_, execution_.get(), &console_));
+      if (absl::Status s = courses_.back()->Begin(starts[i], ChoicesNow()); !s.ok()) return s;
     }
     absl::StatusOr<Integrity> integrity = Integrity::Create(execution_.get(), ranks());
     if (!integrity.ok()) return integrity.status();
     integrity_.emplace(*std::move(integrity));
-    if (absl::Status s = Meet("everything is loaded"); !s.ok()) return s;
-    if (!setup_.is_first()) {
-      return resume.has_value() || !setup_.eval_batches ? absl::OkStatus() : EvaluateNow();
-    }
-    absl::StatusOr<RunLog> log = RunLog::Open(setup_.env, setup_.job.output_dir(), state_.step());
-    if (!log.ok()) return AsInputError(log.status());
-    log_.emplace(*std::move(log));
-    if (!resume.has_value() && setup_.eval_batches) return EvaluateNow();
-    return absl::OkStatus();
+    return Meet("everything is loaded");
   }
 
-  absl::Status TrainSteps() {
+  bool HasRound(int64_t round) const {
+    const bool has_members =
+        std::any_of(together_.members.begin(), together_.members.end(),
+                    [&](const Together::Member& member) { return member.round == round; });
+    if (!has_members || round == 0 || !together_.wants_round) return has_members;
+    return together_.wants_round(courses_, round);
+  }
+
+  absl::Status TrainRound(int64_t round) {
+    std::vector<Course*> members;
+    for (size_t i = 0; i < courses_.size(); ++i) {
+      if (together_.members[i].round != round) continue;
+      members.push_back(courses_[i].get());
+      if (absl::Status s = courses_[i]->Open(); !s.ok()) return s;
+    }
+    rounds_ = round + 1;
     TrainStep step(execution_.get(),
-                   {.seed = setup_.job.seed(),
-                    .micro_batches = training_.gradient_accumulation_steps(),
+                   {.micro_batches = training_.gradient_accumulation_steps(),
                     .tree_sum = training_.gradient_sum() == proto::GradientSum::TREE,
                     .beta1 = training_.adam_beta1(),
                     .beta2 = training_.adam_beta2()},
                    ranks() == nullptr ? nullptr : &ranks()->comm());
     begin_seconds_ = setup_.env->MonotonicSeconds();
-    begin_step_ = state_.step();
-    while (state_.step() < setup_.total_steps) {
-      if (absl::Status s = OneStep(&step); !s.ok()) return s;
-      if (absl::Status s = writer_->Check(); !s.ok()) return s;
-      const int64_t done = state_.step();
-      const bool is_last = done == setup_.total_steps;
-      if (IsDue(training_.eval_steps(), done, is_last) && setup_.eval_batches) {
-        if (absl::Status s = EvaluateNow(); !s.ok()) return s;
-      }
-      absl::StatusOr<int> agreed = AgreeOnStop();
-      if (!agreed.ok()) return agreed.status();
-      const int signal = *agreed;
-      const bool saves = IsDue(training_.save_steps(), done, is_last) || signal != 0;
-      if (saves || done % kIntegritySteps == 0) {
-        if (absl::Status s = integrity_->Check(done); !s.ok()) return s;
-      }
-      if (saves) {
-        if (absl::Status s = Save(is_last || signal != 0); !s.ok()) return s;
-      }
-      if (signal != 0 && !is_last) {
-        return proto::StoppedError(
-            signal, absl::StrCat("stopped after step ", done, " of ", setup_.total_steps,
-                                 "; the same command goes on from there"));
-      }
+    begin_steps_ = StepsDone(members);
+    for (;;) {
+      std::vector<Course*> active;
+      std::copy_if(members.begin(), members.end(), std::back_inserter(active),
+                   [](const Course* course) { return course->is_active(); });
+      if (active.empty()) return absl::OkStatus();
+      if (absl::Status s = OneStep(active, &step); !s.ok()) return s;
+      ShowProgress(members, active);
+      if (absl::Status s = DoWhatIsDue(active); !s.ok()) return s;
     }
-    return absl::OkStatus();
   }
 
-  static bool IsDue(int64_t every, int64_t done, bool is_last) {
-    return is_last || (every > 0 && done % every == 0);
+  // Behind a step of `active`.
+  absl::Status DoWhatIsDue(const std::vector<Course*>& active) {
+    std::vector<Course*> sound;
+    for (Course* course : active) {
+      if (absl::Status s = course->CheckWriter(); !s.ok()) return s;
+      if (course->failure().ok()) sound.push_back(course);
+    }
+    for (Course* course : sound) {
+      if (absl::Status s = course->EvaluateIfDue(); !s.ok()) return s;
+    }
+    absl::StatusOr<int> signal = AgreeOnStop();
+    if (!signal.ok()) return signal.status();
+    if (absl::Status s = SaveWhatIsDue(sound, *signal != 0); !s.ok()) return s;
+    const bool goes_on = std::any_of(sound.begin(), sound.end(),
+                                     [](const Course* course) { return course->is_active(); });
+    if (*signal == 0 || !goes_on) return absl::OkStatus();
+    const Course& first = *sound.front();
+    return proto::StoppedError(
+        *signal, absl::StrCat("stopped after step ", first.state().step(), " of ",
+                              first.setup().total_steps, "; the same command goes on from there"));
+  }
+
+  // No checkpoint of weights that have changed by themselves.
+  absl::Status SaveWhatIsDue(const std::vector<Course*>& courses, bool stops) {
+    if (courses.empty()) return absl::OkStatus();
+    const int64_t done = courses.front()->state().step();
+    const bool saves = std::any_of(courses.begin(), courses.end(),
+                                   [&](const Course* course) { return course->SaveIsDue(stops); });
+    if (saves || done % kIntegritySteps == 0) {
+      if (absl::Status s = integrity_->Check(done); !s.ok()) return s;
+    }
+    for (Course* course : courses) {
+      if (!course->SaveIsDue(stops)) continue;
+      if (absl::Status s = course->Save(stops); !s.ok()) return s;
+    }
+    return absl::OkStatus();
   }
 
   // The signal to stop after this step, 0 where no rank has one: all see the same, so that none
@@ -264,240 +277,93 @@ class TrainingRun {
     return 0;
   }
 
-  absl::Status OneStep(TrainStep* step) {
-    Enter(Phase::kComputing, absl::StrCat("step ", state_.step() + 1));
+  absl::Status OneStep(const std::vector<Course*>& active, TrainStep* step) {
+    Enter(Phase::kComputing, absl::StrCat("step ", active.front()->state().step() + 1));
     const double begin = setup_.env->MonotonicSeconds();
     const double busy_before = setup_.device->BusySeconds();
-    const int64_t index = state_.step();
-    const std::vector<MicroBatch> batch = setup_.train_batches->Step(index);
-    const int64_t trained = Batcher::TrainedTokens(batch);
     const int64_t paged_in = step->paged_in(), paged_out = step->paged_out();
     const double waited_before = step->waited_seconds();
-    const double rate = LearningRate(schedule_, state_.updates());
-    absl::StatusOr<StepResult> result = step->Run(
-        index, state_.updates(), rate, trained, [&](int64_t j) -> absl::StatusOr<MicroBatchInputs> {
+    std::vector<std::vector<MicroBatch>> batches(courses_.size());
+    std::vector<CourseStep> steps(courses_.size(), {.is_active = false});
+    for (size_t i = 0; i < courses_.size(); ++i) {
+      if (!IsAmong(active, i)) continue;
+      steps[i] = courses_[i]->PrepareStep(&batches[i]);
+    }
+    JoinedBatch joined;
+    absl::StatusOr<std::vector<StepResult>> results =
+        step->Run(steps, [&](int64_t j) -> absl::StatusOr<MicroBatchInputs> {
           if (ranks() != nullptr) ranks()->control().Progress();
-          return batch[j].inputs();
+          if (is_alone()) return batches.front()[j].inputs();
+          std::vector<const MicroBatch*> parts;
+          for (const std::vector<MicroBatch>& batch : batches) {
+            parts.push_back(batch.empty() ? nullptr : &batch[j]);
+          }
+          joined = JoinBatches(parts);
+          return joined.inputs();
         });
-    if (!result.ok()) return result.status();
-    state_.set_step(index + 1);
-    if (absl::Status s = Account(*result); !s.ok()) return s;
-
+    if (!results.ok()) return results.status();
     const double seconds = setup_.env->MonotonicSeconds() - begin;
-    MeasureSpeed(batch, seconds);
-    ShowProgress(*result, rate);
-    const bool is_last = state_.step() == setup_.total_steps;
-    if (!IsDue(training_.logging_steps(), state_.step(), is_last)) return absl::OkStatus();
-    TrainRecord record = Record(*result, rate);
-    const double busy = (setup_.device->BusySeconds() - busy_before) / seconds;
-    record.recompute_share = busy * plan_.recompute_seconds / plan_.micro_batch_seconds;
-    record.dequantize_share = busy * plan_.dequantize_seconds / plan_.micro_batch_seconds;
-    record.communication_share = (step->waited_seconds() - waited_before) / seconds;
-    record.host_gap_share = 1 - busy - record.communication_share;
-    record.paged_in_bytes = step->paged_in() - paged_in;
-    record.paged_out_bytes = step->paged_out() - paged_out;
-    return LogStep(record);
-  }
-
-  absl::Status Account(const StepResult& result) {
-    if (!result.skipped) {
-      state_.set_updates(state_.updates() + 1);
-      state_.set_consecutive_nonfinite(0);
-      state_.set_trained_tokens(state_.trained_tokens() + result.trained_tokens);
-      state_.set_loss_since_log(state_.loss_since_log() + result.loss_sum);
-      state_.set_tokens_since_log(state_.tokens_since_log() + result.trained_tokens);
-      return absl::OkStatus();
-    }
-    state_.set_consecutive_nonfinite(state_.consecutive_nonfinite() + 1);
-    console_.Warning(absl::StrCat("step ", state_.step(),
-                                  ": gradients or loss are not finite; the update was skipped"));
-    if (state_.consecutive_nonfinite() < training_.max_consecutive_nonfinite())
-      return absl::OkStatus();
-    return proto::NumbersBadError(absl::StrCat(
-        state_.consecutive_nonfinite(),
-        " steps in a row had gradients or a loss that are not finite; the last checkpoint is from "
-        "before them. A lower training.learning_rate usually helps"));
-  }
-
-  void MeasureSpeed(const std::vector<MicroBatch>& batch, double seconds) {
-    int64_t tokens = 0;
-    double pairs = 0;
-    for (const MicroBatch& b : batch) {
-      tokens += int64_t(b.ids.size());
-      for (const DocumentBounds& d : b.documents)
-        pairs += 0.5 * d.query_rows * (d.query_rows + 1.0);
-    }
-    tokens_per_second_ = double(tokens) / seconds;
-    speed_.tokens += tokens;
-    speed_.seconds += seconds;
-    // A micro-batch that is not full takes its share of a full one's time.
-    speed_.predicted_seconds += plan_.micro_batch_seconds * double(tokens) /
-                                    double(std::max<int64_t>(1, setup_.record.train.tokens)) +
-                                plan_.update_seconds;
-    const double flops = UsefulFlops(setup_.spec, setup_.job.mode() == proto::Mode::FULL,
-                                     setup_.targets.ParameterCount(), tokens, pairs);
-    share_of_light_ = flops / (setup_.rates.matmul_flops * setup_.world()) / seconds;
-  }
-
-  void ShowProgress(const StepResult& result, double rate) {
-    const double elapsed = setup_.env->MonotonicSeconds() - begin_seconds_;
-    const double left =
-        elapsed / double(state_.step() - begin_step_) * double(setup_.total_steps - state_.step());
-    console_.Live(absl::StrFormat(
-        "%s %d/%d  loss %.4f  lr %.2e  norm %.3f  %.0f tok/s  %.0f%% of light  %s  left %s",
-        Bar(double(state_.step()) / double(setup_.total_steps), 20), state_.step(),
-        setup_.total_steps, result.loss_sum / double(std::max<int64_t>(1, result.trained_tokens)),
-        rate, result.gradient_norm, tokens_per_second_, 100 * share_of_light_,
-        FormatBytes(ResidentHostMemory()), FormatDuration(left)));
-  }
-
-  TrainRecord Record(const StepResult& result, double rate) const {
-    const double tokens = double(std::max<uint64_t>(1, state_.tokens_since_log()));
-    return {.step = state_.step(),
-            .epoch = setup_.train_batches->EpochAt(state_.step()),
-            .loss = state_.loss_since_log() / tokens,
-            .learning_rate = rate,
-            .grad_norm = result.gradient_norm,
-            .tokens_per_second = tokens_per_second_,
-            .share_of_light = share_of_light_};
-  }
-
-  absl::Status LogStep(const TrainRecord& record) {
-    state_.set_loss_since_log(0);
-    state_.set_tokens_since_log(0);
-    if (!setup_.is_first()) return absl::OkStatus();
-    if (absl::Status s = log_->Train(record, &state_); !s.ok()) return AsInputError(s);
-    if (!console_.live()) {
-      console_.Line(absl::StrFormat(
-          "step %d/%d  epoch %.2f  loss %.4f  lr %.2e  grad norm %.3f  %.0f tokens/s  %.0f%% of "
-          "light (recompute %.0f%%, dequantization %.0f%%, communication %.0f%%, host %.0f%%)",
-          record.step, setup_.total_steps, record.epoch, record.loss, record.learning_rate,
-          record.grad_norm, record.tokens_per_second, 100 * record.share_of_light,
-          100 * record.recompute_share, 100 * record.dequantize_share,
-          100 * record.communication_share, 100 * record.host_gap_share));
-      if (record.paged_in_bytes + record.paged_out_bytes > 0) {
-        console_.Line(absl::StrCat("  paged states: ", FormatBytes(record.paged_in_bytes), " in, ",
-                                   FormatBytes(record.paged_out_bytes), " out in this step"));
+    const StepCost cost{.seconds = seconds,
+                        .busy_share = (setup_.device->BusySeconds() - busy_before) / seconds,
+                        .communication_share = (step->waited_seconds() - waited_before) / seconds,
+                        .paged_in_bytes = step->paged_in() - paged_in,
+                        .paged_out_bytes = step->paged_out() - paged_out};
+    for (size_t i = 0; i < courses_.size(); ++i) {
+      if (!steps[i].is_active) continue;
+      if (absl::Status s = courses_[i]->FinishStep(batches[i], steps[i], (*results)[i], cost);
+          !s.ok()) {
+        return s;
       }
     }
     return absl::OkStatus();
   }
 
-  absl::Status EvaluateNow() {
-    console_.Live("evaluating");
-    Enter(Phase::kEvaluating);
-    absl::StatusOr<EvalResult> result =
-        EvaluateLoss(execution_.get(), *setup_.eval_batches, {}, ranks());
-    if (!result.ok()) return result.status();
-    if (setup_.record.generate.has_value()) {
-      GenerationOptions options{.max_new_tokens = setup_.job.eval().max_new_tokens(),
-                                .stop_ids = StopIds(setup_)};
-      absl::StatusOr<int64_t> exact = CountExactMatches(execution_.get(), setup_.eval_data,
-                                                        *setup_.tokenizer, options, ranks());
-      if (!exact.ok()) return exact.status();
-      result->exact_matches = *exact;
-    }
-    console_.Line(absl::StrCat("step ", state_.step(), "  held out: ", DescribeEval(*result)));
-    const double epoch = setup_.train_batches->EpochAt(state_.step());
-    if (!setup_.is_first()) return KeepIfBest(*result);
-    if (absl::Status s = log_->Eval(state_.step(), epoch, *result, &state_); !s.ok()) {
-      return AsInputError(s);
-    }
-    return KeepIfBest(*result);
+  bool IsAmong(const std::vector<Course*>& active, size_t index) const {
+    return std::find(active.begin(), active.end(), courses_[index].get()) != active.end();
   }
 
-  // Only a state that is saved can be the best one.
-  absl::Status KeepIfBest(const EvalResult& result) {
-    const bool is_last = state_.step() == setup_.total_steps;
-    const bool is_saved =
-        state_.step() > 0 && IsDue(training_.save_steps(), state_.step(), is_last);
-    if (is_saved && (!state_.has_best_eval_loss() || result.Loss() < state_.best_eval_loss())) {
-      state_.set_best_eval_loss(result.Loss());
-      state_.set_best_checkpoint(CheckpointName(state_.step()));
-    }
-    return absl::OkStatus();
+  static int64_t StepsDone(const std::vector<Course*>& members) {
+    int64_t steps = 0;
+    for (const Course* course : members) steps += course->state().step();
+    return steps;
   }
 
-  // `now`: nothing is trained meanwhile.
-  absl::Status Save(bool now) {
-    std::optional<HostExchange> exchange;
-    if (setup_.record.storage.shard_states) {
-      exchange.emplace(&ranks()->comm(), setup_.device.get(), execution_->LoadingScratch(),
-                       plan_.placement.bytes);
-    }
-    if (!setup_.is_first() && !exchange) return absl::OkStatus();
-    Enter(Phase::kSaving, CheckpointName(state_.step()));
-    if (!setup_.is_first()) return SendStates(execution_.get(), &*exchange);
-    if (absl::Status s = log_->Sync(); !s.ok()) return AsInputError(s);
-    return writer_->Save(Files(), state_, now, exchange ? &*exchange : nullptr);
-  }
-
-  OutputFiles Files() const {
-    OutputFiles files;
-    files.adapter = {.base_model_name_or_path = setup_.job.model(),
-                     .r = setup_.job.lora().r(),
-                     .lora_alpha = setup_.job.lora().lora_alpha(),
-                     .lora_dropout = setup_.job.lora().lora_dropout(),
-                     .use_rslora = setup_.job.lora().use_rslora(),
-                     .target_modules = setup_.targets.suffixes};
-    files.residual_note = setup_.residual_note;
-    files.tokenizer_folder = setup_.tokenizer_folder;
-    files.config_file = setup_.config_file;
-    files.trainer = {.save_steps = training_.save_steps(),
-                     .logging_steps = training_.logging_steps(),
-                     .eval_steps = training_.eval_steps(),
-                     .train_batch_size = training_.per_device_train_batch_size(),
-                     .max_steps = setup_.total_steps,
-                     .num_train_epochs = setup_.train_batches->EpochAt(setup_.total_steps)};
-    return files;
+  void ShowProgress(const std::vector<Course*>& members, const std::vector<Course*>& active) {
+    int64_t all = 0;
+    for (const Course* course : members) all += course->setup().total_steps;
+    const int64_t done = StepsDone(members);
+    const double elapsed = setup_.env->MonotonicSeconds() - begin_seconds_;
+    const double left = elapsed / double(done - begin_steps_) * double(all - done);
+    const std::string state =
+        is_alone() ? active.front()->Progress() : absl::StrCat(active.size(), " adapters");
+    console_.Live(absl::StrFormat("%s %d/%d  %s  %s  left %s", Bar(double(done) / double(all), 20),
+                                  done, all, state, FormatBytes(ResidentHostMemory()),
+                                  FormatDuration(left)));
   }
 
   absl::Status Finish() {
-    if (setup_.is_first()) {
-      if (absl::Status s = WriteResults(); !s.ok()) return s;
+    absl::Status failure;
+    for (size_t i = 0; i < courses_.size(); ++i) {
+      failure.Update(courses_[i]->failure());
+      const bool has_result = together_.members[i].round < rounds_ && courses_[i]->failure().ok();
+      if (!setup_.is_first() || !has_result) continue;
+      if (absl::Status s = courses_[i]->WriteResults(); !s.ok()) return s;
     }
+    if (together_.report) {
+      if (absl::Status s = together_.report(courses_); !s.ok()) return s;
+    }
+    if (!failure.ok()) return failure;
     if (absl::Status s = Meet("the end"); !s.ok()) return s;
     Enter(Phase::kFinished);
-    if (!setup_.is_first()) return absl::OkStatus();
-    return ReportGates(setup_.job.gates(),
-                       TrainingMetrics(state_, training_.load_best_model_at_end()), &console_);
+    absl::Status gates;
+    for (size_t i = 0; setup_.is_first() && i < courses_.size(); ++i) {
+      if (together_.members[i].round < rounds_) gates.Update(courses_[i]->CheckGates());
+    }
+    return gates;
   }
 
-  absl::Status WriteResults() {
-    Enter(Phase::kSaving, "the result");
-    if (training_.load_best_model_at_end() && !state_.best_checkpoint().empty() &&
-        state_.best_checkpoint() != CheckpointName(state_.step())) {
-      const std::string best = JoinPath(setup_.job.output_dir(), state_.best_checkpoint());
-      absl::StatusOr<proto::RunState> loaded = LoadCheckpoint(setup_.env, best, execution_.get());
-      if (!loaded.ok()) return loaded.status();
-      console_.Line(absl::StrCat("the best held-out loss was that of ", best,
-                                 ": its weights are the result"));
-    }
-    const std::string& folder = setup_.job.output_dir();
-    if (absl::Status s = WriteFinalOutput(setup_.env, folder, execution_.get(), Files(), state_);
-        !s.ok()) {
-      return AsInputError(s);
-    }
-    // A run that was done already leaves the sidecar of the one that did it.
-    if (speed_.tokens > 0) {
-      if (absl::Status s = WriteSidecar(setup_, plan_, state_, speed_); !s.ok()) {
-        return AsInputError(s);
-      }
-      console_.Line(speed_.Describe());
-    }
-    const std::string curve = JoinPath(folder, "loss_curve.svg");
-    if (absl::Status s = AtomicWriteFile(setup_.env, curve, LossCurveSvg(state_)); !s.ok()) {
-      return AsInputError(s);
-    }
-    const bool full = setup_.job.mode() == proto::Mode::FULL;
-    console_.Line(absl::StrCat(
-        "done: ", JoinPath(folder, full ? "model.safetensors" : kAdapterModelFile),
-        "; log: ", JoinPath(folder, "metrics.jsonl"), " and ", JoinPath(folder, "runs"),
-        " (TensorBoard), ", curve, "; peak memory ", FormatBytes(PeakHostMemory())));
-    return absl::OkStatus();
-  }
-
-  const Setup& setup_;
+  const Together& together_;
+  const Setup& setup_;  // the first: what of it is shared by all
   const proto::Training& training_;
   Console& console_;
   const volatile std::sig_atomic_t& stop_;
@@ -505,28 +371,29 @@ class TrainingRun {
   Plan plan_;
   bool saves_beside_ = false;
   std::unique_ptr<Execution> execution_;
-  std::optional<CheckpointWriter> writer_;
+  std::vector<std::unique_ptr<Course>> courses_;
   std::optional<Integrity> integrity_;
-  std::optional<RunLog> log_;
-  Schedule schedule_;
-  proto::RunState state_;
+  int64_t rounds_ = 0;  // begun
   double begin_seconds_ = 0;
-  int64_t begin_step_ = 0;
-  double tokens_per_second_ = 0, share_of_light_ = 0;  // of the last step
-  TrainSpeed speed_;
+  int64_t begin_steps_ = 0;
 };
 
 }  // namespace
 
 absl::Status Train(const Setup& setup, Console* console,
                    const volatile std::sig_atomic_t* stop_signal) {
-  TrainingRun run(setup, console, stop_signal);
+  return TrainTogether({.members = {{&setup, ""}}}, console, stop_signal);
+}
+
+absl::Status TrainTogether(const Together& together, Console* console,
+                           const volatile std::sig_atomic_t* stop_signal) {
+  TrainingRun run(together, console, stop_signal);
   const absl::Status status = run.Run();
-  if (setup.ranks != nullptr) {
+  if (Ranks* const ranks = together.members.front().setup->ranks; ranks != nullptr) {
     // The others learn of it before this rank's end of the link closes, and that before the memory
     // goes that it may still be reading.
-    if (!status.ok() && !absl::IsCancelled(status)) setup.ranks->control().Abort(status);
-    setup.ranks->CloseComm();
+    if (!status.ok() && !absl::IsCancelled(status)) ranks->control().Abort(status);
+    ranks->CloseComm();
   }
   return status;
 }

@@ -15,7 +15,17 @@
 namespace qlora::proto {
 
 // What the job is wanted for: each command needs other fields.
-enum class Command { kTrain, kPlan, kInspect, kEval, kGenerate, kQuantize, kDrift, kMerge };
+enum class Command {
+  kTrain,
+  kPlan,
+  kInspect,
+  kEval,
+  kGenerate,
+  kQuantize,
+  kDrift,
+  kMerge,
+  kSweep,
+};
 
 // Parses text format and applies the overrides ("path=value") in their order. Errors
 // (kInvalidArgument) list every syntax error and unknown name with its place and the nearest

@@ -143,6 +143,10 @@ Job WithDefaults(const Job& given) {
   QLORA_DEFAULT(plan, report, false);
   FillDrift(*job.mutable_drift());
   FillMerge(job, *job.mutable_merge());
+  if (job.has_sweep()) {
+    QLORA_DEFAULT(*job.mutable_sweep(), tolerance, 0.01);
+    QLORA_DEFAULT(*job.mutable_sweep(), raise_rank, false);
+  }
   return job;
 }
 

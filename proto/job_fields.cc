@@ -63,9 +63,20 @@ void CheckString(absl::string_view path, const std::string& value, JobProblems& 
   }
 }
 
+// "sweep.adapter[2].r" -> "sweep.adapter.r": items of a list share their range.
+std::string WithoutIndices(absl::string_view path) {
+  std::string result;
+  bool inside = false;
+  for (const char c : path) {
+    inside = inside ? c != ']' : c == '[';
+    if (!inside && c != ']') result += c;
+  }
+  return result;
+}
+
 void CheckInt(absl::string_view path, int64_t value, const std::string& shown,
               JobProblems& problems) {
-  const IntRange* range = FindIntRange(path);
+  const IntRange* range = FindIntRange(WithoutIndices(path));
   if (range == nullptr) {
     problems.Add(path, shown, "", "the field has no range in job_ranges.cc: a bug, please report");
   } else if (!range->Contains(value)) {
@@ -75,7 +86,7 @@ void CheckInt(absl::string_view path, int64_t value, const std::string& shown,
 
 void CheckReal(absl::string_view path, double value, JobProblems& problems) {
   const std::string shown = absl::StrFormat("%.17g", value);
-  const RealRange* range = FindRealRange(path);
+  const RealRange* range = FindRealRange(WithoutIndices(path));
   if (range == nullptr) {
     problems.Add(path, shown, "", "the field has no range in job_ranges.cc: a bug, please report");
   } else if (!range->Contains(value)) {
@@ -143,7 +154,12 @@ void CheckFields(const Message& message, const std::string& prefix, JobProblems&
         CheckFields(reflection.GetRepeatedMessage(message, field, i), item + ".", problems);
       } else if (field->cpp_type() == FieldDescriptor::CPPTYPE_INT32) {
         const int32_t value = reflection.GetRepeatedInt32(message, field, i);
-        CheckInt(path, value, absl::StrCat(value), problems);
+        CheckInt(item, value, absl::StrCat(value), problems);
+      } else if (field->cpp_type() == FieldDescriptor::CPPTYPE_UINT64) {
+        const uint64_t value = reflection.GetRepeatedUInt64(message, field, i);
+        CheckInt(item, static_cast<int64_t>(value), absl::StrCat(value), problems);
+      } else if (field->cpp_type() == FieldDescriptor::CPPTYPE_DOUBLE) {
+        CheckReal(item, reflection.GetRepeatedDouble(message, field, i), problems);
       } else {
         problems.Add(item, "a repeated type without a check", "", "a bug in job_fields.cc");
       }

@@ -43,6 +43,12 @@ constexpr RealRange kReal[] = {
     {"plan.network_latency_seconds", 0, 1},
     {"merge.max_loss_increase", 0, 100},
     {"drift.outlier_factor", 1, 1e6, /*min_open=*/true},
+    // As the fields that they stand for.
+    {"sweep.adapter.lora_alpha", 0, 1e6, /*min_open=*/true},
+    {"sweep.adapter.lora_dropout", 0, 1, false, /*max_open=*/true},
+    {"sweep.adapter.learning_rate", 0, 1, /*min_open=*/true},
+    {"sweep.learning_rates", 0, 1, /*min_open=*/true},
+    {"sweep.tolerance", 0, 1},
 };
 
 constexpr IntRange kInt[] = {
@@ -75,6 +81,10 @@ constexpr IntRange kInt[] = {
     {"drift.keep_worst_layers", 1, 1000},
     {"drift.worst_samples", 0, 1'000'000},
     {"drift.apply_keep_worst_layers", 1, 1000},
+    {"sweep.adapter.r", 1, 1024},
+    {"sweep.adapter.seed", 0, std::numeric_limits<int64_t>::max()},
+    {"sweep.ranks", 1, 1024},
+    {"sweep.seeds", 0, std::numeric_limits<int64_t>::max()},
 };
 
 }  // namespace

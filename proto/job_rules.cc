@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "proto/job_defaults.h"
 #include "proto/memory_size.h"
+#include "proto/sweep_jobs.h"
 
 namespace qlora::proto {
 namespace {
@@ -95,18 +96,7 @@ void CheckTargets(const Lora& lora, JobProblems& problems) {
     problems.Add("lora.target_modules_regex", "a pattern beside target_modules", "one of the two",
                  "remove one");
   }
-  std::set<std::string> seen;
-  for (int i = 0; i < lora.target_modules_size(); ++i) {
-    const std::string& name = lora.target_modules(i);
-    const std::string path = absl::StrCat("lora.target_modules[", i, "]");
-    if (name == "all-linear" && lora.target_modules_size() > 1) {
-      problems.Add(path, "\"all-linear\" among other names", "\"all-linear\" alone",
-                   "remove the other names: they are in it");
-    }
-    if (!seen.insert(name).second) {
-      problems.Add(path, absl::StrCat(Quote(name), " a second time"), "each name once", "");
-    }
-  }
+  CheckTargetNames(lora.target_modules(), "lora.target_modules", problems);
 }
 
 void CheckSchedule(const Job& job, JobProblems& problems) {
@@ -208,6 +198,21 @@ void CheckMessages(const Generate& generate, JobProblems& problems) {
 
 }  // namespace
 
+void CheckTargetNames(const google::protobuf::RepeatedPtrField<std::string>& names,
+                      const std::string& list, JobProblems& problems) {
+  std::set<std::string> seen;
+  for (int i = 0; i < names.size(); ++i) {
+    const std::string path = absl::StrCat(list, "[", i, "]");
+    if (names[i] == "all-linear" && names.size() > 1) {
+      problems.Add(path, "\"all-linear\" among other names", "\"all-linear\" alone",
+                   "remove the other names: they are in it");
+    }
+    if (!seen.insert(names[i]).second) {
+      problems.Add(path, absl::StrCat(Quote(names[i]), " a second time"), "each name once", "");
+    }
+  }
+}
+
 void CheckContradictions(const Job& job, JobProblems& problems) {
   CheckModelAndMode(job, problems);
   CheckTargets(job.lora(), problems);
@@ -215,6 +220,7 @@ void CheckContradictions(const Job& job, JobProblems& problems) {
   CheckData(job, problems);
   CheckMessages(job.generate(), problems);
   CheckPlan(job, problems);
+  CheckSweep(job, problems);
 }
 
 namespace {
@@ -311,7 +317,8 @@ void CheckMerge(const Job& job, JobProblems& problems) {
 }  // namespace
 
 void CheckRequired(const Job& job, Command command, JobProblems& problems) {
-  const bool trains = command == Command::kTrain || command == Command::kPlan;
+  const bool trains =
+      command == Command::kTrain || command == Command::kPlan || command == Command::kSweep;
   if (!job.has_model() && !(trains && job.has_model_init())) {
     problems.AddAbsent("model", job.mode() == Mode::FULL && trains
                                     ? "give a model folder, a hub id, or model_init"
@@ -350,6 +357,12 @@ void CheckRequired(const Job& job, Command command, JobProblems& problems) {
       break;
     case Command::kPlan:
       refuse_model_as_output();
+      break;
+    case Command::kSweep:
+      if (!job.has_output_dir()) problems.AddAbsent("output_dir", "give a folder for the results");
+      refuse_model_as_output();
+      for (const SweepJob& own : SweepJobs(job)) CheckNoInputIsOverwritten(own.job, problems);
+      CheckSweepCommand(job, problems);
       break;
     case Command::kEval:
       if (!job.eval().has_file() && !job.data().has_eval_file()) {

@@ -13,6 +13,10 @@ namespace qlora::proto {
 void CheckFields(const google::protobuf::Message& message, const std::string& prefix,
                  JobProblems& problems);
 
+// The names of target modules at the path `list`.
+void CheckTargetNames(const google::protobuf::RepeatedPtrField<std::string>& names,
+                      const std::string& list, JobProblems& problems);
+
 // Fields that exclude or need each other.
 void CheckContradictions(const Job& job, JobProblems& problems);
 

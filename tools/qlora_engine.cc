@@ -25,6 +25,7 @@
 #include "engine/lora/targets.h"
 #include "engine/merge/merge_command.h"
 #include "engine/setup.h"
+#include "engine/sweep.h"
 #include "engine/train.h"
 #include "engine/version.h"
 #include "proto/exit_codes.h"
@@ -46,6 +47,8 @@ constexpr char kUsage[] =
     "  quantize  write the 4-bit checkpoint and what its weights lost\n"
     "  drift     what 4 bits cost on a file, against 16 bits\n"
     "  merge     fold an adapter into its base, each way scored on a file\n"
+    "  sweep     several adapters in one run over one base: ranks, rates, seeds, or one per "
+    "customer\n"
     "  verify    check the checkpoints of an output folder\n"
     "  doctor    what this machine can do, and what it lacks\n"
     "  version   print the version\n"
@@ -97,6 +100,7 @@ std::optional<proto::Command> CommandOf(const std::string& name) {
   if (name == "quantize") return proto::Command::kQuantize;
   if (name == "drift") return proto::Command::kDrift;
   if (name == "merge") return proto::Command::kMerge;
+  if (name == "sweep") return proto::Command::kSweep;
   return std::nullopt;
 }
 
@@ -174,12 +178,30 @@ absl::StatusOr<std::unique_ptr<engine::Ranks>> JoinRanks(const Arguments& argume
       *world, {.silence_seconds = job.parallel().silence_seconds(), .last_resort = EndAtOnce});
 }
 
+void ShowWarnings(const engine::Setup& setup, engine::Console* console) {
+  for (const std::string& warning : setup.warnings) console->Warning(warning);
+}
+
+// Command `sweep`, and `plan` of a job that asks for one.
+absl::Status RunSweep(const proto::Job& job, proto::Command command, engine::Env* env,
+                      engine::Console* console) {
+  absl::StatusOr<std::unique_ptr<engine::SweepSetup>> sweep = engine::PrepareSweep(job, env);
+  if (!sweep.ok()) return sweep.status();
+  for (const auto& adapter : (*sweep)->adapters) ShowWarnings(*adapter.setup, console);
+  return command == proto::Command::kPlan ? engine::ShowSweepPlan(**sweep, console)
+                                          : engine::Sweep(**sweep, console, &stop_signal);
+}
+
 absl::Status RunPrepared(const proto::Job& job, proto::Command command, engine::Env* env,
                          engine::Ranks* ranks, engine::Console* console) {
+  const bool plans_sweep = command == proto::Command::kPlan && job.has_sweep();
+  if (command == proto::Command::kSweep || plans_sweep) {
+    return RunSweep(job, command, env, console);
+  }
   absl::StatusOr<std::unique_ptr<engine::Setup>> setup =
       engine::PrepareSetup(job, command, env, ranks);
   if (!setup.ok()) return setup.status();
-  for (const std::string& warning : (*setup)->warnings) console->Warning(warning);
+  ShowWarnings(**setup, console);
   switch (command) {
     case proto::Command::kTrain:
       return engine::Train(**setup, console, &stop_signal);
@@ -197,6 +219,8 @@ absl::Status RunPrepared(const proto::Job& job, proto::Command command, engine::
       return engine::ReportDrift(**setup, console);
     case proto::Command::kMerge:
       return engine::Merge(**setup, console);
+    case proto::Command::kSweep:
+      break;
   }
   return absl::InternalError("unknown command");
 }
@@ -244,7 +268,7 @@ int Main(const std::vector<std::string>& words) {
     std::fputs(kUsage, stderr);
     return proto::kExitBadJob;
   }
-  InstallHandlers(command == proto::Command::kTrain);
+  InstallHandlers(command == proto::Command::kTrain || command == proto::Command::kSweep);
   engine::Console console;
   const absl::Status status =
       verify ? engine::Verify(engine::Env::Default(), arguments->target, &console)

@@ -55,8 +55,8 @@ absl::StatusOr<std::unique_ptr<EmbeddingRun>> EmbeddingRun::Create(const StreamC
   auto phase = StreamPhase::Create(context, 0, [&](const KernelSelection& kernels) {
     RecordedRun recorded;
     recorded.storage = AddEnd(context, form, {WeightRole::kEmbedding}, nullptr, &recorded.program);
-    run->batch_ = AddBatchInputs(&recorded.program,
-                                 {context.capacity.tokens, context.capacity.documents, 0}, "batch");
+    run->batch_ = AddBatchInputs(
+        &recorded.program, {context.capacity.tokens, context.capacity.documents, 0}, 1, "batch");
     run->stream_ =
         recorded.program.AddBuffer("residual stream", BufferClass::kStepOutputs, form.compute,
                                    context.capacity.tokens, context.spec->hidden);
@@ -114,7 +114,7 @@ RecordedRun HeadRun::Record(const StreamContext& context, int64_t rows,
   RecordedRun recorded;
   Program* program = &recorded.program;
   const ModelSpec& spec = *context.spec;
-  batch_ = AddBatchInputs(program, {rows, 0, 0}, "rows");
+  batch_ = AddBatchInputs(program, {rows, 0, 0}, 1, "rows");
   logits_ = program->AddBuffer("logits", BufferClass::kStepOutputs, DType::kF32, rows, spec.vocab);
   const WeightRole head = spec.tied_embeddings ? WeightRole::kEmbedding : WeightRole::kHead;
   for (End& end : ends_) {

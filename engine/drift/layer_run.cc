@@ -89,7 +89,7 @@ Storage LayerRun::AddStore(const Store& store, const Storage* tables_of, Program
                          .rope_positions = context_.rope_positions,
                          .rows = rows_[0]};
   for (size_t i = 0; i < options.rows.size(); ++i) options.rows[i].quantizable = !store.dense[i];
-  options.lora.modules = store.adapted;
+  if (!store.adapted.empty()) options.lora.emplace_back().modules = store.adapted;
   return AddStorage(SpecOf(spec_, form), options, program, tables_of);
 }
 
@@ -118,8 +118,8 @@ RecordedRun LayerRun::Record(const KernelSelection& kernels, bool with_pieces) {
   }
   run.storage = stores_[0].storage;
   if (!with_pieces) return run;
-  batch_ =
-      AddBatchInputs(program, {context_.capacity.tokens, context_.capacity.documents, 0}, "batch");
+  batch_ = AddBatchInputs(program, {context_.capacity.tokens, context_.capacity.documents, 0}, 1,
+                          "batch");
   stream_f32_ = stream_bf16_ = {};
   for (const ModelForm& form : forms_) {
     Tensor& stream = form.compute == DType::kF32 ? stream_f32_ : stream_bf16_;
@@ -175,7 +175,7 @@ absl::Status LayerRun::LoadAdapter(const Store& store, int64_t layer) {
     const AdaptedModule& module = store.adapted[i];
     const auto& modules = store.form->adapter->modules;
     const auto found = modules.find(rows_[layer][module.row].module);
-    const AdapterSlot& slot = store.storage.adapters[i];
+    const AdapterSlot& slot = store.storage.adapters.front()[i];
     for (const bool is_b : {false, true}) {
       const Tensor view = store.storage.ComputeView(is_b ? slot.b_parameter : slot.a_parameter);
       std::vector<float> values(view.Count());

@@ -294,7 +294,9 @@ void CheckTargetPattern(const proto::Job& job, proto::JobProblems& problems) {
 
 absl::StatusOr<LoraTargets> ResolveLoraTargets(const proto::Lora& lora,
                                                absl::Span<const WeightRow> rows) {
-  return Resolver(lora, rows).Resolve();
+  absl::StatusOr<LoraTargets> targets = Resolver(lora, rows).Resolve();
+  if (targets.ok()) targets->dropout = float(lora.lora_dropout());
+  return targets;
 }
 
 }  // namespace qlora::engine

@@ -32,6 +32,7 @@ struct AdaptedModule {
 
 struct LoraTargets {
   std::vector<AdaptedModule> modules;  // in the order of the rows, without duplicates
+  float dropout = 0.0f;                // of the adapters' inputs, in training
   // Last path components of the modules ("q_proj"), sorted, each once: target_modules of
   // adapter_config.json. Where a suffix would also match a linear that was not chosen, the full
   // paths of its modules stand there instead.

@@ -244,15 +244,18 @@ absl::Status FillTables(Execution* execution) {
                           int64_t(segments.size() * sizeof(kernels::ParameterSegment)));
 }
 
-absl::Status WriteTrained(Execution* execution, absl::Span<const float> values) {
+absl::Status WriteTrained(Execution* execution, absl::Span<const float> values, int64_t course) {
   const Storage& storage = execution->plan().run.storage;
+  const CourseRange& range = storage.courses[course];
   // The windows' masters are parts of this one where it is there.
   if (storage.master) {
-    if (absl::Status s = WriteFloats(execution, storage.master, values); !s.ok()) return s;
+    const kernels::Tensor master = storage.CourseView(course, storage.master);
+    if (absl::Status s = WriteFloats(execution, master, values); !s.ok()) return s;
   } else {
     for (const StateWindow& window : storage.windows) {
-      const absl::Span<const float> part =
-          values.subspan(window.first_block * kernels::kParameterBlock, window.master.cols);
+      if (window.course != course) continue;
+      const int64_t first = (window.first_block - range.first_block) * kernels::kParameterBlock;
+      const absl::Span<const float> part = values.subspan(first, window.master.cols);
       if (absl::Status s = WriteFloats(execution, window.master, part); !s.ok()) return s;
     }
   }
@@ -260,7 +263,8 @@ absl::Status WriteTrained(Execution* execution, absl::Span<const float> values) 
   std::vector<uint16_t> rounded(values.size());
   ConvertElements(DType::kF32, reinterpret_cast<const uint8_t*>(values.data()),
                   int64_t(values.size()), DType::kBf16, rounded.data());
-  return execution->Write(storage.compute, rounded.data(), int64_t(rounded.size()) * 2);
+  return execution->Write(storage.CourseView(course, storage.compute), rounded.data(),
+                          int64_t(rounded.size()) * 2);
 }
 
 absl::Status InitializeWeights(uint64_t seed, Execution* execution) {

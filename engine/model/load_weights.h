@@ -51,9 +51,9 @@ absl::Status FillTables(Execution* execution);
 // randomness on (seed, tensor name, element). FULL mode only.
 absl::Status InitializeWeights(uint64_t seed, Execution* execution);
 
-// Writes flat trained values: `values` is fp32 [space.size()]; sets the master and the compute copy
-// where there is one.
-absl::Status WriteTrained(Execution* execution, absl::Span<const float> values);
+// Writes a course's trained values: `values` is fp32, all of its blocks of the flat space; sets the
+// master and the compute copy where there is one.
+absl::Status WriteTrained(Execution* execution, absl::Span<const float> values, int64_t course = 0);
 
 }  // namespace qlora::engine
 

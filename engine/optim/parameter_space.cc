@@ -4,8 +4,9 @@
 
 namespace qlora::engine {
 
-int64_t ParameterSpace::Add(std::string name, int64_t rows, int64_t cols, float weight_decay) {
-  parameters_.push_back({std::move(name), rows, cols, size_, weight_decay});
+int64_t ParameterSpace::Add(std::string name, int64_t rows, int64_t cols, float weight_decay,
+                            int64_t course) {
+  parameters_.push_back({std::move(name), rows, cols, size_, weight_decay, course});
   const int64_t blocks = (rows * cols + kernels::kParameterBlock - 1) / kernels::kParameterBlock;
   size_ += blocks * kernels::kParameterBlock;
   trained_ += rows * cols;
@@ -19,12 +20,14 @@ kernels::Tensor ParameterSpace::View(int64_t index, kernels::Tensor flat) const 
 
 std::vector<kernels::ParameterSegment> ParameterSpace::Segments() const {
   std::vector<kernels::ParameterSegment> segments;
+  int64_t course = -1;
   for (const Parameter& p : parameters_) {
-    if (!segments.empty() && segments.back().weight_decay == p.weight_decay) continue;
+    if (p.course == course && segments.back().weight_decay == p.weight_decay) continue;
+    course = p.course;
     segments.push_back({.first_block = int32_t(p.offset / kernels::kParameterBlock),
                         .rate_factor = 1.0f,
                         .weight_decay = p.weight_decay,
-                        .adapter = 0});
+                        .adapter = int32_t(course)});
   }
   return segments;
 }

@@ -18,12 +18,13 @@ struct Parameter {
   int64_t rows = 0, cols = 0;
   int64_t offset = 0;  // elements; a multiple of kParameterBlock
   float weight_decay = 0;
+  int64_t course = 0;  // whose rate and schedule it follows
 };
 
 class ParameterSpace {
  public:
   // Returns the new parameter's index.
-  int64_t Add(std::string name, int64_t rows, int64_t cols, float weight_decay);
+  int64_t Add(std::string name, int64_t rows, int64_t cols, float weight_decay, int64_t course = 0);
 
   const std::vector<Parameter>& parameters() const { return parameters_; }
   int64_t size() const { return size_; }        // elements with gaps
@@ -31,7 +32,7 @@ class ParameterSpace {
 
   // The rows of a parameter in a flat [1, size()] view.
   kernels::Tensor View(int64_t index, kernels::Tensor flat) const;
-  // Runs of blocks with equal decay: the table that AdamW reads.
+  // Runs of blocks with equal decay and of one course: the table that AdamW reads.
   std::vector<kernels::ParameterSegment> Segments() const;
 
  private:

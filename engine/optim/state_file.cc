@@ -47,14 +47,14 @@ struct StateTensor {
 };
 
 // In the file's order.
-std::vector<StateTensor> StateTensors(const Storage& storage) {
+std::vector<StateTensor> StateTensors(const Storage& storage, int64_t course) {
   std::vector<StateTensor> tensors;
   for (const StateField field : kStateFields) {
     const std::optional<DType> type = storage.TypeOf(field);
     if (!type) continue;
     const bool per_block = IsPerBlock(field);
     const int64_t per_value = per_block ? kernels::kParameterBlock : 1;
-    for (const Parameter& p : storage.space.parameters()) {
+    for (const Parameter& p : storage.ParametersOf(course)) {
       const int64_t count = (p.rows * p.cols + per_value - 1) / per_value;
       tensors.push_back(
           {{absl::StrCat(p.name, SuffixOf(field)), *type == DType::kU8 ? Dtype::kU8 : Dtype::kF32,
@@ -73,12 +73,12 @@ std::vector<StateTensor> StateTensors(const Storage& storage) {
 // has them from the rank that they belong to.
 class Gatherer {
  public:
-  Gatherer(const Storage& storage, const StateReader& read, HostExchange* exchange)
-      : storage_(storage), read_(read), exchange_(exchange) {}
+  Gatherer(const Storage& storage, const StateReader& read, HostExchange* exchange, int64_t course)
+      : storage_(storage), read_(read), exchange_(exchange), course_(course) {}
 
   using Take = absl::FunctionRef<absl::Status(absl::Span<const uint8_t> bytes)>;
   absl::Status Run(Take take) {
-    for (const StateTensor& tensor : StateTensors(storage_)) {
+    for (const StateTensor& tensor : StateTensors(storage_, course_)) {
       if (absl::Status s = Gather(tensor, take); !s.ok()) return s;
     }
     return absl::OkStatus();
@@ -131,14 +131,16 @@ class Gatherer {
   const Storage& storage_;
   const StateReader& read_;
   HostExchange* const exchange_;  // null: nothing is another rank's
+  const int64_t course_;
   std::vector<uint8_t> bytes_;
 };
 
 // 8-bit moments of the gaps between parameters, which no checkpoint holds, are the codes of zero as
 // they are after any update: code 0 of the signed map would be a moment of -1 times its block's
 // scale.
-absl::Status ClearMoments(Execution* execution, const Storage& storage) {
+absl::Status ClearMoments(Execution* execution, const Storage& storage, int64_t course) {
   for (const StateWindow& window : storage.windows) {
+    if (window.course != course) continue;
     for (const auto& [moments, map] : {std::pair{window.m, &quant::SignedDynamicMap()},
                                        std::pair{window.v, &quant::UnsignedDynamicMap()}}) {
       if (moments.dtype != DType::kU8) continue;
@@ -155,16 +157,16 @@ absl::Status ClearMoments(Execution* execution, const Storage& storage) {
 }  // namespace
 
 absl::Status WriteStates(std::unique_ptr<WritableFile> file, const Storage& storage,
-                         const StateReader& read, HostExchange* exchange) {
+                         const StateReader& read, HostExchange* exchange, int64_t course) {
   std::vector<TensorSpec> specs;
-  for (const StateTensor& tensor : StateTensors(storage)) {
+  for (const StateTensor& tensor : StateTensors(storage, course)) {
     specs.push_back(tensor.spec);
   }
   absl::StatusOr<SafetensorsWriter> writer =
       SafetensorsWriter::Create(std::move(file), std::move(specs));
   if (!writer.ok()) return writer.status();
   const absl::Status written =
-      Gatherer(storage, read, exchange).Run([&](absl::Span<const uint8_t> bytes) {
+      Gatherer(storage, read, exchange, course).Run([&](absl::Span<const uint8_t> bytes) {
         return writer->Append(bytes);
       });
   return written.ok() ? writer->Finish() : written;
@@ -172,22 +174,22 @@ absl::Status WriteStates(std::unique_ptr<WritableFile> file, const Storage& stor
 
 absl::Status SendStates(Execution* execution, HostExchange* exchange) {
   const StateReader read = ReaderOf(execution);
-  return Gatherer(execution->plan().run.storage, read, exchange).Run([](absl::Span<const uint8_t>) {
-    return absl::OkStatus();
-  });
+  return Gatherer(execution->plan().run.storage, read, exchange, 0)
+      .Run([](absl::Span<const uint8_t>) { return absl::OkStatus(); });
 }
 
-absl::Status ReadStates(Env* env, const std::string& path, Execution* execution) {
+absl::Status ReadStates(Env* env, const std::string& path, Execution* execution, int64_t course) {
   const Storage& storage = execution->plan().run.storage;
   absl::StatusOr<SafetensorsFile> file = SafetensorsFile::Open(env, path);
   if (!file.ok()) return AsInputError(file.status());
-  const std::vector<StateTensor> tensors = StateTensors(storage);
+  const std::vector<StateTensor> tensors = StateTensors(storage, course);
   if (file->tensors().size() != tensors.size()) {
     return proto::BadDataError(absl::StrCat(file->path(), " holds ", file->tensors().size(),
                                             " tensors; this job has ", tensors.size()));
   }
-  if (absl::Status s = ClearMoments(execution, storage); !s.ok()) return s;
-  std::vector<float> trained(storage.space.size());
+  if (absl::Status s = ClearMoments(execution, storage, course); !s.ok()) return s;
+  const CourseRange& range = storage.courses[course];
+  std::vector<float> trained(range.elements());
   for (const StateTensor& tensor : tensors) {
     absl::StatusOr<const TensorInfo*> info = file->Get(tensor.spec.name);
     if (!info.ok()) return AsInputError(info.status());
@@ -197,7 +199,8 @@ absl::Status ReadStates(Env* env, const std::string& path, Execution* execution)
     }
     const uint8_t* const from = file->data(**info);
     if (tensor.field == StateField::kMaster) {
-      std::memcpy(trained.data() + tensor.offset, from, tensor.count * sizeof(float));
+      std::memcpy(trained.data() + tensor.offset - range.first_element(), from,
+                  tensor.count * sizeof(float));
       continue;
     }
     const int64_t size = kernels::SizeOf(*storage.TypeOf(tensor.field));
@@ -209,7 +212,7 @@ absl::Status ReadStates(Env* env, const std::string& path, Execution* execution)
       }
     }
   }
-  return WriteTrained(execution, trained);
+  return WriteTrained(execution, trained, course);
 }
 
 }  // namespace qlora::engine

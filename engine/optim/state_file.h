@@ -1,6 +1,6 @@
-// optimizer.safetensors of a checkpoint: the fp32 masters and the moments, tensor by tensor under
-// the parameters' names. Neither the windows they lie in nor the ranks they are shared out over can
-// be told from it.
+// optimizer.safetensors of a checkpoint: the fp32 masters and the moments of one course, tensor by
+// tensor under the parameters' names. Neither the windows they lie in nor the ranks they are shared
+// out over can be told from it.
 
 #ifndef QLORA_ENGINE_OPTIM_STATE_FILE_H_
 #define QLORA_ENGINE_OPTIM_STATE_FILE_H_
@@ -17,14 +17,16 @@
 namespace qlora::engine {
 
 // Writes and closes the file; `read` gives the values of this rank's views. Where the states are
-// shared out, `exchange` brings those of the other ranks, which call SendStates meanwhile.
+// shared out, `exchange` brings those of the other ranks, which call SendStates meanwhile: of a run
+// with one course.
 absl::Status WriteStates(std::unique_ptr<WritableFile> file, const Storage& storage,
-                         const StateReader& read, HostExchange* exchange);
+                         const StateReader& read, HostExchange* exchange, int64_t course = 0);
 absl::Status SendStates(Execution* execution, HostExchange* exchange);
 
-// Puts back what this rank has of the states, and all trained parameters. DataLoss where the file's
-// contents are not those of this run's parameters.
-absl::Status ReadStates(Env* env, const std::string& path, Execution* execution);
+// Puts back what this rank has of the states, and all trained parameters of the course. DataLoss
+// where the file's contents are not those of this run's parameters.
+absl::Status ReadStates(Env* env, const std::string& path, Execution* execution,
+                        int64_t course = 0);
 
 }  // namespace qlora::engine
 

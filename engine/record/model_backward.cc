@@ -17,8 +17,8 @@ bool ModelPass::IsTrained(WeightRole role, int64_t layer) const {
 int64_t ModelPass::LowestTrainedLayer() const {
   if (IsTrained(WeightRole::kEmbedding, -1)) return -1;
   int64_t lowest = spec_.layers;
-  for (const AdaptedModule& module : s_.options.lora.modules) {
-    lowest = std::min(lowest, module.layer);
+  for (const LoraTargets& lora : s_.options.lora) {
+    for (const AdaptedModule& module : lora.modules) lowest = std::min(lowest, module.layer);
   }
   return lowest;
 }
@@ -26,30 +26,31 @@ int64_t ModelPass::LowestTrainedLayer() const {
 void ModelPass::LinearBackward(const LinearTrace& trace, WeightRole bias_role, int64_t layer,
                                Tensor dy, Tensor dx, bool accumulate) {
   const WeightSlot& weight = s_.weights[trace.weight];
-  const int64_t adapter = s_.adapter_of[trace.weight];
-  Tensor up;
-  if (dx || adapter >= 0) {
+  const std::vector<AdapterIndex>& adapters = s_.adapters_of[trace.weight];
+  std::vector<Tensor> up;
+  if (dx || !adapters.empty()) {
     kernels::LinearBackwardInput op{.dy = dy,
                                     .base = weight.base,
                                     .live_rows = batch_.live_tokens,
                                     .accumulate = accumulate,
                                     .dx = dx};
-    if (adapter >= 0) {
-      op.adapters = {Segment(trace.weight)};
-      up = Activation("adapter gradient", op.adapters[0].a.rows, layer);
-      op.up = {up};
-      op.tail = Behind(dy);
+    for (const AdapterIndex& adapter : adapters) {
+      op.adapters.push_back(Segment(adapter));
+      up.push_back(Activation("adapter gradient", op.adapters.back().a.rows, layer));
     }
+    op.up = up;
+    if (!adapters.empty()) op.tail = Behind(dy);
     r_.Emit(std::move(op), int(layer));
   }
-  if (adapter >= 0) {
-    const AdapterSlot& slot = s_.adapters[adapter];
-    const kernels::AdapterSegment segment = Segment(trace.weight);
+  for (size_t i = 0; i < adapters.size(); ++i) {
+    const AdapterSlot& slot = s_.Adapter(adapters[i]);
+    const kernels::AdapterSegment segment = Segment(adapters[i]);
     r_.Emit(kernels::LinearBackwardAdapter{.x = trace.x,
                                            .dy = dy,
-                                           .low = trace.low,
-                                           .up = up,
+                                           .low = trace.low[i],
+                                           .up = up[i],
                                            .live_rows = batch_.live_tokens,
+                                           .rows = segment.rows,
                                            .scale = segment.scale,
                                            .dropout = segment.dropout,
                                            .accumulate = true,

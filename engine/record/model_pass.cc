@@ -42,29 +42,37 @@ int64_t ModelPass::TailColumns() const {
     return Tensor{nullptr, s_.options.compute, batch_.capacity.tokens, cols, cols};
   };
   int64_t most = 0;
-  for (const AdaptedModule& module : s_.options.lora.modules) {
-    const kernels::LinearBase& base = s_.weights[module.row].base;
-    const std::vector<AdapterSegment> adapters = {Segment(module.row)};
+  for (size_t weight = 0; weight < s_.weights.size(); ++weight) {
+    if (s_.adapters_of[weight].empty()) continue;
+    const kernels::LinearBase& base = s_.weights[weight].base;
+    std::vector<AdapterSegment> adapters;
+    std::vector<Tensor> products;
+    for (const AdapterIndex& adapter : s_.adapters_of[weight]) {
+      adapters.push_back(Segment(adapter));
+      products.push_back(shape(adapters.back().a.rows));
+    }
     const int64_t forward = r_.TailColumns(kernels::LinearForward{.x = shape(base.in_features),
                                                                   .base = base,
                                                                   .adapters = adapters,
-                                                                  .low = {shape(module.rank)},
+                                                                  .low = products,
                                                                   .y = shape(base.out_features)});
     const int64_t backward =
         r_.TailColumns(kernels::LinearBackwardInput{.dy = shape(base.out_features),
                                                     .base = base,
                                                     .adapters = adapters,
-                                                    .up = {shape(module.rank)},
+                                                    .up = products,
                                                     .dx = shape(base.in_features)});
     most = std::max({most, forward, backward});
   }
   return most;
 }
 
-AdapterSegment ModelPass::Segment(int64_t weight) const {
-  AdapterSegment segment = s_.adapters[s_.adapter_of[weight]].segment;
+AdapterSegment ModelPass::Segment(const AdapterIndex& adapter) const {
+  AdapterSegment segment = s_.Adapter(adapter).segment;
+  // One alone has all rows.
+  if (batch_.courses > 1) segment.rows = SliceRows(batch_.token_segments, adapter.course, 1);
   if (dropout_ && segment.dropout.probability > 0) {
-    segment.dropout.counter = batch_.random_counter;
+    segment.dropout.counter = SliceRows(batch_.random_counters, adapter.course, 1);
   } else {
     segment.dropout = {};
   }
@@ -84,12 +92,12 @@ Tensor ModelPass::Linear(WeightRole role, WeightRole bias_role, int64_t layer, T
   trace->x = x;
   kernels::LinearForward op{
       .x = x, .base = weight.base, .bias = Bias(bias_role, layer), .live_rows = batch_.live_tokens};
-  if (s_.adapter_of[index] >= 0) {
-    op.adapters = {Segment(index)};
-    trace->low = Activation("adapter product", op.adapters[0].a.rows, layer);
-    op.low = {trace->low};
-    op.tail = Behind(x);
+  for (const AdapterIndex& adapter : s_.adapters_of[index]) {
+    op.adapters.push_back(Segment(adapter));
+    op.low.push_back(Activation("adapter product", op.adapters.back().a.rows, layer));
   }
+  if (!op.adapters.empty()) op.tail = Behind(x);
+  trace->low = op.low;
   // The gradients of these two take their place.
   const bool is_gate_or_up = role == WeightRole::kGate || role == WeightRole::kUp;
   op.y = is_gate_or_up ? LinearInput(name, weight.row.rows, layer)
@@ -260,19 +268,21 @@ void ModelPass::Loss(Tensor h, const LossOutputs& outputs, Tensor dh) {
   const WeightRole role = spec_.tied_embeddings ? WeightRole::kEmbedding : WeightRole::kHead;
   const WeightSlot& head = s_.weights[s_.Find(role, -1)];
   const int64_t chunk = std::max(kLossChunkBytes / (4 * spec_.vocab), kMinLossRows);
-  kernels::LinearCrossEntropy op{.h = h,
-                                 .head = head.base,
-                                 .rows = batch_.rows,
-                                 .targets = batch_.targets,
-                                 .count = batch_.trained_count,
-                                 .live_rows = batch_.live_tokens,
-                                 .chunk_rows = std::min(chunk, batch_.capacity.trained_rows),
-                                 .softcap = spec_.logit_softcap,
-                                 .accumulate_loss = outputs.accumulate,
-                                 .loss = outputs.loss,
-                                 .row_loss = outputs.row_loss,
-                                 .correct = outputs.correct,
-                                 .dh = dh};
+  kernels::LinearCrossEntropy op{
+      .h = h,
+      .head = head.base,
+      .rows = batch_.rows,
+      .targets = batch_.targets,
+      .count = batch_.trained_count,
+      .segments = batch_.courses > 1 ? ConstTensor(batch_.row_segments) : ConstTensor(),
+      .live_rows = batch_.live_tokens,
+      .chunk_rows = std::min(chunk, batch_.capacity.trained_rows),
+      .softcap = spec_.logit_softcap,
+      .accumulate_loss = outputs.accumulate,
+      .loss = outputs.loss,
+      .row_loss = outputs.row_loss,
+      .correct = outputs.correct,
+      .dh = dh};
   if (dh && head.parameter >= 0) op.dhead = s_.GradientView(head.parameter);
   r_.Emit(std::move(op));
 }

@@ -16,7 +16,7 @@ namespace qlora::engine {
 struct LinearTrace {
   int64_t weight = -1;
   kernels::Tensor x;
-  kernels::Tensor low;  // empty without an adapter
+  std::vector<kernels::Tensor> low;  // one an adapter
 };
 
 // What one layer leaves for its backward. T tokens; q, k, v after projection, norm and rotation.
@@ -85,7 +85,8 @@ class ModelPass {
   kernels::Tensor LinearInput(const char* name, int64_t cols, int64_t layer);
   // The room behind an activation in its own buffer.
   static kernels::Tensor Behind(kernels::Tensor t);
-  kernels::AdapterSegment Segment(int64_t weight) const;
+  // An adapter as it stands in this piece: its rows, its dropout.
+  kernels::AdapterSegment Segment(const AdapterIndex& adapter) const;
   kernels::ConstTensor Bias(WeightRole role, int64_t layer) const;
   kernels::Tensor Linear(WeightRole role, WeightRole bias_role, int64_t layer, kernels::Tensor x,
                          const char* name, LinearTrace* trace);

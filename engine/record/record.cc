@@ -12,6 +12,17 @@ namespace {
 using kernels::DType;
 using kernels::Tensor;
 
+// Products of few rows run by kernels of their own, which round otherwise
+// (kernels/cpu/linear_gemv.h, kernels/cuda/linear_skinny.h). Training and evaluation take the
+// others, however few rows they have: the bytes of a row shall not tell how many stood beside it.
+constexpr int64_t kFewestRows = 32;
+
+BatchCapacity WithFewestRows(BatchCapacity capacity) {
+  capacity.tokens = std::max(capacity.tokens, kFewestRows);
+  capacity.trained_rows = std::max(capacity.trained_rows, kFewestRows);
+  return capacity;
+}
+
 class RunRecorder {
  public:
   RunRecorder(RecordedRun* run, const RecordOptions& options, const kernels::Device& device)
@@ -19,8 +30,9 @@ class RunRecorder {
 
   void RecordTraining() {
     TrainPieces& t = run_.train.emplace();
-    t.inputs = AddBatchInputs(&run_.program, options_.train, "micro-batch");
-    t.update_inputs = AddUpdateInputs(&run_.program);
+    t.inputs =
+        AddBatchInputs(&run_.program, WithFewestRows(options_.train), courses(), "micro-batch");
+    t.update_inputs = AddUpdateInputs(&run_.program, courses());
     t.loss.loss = Output("loss", DType::kF64);
     t.sum_of_squares = Output("sum of squares", DType::kF64);
     t.nonfinite = Output("non-finite gradients", DType::kI32);
@@ -50,14 +62,15 @@ class RunRecorder {
 
   void RecordEvaluation() {
     EvalPieces& e = run_.eval.emplace();
-    e.inputs = AddBatchInputs(&run_.program, *options_.eval, "evaluation batch");
+    e.inputs = AddBatchInputs(&run_.program, WithFewestRows(*options_.eval), courses(),
+                              "evaluation batch");
     e.loss.loss = Output("evaluation loss", DType::kF64);
     e.loss.correct = Output("correct tokens", DType::kI32);
     e.loss.row_loss = run_.program.AddBuffer("loss of each token", BufferClass::kStepOutputs,
-                                             DType::kF32, options_.eval->trained_rows, 1);
+                                             DType::kF32, e.inputs.capacity.trained_rows, 1);
     if (options_.eval_logits) {
       e.logits = run_.program.AddBuffer("logits", BufferClass::kStepOutputs, DType::kF32,
-                                        options_.eval->tokens, run_.storage.spec.vocab);
+                                        e.inputs.capacity.tokens, run_.storage.spec.vocab);
     }
     e.forward = Piece("evaluation batch", [&](Recorder& r) {
       ModelPass pass(run_.storage, e.inputs, &r, false);
@@ -83,11 +96,12 @@ class RunRecorder {
     g.context = shape.context;
     g.logits = run_.program.AddBuffer("next-token logits", BufferClass::kStepOutputs, DType::kF32,
                                       shape.sequences, run_.storage.spec.vocab);
-    g.prefill_inputs = AddBatchInputs(
-        &run_.program, {.tokens = shape.prefill, .documents = 1, .trained_rows = 0}, "prompt");
+    g.prefill_inputs =
+        AddBatchInputs(&run_.program, {.tokens = shape.prefill, .documents = 1, .trained_rows = 0},
+                       courses(), "prompt");
     g.decode_inputs = AddBatchInputs(
         &run_.program, {.tokens = shape.sequences, .documents = shape.sequences, .trained_rows = 0},
-        "next tokens");
+        courses(), "next tokens");
     g.prefill = Piece("prompt", [&](Recorder& r) {
       ModelPass(run_.storage, g.prefill_inputs, &r, false).Forward(&cache);
     });
@@ -98,8 +112,11 @@ class RunRecorder {
   }
 
  private:
+  int64_t courses() const { return int64_t(run_.storage.courses.size()); }
+
+  // A number of each course.
   Tensor Output(const char* name, DType dtype) {
-    return run_.program.AddBuffer(name, BufferClass::kStepOutputs, dtype, 1, 1);
+    return run_.program.AddBuffer(name, BufferClass::kStepOutputs, dtype, courses(), 1);
   }
 
   template <class F>
@@ -161,7 +178,7 @@ class RunRecorder {
                                                    BufferClass::kGradients, DType::kF32, 1, room);
     t->losses_arriving =
         run_.program.AddBuffer("losses arriving from other ranks", BufferClass::kStepOutputs,
-                               DType::kF64, 1, Comm::ScratchCount(1, ranks));
+                               DType::kF64, 1, Comm::ScratchCount(courses(), ranks));
   }
 
   // Chunks of the norm's sum, by whose they are: bytes of the table that all ranks come to hold.
@@ -186,20 +203,25 @@ class RunRecorder {
     const Storage& s = run_.storage;
     const AdamOptions& adam = options_.adam;
     if (s.options.shard_states) RecordChunkSums(t);
-    t->finish = Piece("norm", [&](Recorder& r) {
-      r.Emit(kernels::NormAndFinite{.x = t->chunk_sums ? Tensor{} : s.gradient,
-                                    .sum_of_squares = t->sum_of_squares,
-                                    .nonfinite = t->nonfinite,
-                                    .workspace = t->chunk_sums});
-      r.Emit(kernels::GradientScale{.sum_of_squares = t->sum_of_squares,
-                                    .nonfinite = t->nonfinite,
-                                    .loss = t->loss.loss,
-                                    .inverse_tokens = t->update_inputs.inverse_tokens,
-                                    .max_norm = adam.max_grad_norm,
-                                    .gradient_norm = t->gradient_norm,
-                                    .gradient_scale = t->gradient_scale,
-                                    .skip = t->skip});
-    });
+    const auto own = [](const Tensor& outputs, int64_t course) {
+      return kernels::SliceRows(outputs, course, 1);
+    };
+    for (int64_t c = 0; c < courses(); ++c) {
+      t->finish.push_back(Piece("norm", [&](Recorder& r) {
+        r.Emit(kernels::NormAndFinite{.x = t->chunk_sums ? Tensor{} : s.CourseView(c, s.gradient),
+                                      .sum_of_squares = own(t->sum_of_squares, c),
+                                      .nonfinite = own(t->nonfinite, c),
+                                      .workspace = t->chunk_sums});
+        r.Emit(kernels::GradientScale{.sum_of_squares = own(t->sum_of_squares, c),
+                                      .nonfinite = own(t->nonfinite, c),
+                                      .loss = own(t->loss.loss, c),
+                                      .inverse_tokens = own(t->update_inputs.inverse_tokens, c),
+                                      .max_norm = adam.max_grad_norm,
+                                      .gradient_norm = own(t->gradient_norm, c),
+                                      .gradient_scale = own(t->gradient_scale, c),
+                                      .skip = own(t->skip, c)});
+      }));
+    }
     for (const StateWindow& window : s.windows) {
       const auto part = [&](const Tensor& flat) {
         if (!flat) return flat;
@@ -211,7 +233,7 @@ class RunRecorder {
                               .segments = s.segments,
                               .scalars = t->update_inputs.scalars,
                               .gradient_scale = t->gradient_scale,
-                              .skip = t->skip,
+                              .skip = own(t->skip, window.course),
                               .beta1 = adam.beta1,
                               .beta2 = adam.beta2,
                               .epsilon = adam.epsilon,

@@ -42,11 +42,12 @@ struct RecordOptions {
   int64_t least_part_bytes = 256 << 10;
 };
 
-// Sums over a training step's micro-batches, or over one evaluation batch. Persistent.
+// Sums of each of S courses over a training step's micro-batches, or over one evaluation batch.
+// Persistent.
 struct LossViews {
-  kernels::Tensor loss;      // f64 scalar
+  kernels::Tensor loss;      // f64 [S, 1]
   kernels::Tensor row_loss;  // f32 [trained rows, 1]; evaluation only
-  kernels::Tensor correct;   // i32 scalar; evaluation only
+  kernels::Tensor correct;   // i32 [S, 1]; evaluation only
 };
 
 struct TrainPieces {
@@ -56,13 +57,13 @@ struct TrainPieces {
   std::vector<GradientPart> gradient_parts;             // as micro_batch finishes them
   kernels::Tensor gradients_arriving, losses_arriving;  // scratch of the sums over ranks, or empty
   kernels::Tensor chunk_sums;  // of the norm, gathered from all ranks; with shard_states
-  kernels::Tensor sum_of_squares, nonfinite, gradient_norm, gradient_scale, skip;
+  kernels::Tensor sum_of_squares, nonfinite, gradient_norm, gradient_scale, skip;  // [S, 1]
   int64_t begin_sum = -1;                                     // zeroes the gradients and the loss
   int64_t micro_batch = -1;                                   // forward, loss, backward
   std::vector<std::vector<int64_t>> take;                     // [i][part]: gradients += pending[i]
   std::vector<int64_t> keep;                                  // pending[i] = gradients, loss
   int64_t sum_chunks = -1;                                    // of this rank's share: chunk_sums
-  int64_t finish = -1;                                        // norm, clip factor
+  std::vector<int64_t> finish;                                // norm, clip factor of each course
   std::vector<int64_t> update;                                // of each window of states
   std::vector<std::vector<std::vector<BufferId>>> recompute;  // of micro_batch
   std::vector<BufferId> layer_inputs;                         // likewise

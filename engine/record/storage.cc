@@ -33,9 +33,11 @@ class Builder {
     AddAdapters();
     if (s_.space.size() > 0) AddStates();
     for (WeightSlot& slot : s_.weights) ResolveTrained(&slot);
-    for (AdapterSlot& slot : s_.adapters) {
-      slot.segment.a = s_.ComputeView(slot.a_parameter);
-      slot.segment.b = s_.ComputeView(slot.b_parameter);
+    for (std::vector<AdapterSlot>& adapter : s_.adapters) {
+      for (AdapterSlot& slot : adapter) {
+        slot.segment.a = s_.ComputeView(slot.a_parameter);
+        slot.segment.b = s_.ComputeView(slot.b_parameter);
+      }
     }
   }
 
@@ -106,21 +108,37 @@ class Builder {
   }
 
   void AddAdapters() {
-    s_.adapter_of.assign(s_.weights.size(), -1);
-    const std::vector<AdaptedModule>& modules = s_.options.lora.modules;
-    for (int64_t i = 0; i < int64_t(modules.size()); ++i) {
-      const AdaptedModule& module = modules[i];
+    s_.adapters_of.resize(s_.weights.size());
+    for (const LoraTargets& lora : s_.options.lora) AddAdapter(lora);
+    if (s_.options.lora.empty()) EndCourse();
+  }
+
+  void AddAdapter(const LoraTargets& lora) {
+    const int64_t course = int64_t(s_.courses.size());
+    std::vector<AdapterSlot>& slots = s_.adapters.emplace_back();
+    for (const AdaptedModule& module : lora.modules) {
       AdapterSlot slot;
       slot.a_parameter =
-          s_.space.Add(module.KeyA(), module.rank, module.in, s_.options.weight_decay);
+          s_.space.Add(module.KeyA(), module.rank, module.in, s_.options.weight_decay, course);
       slot.b_parameter =
-          s_.space.Add(module.KeyB(), module.out, module.rank, s_.options.weight_decay);
+          s_.space.Add(module.KeyB(), module.out, module.rank, s_.options.weight_decay, course);
       slot.segment.scale = module.scaling;
-      slot.segment.dropout.probability = s_.options.training ? s_.options.lora_dropout : 0.0f;
-      slot.segment.dropout.key = uint32_t(i);
-      s_.adapters.push_back(std::move(slot));
-      s_.adapter_of[module.row] = i;
+      slot.segment.dropout.probability = s_.options.training ? lora.dropout : 0.0f;
+      slot.segment.dropout.key = uint32_t(slots.size());
+      s_.adapters_of[module.row].push_back({course, int64_t(slots.size())});
+      slots.push_back(std::move(slot));
     }
+    EndCourse();
+  }
+
+  // What was added to the space since the last one is a course.
+  void EndCourse() {
+    const CourseRange last = s_.courses.empty() ? CourseRange{} : s_.courses.back();
+    CourseRange range{.first_parameter = last.end_parameter,
+                      .end_parameter = int64_t(s_.space.parameters().size()),
+                      .first_block = last.first_block + last.blocks};
+    range.blocks = s_.space.size() / kernels::kParameterBlock - range.first_block;
+    s_.courses.push_back(range);
   }
 
   void AddStates() {
@@ -138,7 +156,7 @@ class Builder {
     if (copy) s_.compute = flat("trained parameters, bf16", BufferClass::kCompute, DType::kBf16, n);
     if (!s_.options.training) return;
     ShareOut(shared_out);
-    if (end_block_ > first_block_) paged ? AddPagedWindows(/*with_master=*/copy) : AddOneWindow();
+    if (end_block_ > first_block_) paged ? AddPagedWindows(/*with_master=*/copy) : AddWholeStates();
     s_.gradient = flat("gradients", BufferClass::kGradients, DType::kF32, n);
     for (int64_t i = 0; i < s_.options.pending_gradients; ++i) {
       s_.pending_gradients.push_back(
@@ -161,23 +179,46 @@ class Builder {
     end_block_ = s_.state_shares[rank + 1] / kernels::kParameterBlock;
   }
 
-  void AddOneWindow() {
+  // What of a course's states is this rank's, with no views yet.
+  StateWindow OwnPart(int64_t course) const {
+    const CourseRange& range = s_.courses[course];
+    const int64_t first = std::max(range.first_block, first_block_);
+    const int64_t end = std::min(range.first_block + range.blocks, end_block_);
+    return {.course = course, .first_block = first, .blocks = std::max<int64_t>(end - first, 0)};
+  }
+
+  // In ordinary memory: one buffer a state, one window a course.
+  void AddWholeStates() {
     const int64_t blocks = end_block_ - first_block_, n = blocks * kernels::kParameterBlock;
-    const auto flat = [&](const char* name, DType dtype, int64_t count) {
-      return program_.AddBuffer(name, BufferClass::kOptimizer, dtype, 1, count);
+    const auto flat = [&](const char* name, BufferClass c, DType dtype, int64_t count) {
+      return program_.AddBuffer(name, c, dtype, 1, count);
     };
-    const DType state = s_.options.eight_bit_states ? DType::kU8 : DType::kF32;
-    StateWindow window{.first_block = first_block_, .blocks = blocks};
-    window.master = s_.master ? MasterOf(window)
-                              : program_.AddBuffer("trained parameters", BufferClass::kMaster,
-                                                   DType::kF32, 1, n);
-    window.m = flat("first moments", state, n);
-    window.v = flat("second moments", state, n);
-    if (s_.options.eight_bit_states) {
-      window.m_absmax = flat("first moments' scales", DType::kF32, blocks);
-      window.v_absmax = flat("second moments' scales", DType::kF32, blocks);
+    const bool coded = s_.options.eight_bit_states;
+    const DType state = coded ? DType::kU8 : DType::kF32;
+    Tensor master, m_absmax, v_absmax;
+    if (!s_.master) master = flat("trained parameters", BufferClass::kMaster, DType::kF32, n);
+    const Tensor m = flat("first moments", BufferClass::kOptimizer, state, n);
+    const Tensor v = flat("second moments", BufferClass::kOptimizer, state, n);
+    if (coded) {
+      m_absmax = flat("first moments' scales", BufferClass::kOptimizer, DType::kF32, blocks);
+      v_absmax = flat("second moments' scales", BufferClass::kOptimizer, DType::kF32, blocks);
     }
-    s_.windows.push_back(window);
+    for (int64_t course = 0; course < int64_t(s_.courses.size()); ++course) {
+      StateWindow window = OwnPart(course);
+      if (window.blocks == 0) continue;
+      const auto part = [&](const Tensor& buffer, int64_t per_block) {
+        return kernels::Slice(buffer, 0, 1, (window.first_block - first_block_) * per_block,
+                              window.blocks * per_block);
+      };
+      window.master = s_.master ? MasterOf(window) : part(master, kernels::kParameterBlock);
+      window.m = part(m, kernels::kParameterBlock);
+      window.v = part(v, kernels::kParameterBlock);
+      if (coded) {
+        window.m_absmax = part(m_absmax, 1);
+        window.v_absmax = part(v_absmax, 1);
+      }
+      s_.windows.push_back(window);
+    }
   }
 
   // All states of a run of blocks side by side, so that one move brings what an update needs. The
@@ -187,37 +228,52 @@ class Builder {
     const int64_t state_bytes = kernels::kParameterBlock * (coded ? 1 : 4);
     const int64_t block_bytes =
         2 * state_bytes + (coded ? 2 * 4 : 0) + (with_master ? kernels::kParameterBlock * 4 : 0);
+    int64_t largest = 1;  // course: none needs a larger window
+    for (int64_t course = 0; course < int64_t(s_.courses.size()); ++course) {
+      largest = std::max(largest, OwnPart(course).blocks);
+    }
     const int64_t all = end_block_ - first_block_;
     // The update of each window is a piece of its own: there are not more than some hundred.
     constexpr int64_t kMostWindows = 512;
-    const int64_t per_window = std::clamp<int64_t>(s_.options.state_window_bytes / block_bytes,
-                                                   (all + kMostWindows - 1) / kMostWindows, all);
+    const int64_t fewest = std::min(largest, (all + kMostWindows - 1) / kMostWindows);
+    const int64_t per_window =
+        std::clamp<int64_t>(s_.options.state_window_bytes / block_bytes, fewest, largest);
     s_.paged_window_bytes =
         AlignUp(per_window * block_bytes, s_.options.state_window_bytes >= kernels::kLargePage
                                               ? kernels::kLargePage
                                               : kernels::kPagedWindowAlignment);
-    for (int64_t first = first_block_; first < end_block_; first += per_window) {
-      StateWindow window{.first_block = first, .blocks = std::min(per_window, end_block_ - first)};
-      const Tensor bytes =
-          program_.AddBuffer(absl::StrCat("optimizer states, window ", s_.windows.size()),
-                             BufferClass::kPagedStates, DType::kU8, 1, s_.paged_window_bytes);
-      int64_t offset = 0;
-      const auto part = [&](DType dtype, int64_t count) {
-        const Tensor view{Program::AddressOf(Program::IdOf(bytes.data), offset), dtype, 1, count,
-                          count};
-        offset += count * kernels::SizeOf(dtype);
-        return view;
-      };
-      const int64_t n = window.blocks * kernels::kParameterBlock;
-      window.master = with_master ? part(DType::kF32, n) : MasterOf(window);
-      window.m = part(coded ? DType::kU8 : DType::kF32, n);
-      window.v = part(coded ? DType::kU8 : DType::kF32, n);
-      if (coded) {
-        window.m_absmax = part(DType::kF32, window.blocks);
-        window.v_absmax = part(DType::kF32, window.blocks);
+    for (int64_t course = 0; course < int64_t(s_.courses.size()); ++course) {
+      const StateWindow own = OwnPart(course);
+      for (int64_t done = 0; done < own.blocks; done += per_window) {
+        AddPagedWindow({.course = course,
+                        .first_block = own.first_block + done,
+                        .blocks = std::min(per_window, own.blocks - done)},
+                       with_master);
       }
-      s_.windows.push_back(window);
     }
+  }
+
+  void AddPagedWindow(StateWindow window, bool with_master) {
+    const bool coded = s_.options.eight_bit_states;
+    const Tensor bytes =
+        program_.AddBuffer(absl::StrCat("optimizer states, window ", s_.windows.size()),
+                           BufferClass::kPagedStates, DType::kU8, 1, s_.paged_window_bytes);
+    int64_t offset = 0;
+    const auto part = [&](DType dtype, int64_t count) {
+      const Tensor view{Program::AddressOf(Program::IdOf(bytes.data), offset), dtype, 1, count,
+                        count};
+      offset += count * kernels::SizeOf(dtype);
+      return view;
+    };
+    const int64_t n = window.blocks * kernels::kParameterBlock;
+    window.master = with_master ? part(DType::kF32, n) : MasterOf(window);
+    window.m = part(coded ? DType::kU8 : DType::kF32, n);
+    window.v = part(coded ? DType::kU8 : DType::kF32, n);
+    if (coded) {
+      window.m_absmax = part(DType::kF32, window.blocks);
+      window.v_absmax = part(DType::kF32, window.blocks);
+    }
+    s_.windows.push_back(window);
   }
 
   Tensor MasterOf(const StateWindow& window) const {
@@ -257,6 +313,17 @@ std::optional<DType> Storage::TypeOf(StateField field) const {
   const bool is_scale = IsPerBlock(field);
   if (!options.eight_bit_states) return is_scale ? std::nullopt : std::optional(DType::kF32);
   return is_scale ? DType::kF32 : DType::kU8;
+}
+
+Tensor Storage::CourseView(int64_t course, Tensor flat) const {
+  if (!flat) return flat;
+  return kernels::Slice(flat, 0, 1, courses[course].first_element(), courses[course].elements());
+}
+
+absl::Span<const Parameter> Storage::ParametersOf(int64_t course) const {
+  const CourseRange& range = courses[course];
+  return absl::MakeConstSpan(space.parameters())
+      .subspan(range.first_parameter, range.end_parameter - range.first_parameter);
 }
 
 std::vector<StatePart> Storage::StateParts(StateField field, int64_t offset, int64_t count) const {

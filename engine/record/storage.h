@@ -20,8 +20,9 @@ struct StorageOptions {
   proto::Mode::Value mode = proto::Mode::QLORA;
   kernels::DType compute = kernels::DType::kBf16;  // kBf16 or kF32
   quant::QuantSpec quant;
-  LoraTargets lora;  // empty in FULL, and where there is no adapter
-  float lora_dropout = 0;
+  // An adapter a course: several are trained beside each other over one base. None in FULL, where
+  // the weights are the one course, and where there is no adapter.
+  std::vector<LoraTargets> lora;
   bool training = true;  // false: adapters are there, states and gradients are not
   bool eight_bit_states = false;
   // Largest bytes of a window of optimizer states; 0: they lie in ordinary memory, as one window.
@@ -52,7 +53,21 @@ struct WeightSlot {
 
 struct AdapterSlot {
   int64_t a_parameter, b_parameter;
-  kernels::AdapterSegment segment;  // without its per-piece dropout counter
+  kernels::AdapterSegment segment;  // without what is each piece's own: rows, dropout counter
+};
+
+// Which adapter of a linear.
+struct AdapterIndex {
+  int64_t course, module;
+};
+
+// What one course trains: a run of parameters, and of blocks of the flat space.
+struct CourseRange {
+  int64_t first_parameter = 0, end_parameter = 0;
+  int64_t first_block = 0, blocks = 0;
+
+  int64_t first_element() const { return first_block * kernels::kParameterBlock; }
+  int64_t elements() const { return blocks * kernels::kParameterBlock; }
 };
 
 // What an update reads and writes beside the gradient. kMaster only where forward reads a narrower
@@ -66,8 +81,9 @@ constexpr bool IsPerBlock(StateField field) {
   return field == StateField::kMAbsmax || field == StateField::kVAbsmax;
 }
 
-// The states of blocks [first_block, first_block + blocks) of the flat space.
+// The states of blocks [first_block, first_block + blocks) of the flat space, all of one course.
 struct StateWindow {
+  int64_t course = 0;
   int64_t first_block = 0, blocks = 0;
   kernels::Tensor master, m, v;        // [1, blocks · kParameterBlock]
   kernels::Tensor m_absmax, v_absmax;  // [1, blocks], or empty with fp32 states
@@ -84,10 +100,11 @@ struct StatePart {
 struct Storage {
   StorageOptions options;
   ModelSpec spec;
-  std::vector<WeightSlot> weights;    // in the order of WeightRows
-  std::vector<AdapterSlot> adapters;  // in the order of options.lora.modules
-  std::vector<int64_t> adapter_of;    // weight index → adapter index or −1
+  std::vector<WeightSlot> weights;                     // in the order of WeightRows
+  std::vector<std::vector<AdapterSlot>> adapters;      // as options.lora and its modules
+  std::vector<std::vector<AdapterIndex>> adapters_of;  // of each weight, by course
   ParameterSpace space;
+  std::vector<CourseRange> courses;  // in order, at least one
 
   kernels::Tensor dynamic_map;  // f32 [1, 256]
   kernels::Tensor rope_cos, rope_sin;
@@ -102,6 +119,11 @@ struct Storage {
   std::vector<kernels::Tensor> pending_gradients;
   kernels::Tensor segments;
 
+  const AdapterSlot& Adapter(const AdapterIndex& i) const { return adapters[i.course][i.module]; }
+  // A course's part of a flat view [1, space.size()].
+  kernels::Tensor CourseView(int64_t course, kernels::Tensor flat) const;
+  // Its parameters.
+  absl::Span<const Parameter> ParametersOf(int64_t course) const;
   // Index of the weight with this role, −1 where the model has none.
   int64_t Find(WeightRole role, int64_t layer) const;
   // The view of a parameter that forward reads.

@@ -36,7 +36,9 @@ absl::Status WriteSidecar(const Setup& setup, const Plan& plan, const proto::Run
                   {"tokens", setup.train_data.report.tokens},
                   {"trained_tokens", setup.train_data.report.trained_tokens}};
   json["job"] = {{"sha256", state.job_hash()}, {"decisive_fields", setup.job_text}};
-  json["trained_parameters"] = plan.run.storage.space.trained();
+  const bool full = setup.job.mode() == proto::Mode::FULL;
+  json["trained_parameters"] =
+      full ? plan.run.storage.space.trained() : setup.lora_size.trained_parameters;
   json["model_parameters"] = ParameterCount(setup.spec);
   json["adapter_bytes"] = setup.lora_size.adapter_bytes;
   json["steps"] = state.step();

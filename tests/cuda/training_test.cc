@@ -50,7 +50,7 @@ class CudaTraining : public testing::TestWithParam<Case> {
     if (c.mode == proto::Mode::FULL) record.storage.lora = {};
     record.storage.compute = c.compute;
     record.storage.eight_bit_states = c.eight_bit_states;
-    record.storage.lora_dropout = c.dropout;
+    for (LoraTargets& lora : record.storage.lora) lora.dropout = c.dropout;
     return {.model = c.model, .record = record, .recompute = recompute, .kernels = c.kernels};
   }
 

@@ -29,8 +29,7 @@ class GoldenCheckpoint : public testing::Test {
   // Two modules keep the files small.
   static RecordOptions Options(const Dataset& data) {
     RecordOptions options = TrainingOptions(kModel, data, 1, 1);
-    LoraTargets& lora = options.storage.lora;
-    lora.modules.resize(2);
+    options.storage.lora.front().modules.resize(2);
     return options;
   }
   OutputFiles Files() const {

@@ -54,10 +54,24 @@ Message* Parent(Job& job, const std::string& path) {
   Message* message = &job;
   const std::vector<std::string> names = absl::StrSplit(path, '.');
   for (size_t i = 0; i + 1 < names.size(); ++i) {
-    message = message->GetReflection()->MutableMessage(
-        message, message->GetDescriptor()->FindFieldByName(names[i]));
+    const FieldDescriptor* field = message->GetDescriptor()->FindFieldByName(names[i]);
+    const auto& reflection = *message->GetReflection();
+    message = field->is_repeated() ? reflection.AddMessage(message, field)
+                                   : reflection.MutableMessage(message, field);
   }
   return message;
+}
+
+// "sweep.adapter.r" as the first item of its lists: "sweep.adapter[0].r".
+std::string AsFirstItem(const std::string& path) {
+  const Descriptor* message = Job::descriptor();
+  std::string result;
+  for (const std::string& name : std::vector<std::string>(absl::StrSplit(path, '.'))) {
+    const FieldDescriptor* field = message->FindFieldByName(name);
+    absl::StrAppend(&result, result.empty() ? "" : ".", name, field->is_repeated() ? "[0]" : "");
+    message = field->message_type();
+  }
+  return result;
 }
 
 // Whether CheckJob names this very field.
@@ -65,7 +79,7 @@ bool Complains(const Job& job, const std::string& path) {
   const absl::Status status = CheckJob(job, Command::kPlan);
   if (status.ok()) return false;
   EXPECT_EQ(ExitCodeOf(status), kExitBadJob) << status;
-  return absl::StrContains(status.message(), absl::StrCat("\n  ", path, ": found "));
+  return absl::StrContains(status.message(), absl::StrCat("\n  ", AsFirstItem(path), ": found "));
 }
 
 bool ComplainsOfInt(const Numeric& numeric, int64_t value) {
@@ -73,19 +87,18 @@ bool ComplainsOfInt(const Numeric& numeric, int64_t value) {
   job.set_model("m");
   Message* parent = Parent(job, numeric.path);
   const auto& reflection = *parent->GetReflection();
+  const bool list = numeric.field->is_repeated();
   switch (numeric.field->cpp_type()) {
     case FieldDescriptor::CPPTYPE_INT32:
-      if (numeric.field->is_repeated()) {
-        reflection.AddInt32(parent, numeric.field, static_cast<int32_t>(value));
-      } else {
-        reflection.SetInt32(parent, numeric.field, static_cast<int32_t>(value));
-      }
+      list ? reflection.AddInt32(parent, numeric.field, static_cast<int32_t>(value))
+           : reflection.SetInt32(parent, numeric.field, static_cast<int32_t>(value));
       break;
     case FieldDescriptor::CPPTYPE_INT64:
       reflection.SetInt64(parent, numeric.field, value);
       break;
     case FieldDescriptor::CPPTYPE_UINT64:
-      reflection.SetUInt64(parent, numeric.field, static_cast<uint64_t>(value));
+      list ? reflection.AddUInt64(parent, numeric.field, static_cast<uint64_t>(value))
+           : reflection.SetUInt64(parent, numeric.field, static_cast<uint64_t>(value));
       break;
     default:
       ADD_FAILURE() << numeric.path << " has a type that this test does not know";
@@ -97,7 +110,9 @@ bool ComplainsOfReal(const Numeric& numeric, double value) {
   Job job;
   job.set_model("m");
   Message* parent = Parent(job, numeric.path);
-  parent->GetReflection()->SetDouble(parent, numeric.field, value);
+  const auto& reflection = *parent->GetReflection();
+  numeric.field->is_repeated() ? reflection.AddDouble(parent, numeric.field, value)
+                               : reflection.SetDouble(parent, numeric.field, value);
   return Complains(job, numeric.path);
 }
 

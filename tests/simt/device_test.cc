@@ -52,7 +52,7 @@ TEST(CudaDevice, SaysWhenTheCardIsLost) {
     simt::SetCard({.launches_until_lost = launches});
     TrainStep step(&run.execution(), {.micro_batches = 2});
     const auto result =
-        step.Run(0, 0, 1e-3, Batcher::TrainedTokens(batch),
+        step.Run({.learning_rate = 1e-3, .trained_tokens = Batcher::TrainedTokens(batch)},
                  [&](int64_t j) -> absl::StatusOr<MicroBatchInputs> { return batch[j].inputs(); });
     EXPECT_TRUE(absl::IsUnavailable(result.status())) << launches << ": " << result.status();
     simt::SetCard({});

@@ -39,7 +39,7 @@ TEST_P(LargeModel, FitsByPlan) {
   lora.set_lora_alpha(16);
   lora.add_target_modules("all-linear");
   RecordOptions record;
-  record.storage.lora = *ResolveLoraTargets(lora, WeightRows(*spec));
+  record.storage.lora = {*ResolveLoraTargets(lora, WeightRows(*spec))};
   record.storage.rope_positions = c.tokens;
   record.train = {.tokens = c.tokens, .documents = 1, .trained_rows = c.tokens - 1};
   const auto device = *kernels::cuda::CreateCudaDevice({});

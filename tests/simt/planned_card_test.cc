@@ -27,7 +27,7 @@ TEST(PlannedCard, PlansAsTheBackendDoes) {
       lora.set_lora_alpha(16);
       lora.add_target_modules("all-linear");
       if (mode != proto::Mode::FULL) {
-        record.storage.lora = *ResolveLoraTargets(lora, WeightRows(*spec));
+        record.storage.lora = {*ResolveLoraTargets(lora, WeightRows(*spec))};
       }
       record.storage.rope_positions = tokens;
       record.train = {.tokens = tokens, .documents = 1, .trained_rows = tokens};

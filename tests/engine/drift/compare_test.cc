@@ -68,8 +68,8 @@ class CompareTest : public testing::Test {
     record.storage.rope_positions = data_.report.longest;
     if (!adapter.empty()) {
       const AdapterWeights weights = *ReadAdapterWeights(Env::Default(), GoldenModelPath(adapter));
-      record.storage.lora =
-          AllLinears(spec_, int(weights.r), weights.lora_alpha, weights.use_rslora);
+      record.storage.lora = {
+          AllLinears(spec_, int(weights.r), weights.lora_alpha, weights.use_rslora)};
     }
     record.eval = batcher_->capacity();
     record.eval_logits = true;

@@ -37,7 +37,7 @@ class EqualBytes : public testing::TestWithParam<Case> {
     if (c.mode == proto::Mode::FULL) record.storage.lora = {};
     record.storage.compute = c.compute;
     record.storage.eight_bit_states = c.eight_bit_states;
-    record.storage.lora_dropout = c.dropout;
+    for (LoraTargets& lora : record.storage.lora) lora.dropout = c.dropout;
     record.storage.weight_decay = 0.1f;
     if (!c.tree) record.storage.pending_gradients = 0;
     return {.model = c.model, .record = record, .recompute = recompute};

@@ -29,7 +29,7 @@ class GoldenStep : public testing::TestWithParam<Case> {
   ModelRun Make() {
     RecordOptions record = TrainingOptions(GetParam().base, data_, 2, 2);
     const ModelSpec spec = *ReadModelConfig(Env::Default(), GoldenModelPath(GetParam().base));
-    record.storage.lora = AllLinears(spec, 4, 8, GetParam().rslora);
+    record.storage.lora = {AllLinears(spec, 4, 8, GetParam().rslora)};
     record.storage.compute = kernels::DType::kF32;
     record.storage.weight_decay = 0.01f;
     return ModelRun({.model = GetParam().base,
@@ -40,7 +40,7 @@ class GoldenStep : public testing::TestWithParam<Case> {
 
   // `f(key, parameter's name)` for both matrices of every adapter.
   void ForEachParameter(const ModelRun& run, auto&& f) {
-    ASSERT_EQ(run.storage().adapters.size(), 14u);
+    ASSERT_EQ(run.storage().adapters.front().size(), 14u);
     for (const auto& parameter : run.storage().space.parameters()) {
       f("base_model.model." + parameter.name, parameter.name);
     }

@@ -101,16 +101,22 @@ ModelRun::ModelRun(Options options, std::unique_ptr<kernels::Device> device)
     Require(LoadAdapter(env, GoldenModelPath(options.adapter), execution_.get()));
     return;
   }
-  if (plan_.run.storage.adapters.empty()) return;
-  std::vector<float> flat(plan_.run.storage.space.size());
-  for (size_t i = 0; i < plan_.run.storage.adapters.size(); ++i) {
-    const AdaptedModule& module = storage.lora.modules[i];
-    const engine::Parameter& a =
-        plan_.run.storage.space.parameters()[plan_.run.storage.adapters[i].a_parameter];
-    InitializeLoraA(options.seed, module,
-                    absl::MakeSpan(flat).subspan(a.offset, module.rank * module.in));
+  for (size_t course = 0; course < plan_.run.storage.adapters.size(); ++course) {
+    StartAdapter(int64_t(course), options.seed + course);
   }
-  Require(WriteTrained(execution_.get(), flat));
+}
+
+void ModelRun::StartAdapter(int64_t course, uint64_t seed) {
+  const Storage& s = storage();
+  const CourseRange& range = s.courses[course];
+  std::vector<float> flat(range.elements());
+  for (size_t i = 0; i < s.adapters[course].size(); ++i) {
+    const AdaptedModule& module = s.options.lora[course].modules[i];
+    const engine::Parameter& a = s.space.parameters()[s.adapters[course][i].a_parameter];
+    const int64_t offset = a.offset - range.first_block * kernels::kParameterBlock;
+    InitializeLoraA(seed, module, absl::MakeSpan(flat).subspan(offset, module.rank * module.in));
+  }
+  Require(WriteTrained(execution_.get(), flat, course));
 }
 
 void ModelRun::Read(kernels::ConstTensor view, void* to) {
@@ -146,7 +152,7 @@ RecordOptions TrainingOptions(const std::string& model, const Dataset& data, int
                               int64_t micro_batches) {
   RecordOptions options;
   const ModelSpec spec = Require(ReadModelConfig(Env::Default(), GoldenModelPath(model)));
-  options.storage.lora = AllLinears(spec, 4, 8, false);
+  options.storage.lora = {AllLinears(spec, 4, 8, false)};
   options.storage.rope_positions = data.report.longest;
   options.storage.pending_gradients = PendingGradients(micro_batches);
   options.adam.max_grad_norm = 0.3f;
@@ -162,13 +168,17 @@ std::vector<StepResult> RunSteps(ModelRun* run, const Dataset& data, int64_t row
       {.rows_per_micro_batch = rows, .micro_batches_per_step = micro_batches, .shuffle = false});
   const int64_t mine = micro_batches / (ranks == nullptr ? 1 : ranks->size());
   const bool tree = run->storage().options.pending_gradients > 0 || mine == 1;
-  TrainStep step(&run->execution(), {.seed = 3, .micro_batches = mine, .tree_sum = tree},
+  TrainStep step(&run->execution(), {.micro_batches = mine, .tree_sum = tree},
                  ranks == nullptr ? nullptr : &ranks->comm());
   std::vector<StepResult> results;
   for (int64_t i = first_step; i < first_step + steps; ++i) {
     const std::vector<MicroBatch> batch = batcher.Step(i);
     results.push_back(Require(step.Run(
-        i, i, 1e-3, Batcher::TrainedTokens(batch),
+        {.seed = 3,
+         .step = i,
+         .updates = i,
+         .learning_rate = 1e-3,
+         .trained_tokens = Batcher::TrainedTokens(batch)},
         [&](int64_t j) -> absl::StatusOr<MicroBatchInputs> { return batch[j].inputs(); })));
   }
   return results;

@@ -59,6 +59,8 @@ class ModelRun {
   }
   // Rows of a flat view that belong to the parameter with this name.
   std::vector<float> Parameter(const std::string& name, kernels::Tensor flat);
+  // A of every module of a course from `seed`, B zero.
+  void StartAdapter(int64_t course, uint64_t seed);
   // Everything that a step leaves behind: masters, copies, moments, gradients.
   std::string StateBytes();
 

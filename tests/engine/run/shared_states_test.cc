@@ -41,7 +41,8 @@ class SharedStates : public testing::TestWithParam<Case> {
     const ModelSpec spec = *ReadModelConfig(Env::Default(), GoldenModelPath(c.model));
     StorageOptions& storage = record.storage;
     storage.mode = c.mode;
-    storage.lora = c.mode == proto::Mode::FULL ? LoraTargets{} : AllLinears(spec, kRank, 8, false);
+    storage.lora = {AllLinears(spec, kRank, 8, false)};
+    if (c.mode == proto::Mode::FULL) storage.lora.clear();
     storage.compute = c.compute;
     storage.eight_bit_states = c.eight_bit_states;
     storage.weight_decay = 0.1f;

@@ -1,0 +1,166 @@
+// Command `sweep`: every adapter has the files that `train` writes for it alone, also after a kill;
+// what is wrong with any of them is told at once; the rank report.
+
+#include <signal.h>
+
+#include <string>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "gmock/gmock.h"
+#include "tests/tools/workplace.h"
+
+namespace qlora::tests {
+namespace {
+
+using testing::AllOf;
+using testing::HasSubstr;
+
+class SweepTest : public Workplace {
+ protected:
+  SweepTest() {
+    Write("theirs.jsonl",
+          "{\"prompt\": \"a\", \"completion\": \"first\"}\n"
+          "{\"prompt\": \"b\", \"completion\": \"second, and longer\"}\n"
+          "{\"prompt\": \"c\", \"completion\": \"third\"}\n");
+    job_ =
+        "training { num_train_epochs: 3 gradient_accumulation_steps: 2 logging_steps: 1\n"
+        "  save_steps: 2 eval_steps: 2 learning_rate: 1e-2 save_total_limit: 9 }\n"
+        "num_threads: 2\n";
+    held_out_ = absl::StrCat("eval_file: '", Path("data.jsonl"), "'");
+    data_ += " " + held_out_;
+    sweep_ = absl::StrCat(
+        "sweep { ranks: 2 ranks: 8\n"
+        "  adapter { name: \"theirs\" r: 3 seed: 7 lora_dropout: 0.3 learning_rate: 3e-3\n"
+        "    target_modules: \"q_proj\" target_modules: \"up_proj\" train_file: '",
+        Path("theirs.jsonl"), "' } }\n");
+  }
+
+  // What an adapter's folder holds, but for the time and place of its making.
+  std::map<std::string, std::string> Results(const std::string& folder) const {
+    std::map<std::string, std::string> files = TreeOf(Path(folder));
+    std::erase_if(files, [](const auto& file) {
+      return absl::StartsWith(file.first, "runs/") || file.first == "qlora_run.json";
+    });
+    EXPECT_GT(files.size(), 10u) << folder;
+    return files;
+  }
+
+  // Trains the three adapters one by one into alone/<name>.
+  void TrainAlone() {
+    const std::vector<std::pair<std::string, std::vector<std::string>>> jobs = {
+        {"r2", {"lora.r=2"}},
+        {"r8", {"lora.r=8"}},
+        {"theirs",
+         {"lora.r=3", "seed=7", "lora.lora_dropout=0.3", "training.learning_rate=3e-3",
+          "lora.target_modules=q_proj", "lora.target_modules=up_proj",
+          "data.train_file=" + Path("theirs.jsonl")}}};
+    for (const auto& [name, settings] : jobs) {
+      std::vector<std::string> words = {"--set", "output_dir=" + Path("alone/" + name)};
+      for (const std::string& setting : settings) words.insert(words.end(), {"--set", setting});
+      const CommandResult result = Run("train", words);
+      ASSERT_EQ(result.exit_code, 0) << result.err;
+    }
+  }
+  void ExpectEqualAlone() {
+    for (const std::string name : {"r2", "r8", "theirs"}) {
+      const auto alone = Results("alone/" + name), among = Results("out/" + name);
+      for (const auto& [file, contents] : alone) {
+        ASSERT_TRUE(among.contains(file)) << name << "/" << file;
+        EXPECT_TRUE(among.at(file) == contents) << name << "/" << file << " differs";
+      }
+      EXPECT_EQ(among.size(), alone.size()) << name;
+    }
+  }
+
+  std::string held_out_, sweep_;
+};
+
+TEST_F(SweepTest, LeavesWhatTrainLeavesForEach) {
+  TrainAlone();
+  job_ += sweep_;
+  const CommandResult result = Run("sweep");
+  ASSERT_EQ(result.exit_code, 0) << result.out << result.err;
+  ExpectEqualAlone();
+  EXPECT_THAT(result.out, HasSubstr("rank"));
+  EXPECT_THAT(Read("out/sweep_report.html"), HasSubstr("<svg"));
+  EXPECT_THAT(Read("out/sweep_report.json"),
+              AllOf(HasSubstr("\"smallest\": \""), HasSubstr("theirs")));
+  EXPECT_EQ(RunEngine({"verify", Path("out/theirs")}).exit_code, 0);
+}
+
+TEST_F(SweepTest, GoesOnAfterAKill) {
+  TrainAlone();
+  job_ += sweep_;
+  WriteJob();
+  const CommandResult killed =
+      RunEngine({"sweep", Path("job.textproto")},
+                {.cue = "r8: step 7/", .on_cue = [](int pid) { ::kill(pid, SIGKILL); }});
+  ASSERT_EQ(killed.signal, SIGKILL) << killed.out << killed.err;
+  const CommandResult resumed = Run("sweep");
+  ASSERT_EQ(resumed.exit_code, 0) << resumed.err;
+  EXPECT_THAT(resumed.out, HasSubstr("r8: going on from"));
+  ExpectEqualAlone();
+}
+
+TEST_F(SweepTest, StopsWithACheckpointOfEach) {
+  TrainAlone();
+  job_ += sweep_;
+  WriteJob();
+  const CommandResult stopped =
+      RunEngine({"sweep", Path("job.textproto")},
+                {.cue = "r8: step 5/", .on_cue = [](int pid) { ::kill(pid, SIGTERM); }});
+  ASSERT_EQ(stopped.exit_code, 143) << stopped.out << stopped.err;
+  const CommandResult resumed = Run("sweep");
+  ASSERT_EQ(resumed.exit_code, 0) << resumed.err;
+  for (const std::string name : {"r2", "r8", "theirs"}) {
+    EXPECT_EQ(Read("out/" + name + "/adapter_model.safetensors"),
+              Read("alone/" + name + "/adapter_model.safetensors"));
+  }
+}
+
+TEST_F(SweepTest, TellsEverythingThatIsWrongAtOnce) {
+  job_ +=
+      "sweep { adapter { r: 0 } adapter { name: \"a/b\" } adapter { name: \"c\" seed: 1 }\n"
+      "  adapter { name: \"c\" target_modules: \"q_proj\" target_modules: \"q_proj\" }\n"
+      "  ranks: 4 ranks: 4 learning_rates: 2 }\n";
+  ExpectCommandRefused(
+      "sweep", 64,
+      {"sweep.adapter[0].r: found 0", "sweep.adapter[1].name: found \"a/b\"",
+       "sweep.adapter[3]: found the name \"c\"",
+       "sweep.adapter[3].target_modules[1]: found \"q_proj\" a second time",
+       "sweep.ranks: found the name \"r4-lr2\"", "sweep.learning_rates[0]: found 2"});
+}
+
+TEST_F(SweepTest, TellsWhatTheModelDoesNotHaveForAllAdapters) {
+  job_ +=
+      "sweep { adapter { name: \"a\" target_modules: \"w_proj\" }\n"
+      "  adapter { name: \"b\" } adapter { name: \"c\" target_modules: \"x_proj\" } }\n";
+  ExpectCommandRefused("sweep", 64,
+                       {"sweep.adapter[0] (a): ", "w_proj", "sweep.adapter[2] (c): ", "x_proj"});
+}
+
+TEST_F(SweepTest, IsRefusedWhereNothingIsSharedOrAsked) {
+  ExpectCommandRefused("sweep", 64, {"sweep: absent"});
+  ExpectCommandRefused("sweep", 64, {"sweep: found a sweep in mode FULL"},
+                       {"--set", "mode=FULL", "--set", "sweep.ranks=2"});
+  ExpectCommandRefused("sweep", 64, {"sweep.raise_rank: found true with one rank"},
+                       {"--set", "sweep.raise_rank=true", "--set", "sweep.ranks=2"});
+}
+
+// A tolerance that no step of ranks can beat ends it behind the second rank; without one all are
+// trained.
+TEST_F(SweepTest, RaisesTheRankWhileItGains) {
+  job_ += "sweep { ranks: 8 ranks: 1 ranks: 4 raise_rank: true tolerance: 1 }\n";
+  const CommandResult result = Run("sweep");
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_THAT(result.out, AllOf(HasSubstr("that is enough"), HasSubstr("rank 1 is enough")));
+  EXPECT_NE(Read("out/r1/adapter_model.safetensors"), "");
+  EXPECT_NE(Read("out/r4/adapter_model.safetensors"), "");
+  EXPECT_FALSE(TreeOf(Path("out")).contains("r8/"));
+  EXPECT_THAT(Read("out/sweep_report.json"), HasSubstr("not needed"));
+}
+
+}  // namespace
+}  // namespace qlora::tests
