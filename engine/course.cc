@@ -208,18 +208,16 @@ void Course::KeepIfBest(const EvalResult& result) {
 }
 
 absl::Status Course::Save(bool stops) {
-  std::optional<HostExchange> exchange;
-  if (setup_.record.storage.shard_states) {
-    exchange.emplace(&setup_.ranks->comm(), setup_.device.get(), execution_.LoadingScratch(),
-                     execution_.plan().placement.bytes);
-  }
-  if (!setup_.is_first() && !exchange) return absl::OkStatus();
+  // Where the states are not shared out the first rank has all of them.
+  HostExchange* const exchange =
+      setup_.record.storage.shard_states ? setup_.exchange.get() : nullptr;
+  if (!setup_.is_first() && exchange == nullptr) return absl::OkStatus();
   Enter(Phase::kSaving, CheckpointName(state_.step()));
-  if (!setup_.is_first()) return SendStates(&execution_, &*exchange);
+  if (!setup_.is_first()) return SendStates(&execution_, exchange);
   if (absl::Status s = log_->Sync(); !s.ok()) return AsInputError(s);
   // Where nothing is trained meanwhile it need not be written beside.
   const bool now = stops || state_.step() == setup_.total_steps;
-  return writer_.Save(Files(), state_, now, exchange ? &*exchange : nullptr);
+  return writer_.Save(Files(), state_, now, exchange);
 }
 
 OutputFiles Course::Files() const {

@@ -58,6 +58,11 @@ bool IsMine(const Ranks* ranks, int64_t index) {
   return ranks == nullptr || index % ranks->size() == ranks->rank();
 }
 
+// Whether pieces gather weights from all ranks: then none may run more of them than another.
+bool RunsTogether(const Execution& execution) {
+  return !execution.plan().run.storage.gathered.empty();
+}
+
 }  // namespace
 
 absl::StatusOr<EvalResult> EvaluateLoss(Execution* execution, const Batcher& batcher,
@@ -67,12 +72,19 @@ absl::StatusOr<EvalResult> EvaluateLoss(Execution* execution, const Batcher& bat
   std::vector<float> logits;
   const int64_t batches = batcher.StepsOf(1.0);
   std::vector<BatchSums> sums(batches);
-  for (int64_t i = 0; i < batches; ++i) {
+  // Ranks that have no batch left in the last round run one again, for the company.
+  const int64_t turns = ranks != nullptr && RunsTogether(*execution)
+                            ? kernels::AlignUp(batches, ranks->size())
+                            : batches;
+  for (int64_t turn = 0; turn < turns; ++turn) {
+    const int64_t i = std::min(turn, batches - 1);
     const std::vector<MicroBatch> step = batcher.Step(i);
     const MicroBatch& batch = step.front();
-    result.tokens += int64_t(batch.rows.size());
-    result.samples += int64_t(batch.documents.size());
-    if (!IsMine(ranks, i)) continue;
+    if (turn == i) {
+      result.tokens += int64_t(batch.rows.size());
+      result.samples += int64_t(batch.documents.size());
+    }
+    if (!IsMine(ranks, turn)) continue;
     if (ranks != nullptr) ranks->control().Progress();
     MicroBatchInputs contents = batch.inputs();
     contents.only = course;
@@ -88,6 +100,7 @@ absl::StatusOr<EvalResult> EvaluateLoss(Execution* execution, const Batcher& bat
     const absl::StatusOr<int32_t> correct =
         execution->ReadScalar<int32_t>(SliceRows(pieces.loss.correct, course, 1));
     if (!correct.ok()) return correct.status();
+    if (turn != i) continue;
     sums[i] = {*loss, *correct};
     if (logits_of && pieces.logits) {
       logits.resize(batch.ids.size() * pieces.logits.cols);
@@ -118,6 +131,8 @@ std::pair<int64_t, int64_t> LastTrainedRun(const Sample& sample) {
 absl::StatusOr<int64_t> CountExactMatches(Execution* execution, const Dataset& dataset,
                                           const Tokenizer& tokenizer,
                                           const GenerationOptions& options, Ranks* ranks) {
+  // All ranks generate everything: how many tokens an answer takes only its end tells.
+  if (RunsTogether(*execution)) ranks = nullptr;
   // Whole rounds of generation, as many sequences at a time as one rank alone would take.
   const int64_t round = execution->plan().run.generate->logits.rows;
   std::vector<std::vector<int32_t>> prompts;

@@ -7,8 +7,8 @@
 namespace qlora::engine {
 
 absl::StatusOr<std::unique_ptr<Execution>> Execution::Create(const Plan& plan,
-                                                             kernels::Device* device) {
-  std::unique_ptr<Execution> execution(new Execution(plan, device));
+                                                             kernels::Device* device, Comm* comm) {
+  std::unique_ptr<Execution> execution(new Execution(plan, device, comm));
   if (absl::Status status = execution->Allocate(); !status.ok()) return status;
   for (const PieceProgram& piece : plan.run.program.pieces()) {
     absl::StatusOr<std::vector<Part>> prepared = execution->Prepare(piece);
@@ -24,7 +24,8 @@ absl::Status Execution::Allocate() {
   arenas_.resize(kBufferClasses);
   std::vector<int64_t> next(kBufferClasses, 0);
   for (int c = 0; c < kBufferClasses; ++c) {
-    if (BufferClass(c) == BufferClass::kPagedStates || BufferClass(c) == BufferClass::kOffloaded) {
+    if (BufferClass(c) == BufferClass::kPagedStates || BufferClass(c) == BufferClass::kOffloaded ||
+        BufferClass(c) == BufferClass::kGathered) {
       continue;
     }
     const bool transient = BufferClass(c) == BufferClass::kTransient;
@@ -120,9 +121,30 @@ absl::Status Execution::Do(const Move& move, SumPart sum) {
     case Move::Kind::kDrop:
       return offloaded_->Drop(move.window);
     case Move::Kind::kSum:
+      return sum(move.window);
+    case Move::Kind::kGather:
+      return Gather(move);
+    case Move::Kind::kArrive:
       break;
   }
-  return sum(move.window);
+  return Arrive();
+}
+
+absl::Status Execution::Gather(const Move& move) {
+  const GatheredGroup& group = plan_.run.storage.gathered[move.window];
+  if (absl::Status s =
+          comm_->StartAllGather(Bind(group.share).data, base_[move.buffer], group.shares);
+      !s.ok()) {
+    return s;
+  }
+  arriving_.push_back(comm_->started());
+  return absl::OkStatus();
+}
+
+absl::Status Execution::Arrive() {
+  const int64_t first = arriving_.front();
+  arriving_.pop_front();
+  return comm_->Await(first);
 }
 
 std::optional<int64_t> Execution::WindowOf(kernels::ConstTensor view) const {

@@ -4,6 +4,7 @@
 #ifndef QLORA_ENGINE_EXECUTION_H_
 #define QLORA_ENGINE_EXECUTION_H_
 
+#include <deque>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -11,6 +12,7 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "engine/comm/comm.h"
 #include "engine/plan.h"
 #include "kernels/device.h"
 
@@ -18,9 +20,10 @@ namespace qlora::engine {
 
 class Execution {
  public:
-  // `plan` and `device` must outlive it.
+  // `plan`, `device` and `comm`, which only a plan with shard_base needs, must outlive it.
   static absl::StatusOr<std::unique_ptr<Execution>> Create(const Plan& plan,
-                                                           kernels::Device* device);
+                                                           kernels::Device* device,
+                                                           Comm* comm = nullptr);
 
   const Plan& plan() const { return plan_; }
   kernels::Device& device() { return *device_; }
@@ -61,7 +64,8 @@ class Execution {
   }
 
  private:
-  Execution(const Plan& plan, kernels::Device* device) : plan_(plan), device_(device) {}
+  Execution(const Plan& plan, kernels::Device* device, Comm* comm)
+      : plan_(plan), device_(device), comm_(comm) {}
   // A piece of the program: its ops up to each place where windows move, prepared, and the moves
   // before them.
   struct Part {
@@ -73,6 +77,8 @@ class Execution {
       const kernels::PagedShape& shape, BufferClass c);
   absl::StatusOr<std::vector<Part>> Prepare(const PieceProgram& piece);
   absl::Status Do(const Move& move, SumPart sum);
+  absl::Status Gather(const Move& move);
+  absl::Status Arrive();
   // The window that a view lies in, where it lies in paged memory.
   std::optional<int64_t> WindowOf(kernels::ConstTensor view) const;
   uint8_t* AddressOf(kernels::ConstTensor view) const {
@@ -81,6 +87,8 @@ class Execution {
 
   const Plan& plan_;
   kernels::Device* const device_;
+  Comm* const comm_;
+  std::deque<int64_t> arriving_;         // numbers of the gathers that are on their way
   std::vector<kernels::Buffer> arenas_;  // by BufferClass
   std::unique_ptr<kernels::PagedMemory> paged_;
   BufferId first_window_ = -1;

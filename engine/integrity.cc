@@ -38,16 +38,23 @@ absl::StatusOr<uint32_t> Checksum(Execution* execution, ConstTensor view) {
 
 absl::StatusOr<Integrity> Integrity::Create(Execution* execution, Ranks* ranks) {
   Integrity integrity(execution, ranks);
-  for (const WeightSlot& slot : execution->plan().run.storage.weights) {
+  const Storage& storage = execution->plan().run.storage;
+  for (const WeightSlot& slot : storage.weights) {
+    if (slot.group >= 0) continue;  // its ranks have shares of it
     const kernels::QuantizedOutput& q = slot.quantized;
     for (const ConstTensor view :
          {ConstTensor(slot.frozen), ConstTensor(q.codes), ConstTensor(q.absmax),
           ConstTensor(q.nested_absmax), ConstTensor(q.offset)}) {
-      if (!view) continue;
-      absl::StatusOr<uint32_t> checksum = Checksum(execution, view);
-      if (!checksum.ok()) return checksum.status();
-      integrity.frozen_.push_back({slot.row.name, view, *checksum});
+      if (view) integrity.frozen_.push_back({slot.row.name, view});
     }
+  }
+  for (const GatheredGroup& group : storage.gathered) {
+    integrity.frozen_.push_back({group.name + ", share", group.share});
+  }
+  for (Frozen& frozen : integrity.frozen_) {
+    absl::StatusOr<uint32_t> checksum = Checksum(execution, frozen.view);
+    if (!checksum.ok()) return checksum.status();
+    frozen.checksum = *checksum;
   }
   return integrity;
 }

@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "engine/io/sha256.h"
+#include "proto/errors.h"
 
 namespace qlora::engine {
 
@@ -73,6 +74,18 @@ std::string DecisiveJobText(const proto::Job& job, const std::string& device, in
     absl::StrAppend(&text, "# ", ranks, " ranks: the order of these sums depends on it\n");
   }
   return text;
+}
+
+absl::Status AgreeOnJob(Ranks* ranks, const std::string& mine) {
+  absl::StatusOr<std::vector<std::string>> all = ranks->control().AllGather("the job", mine);
+  if (!all.ok()) return all.status();
+  for (size_t rank = 1; rank < all->size(); ++rank) {
+    if ((*all)[rank] == (*all)[0]) continue;
+    return proto::BadJobError(absl::StrCat("ranks disagree on what to train (- rank 0, + rank ",
+                                           rank, "):\n", DifferingLines((*all)[0], (*all)[rank]),
+                                           "Give all of them the same job, model and data"));
+  }
+  return absl::OkStatus();
 }
 
 std::string DifferingLines(const std::string& before, const std::string& after) {

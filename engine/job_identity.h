@@ -8,6 +8,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "engine/comm/ranks.h"
 #include "engine/io/checkpoint_files.h"
 #include "proto/job.pb.h"
 #include "quant/spec.h"
@@ -22,6 +23,10 @@ absl::StatusOr<std::string> HashBase(Env* env, const std::string& config_file,
 // The job in text format without what changes no byte of the result: paths, logging, saving,
 // evaluation, limits. The device stands in it, since backends round differently.
 std::string DecisiveJobText(const proto::Job& job, const std::string& device, int ranks);
+
+// Refuses, on all ranks, a job in which not all of them give the same lines: ranks that train
+// something else, or were built otherwise, must not be summed.
+absl::Status AgreeOnJob(Ranks* ranks, const std::string& mine);
 
 // Lines that only one of two texts has, marked − (`before`) and + (`after`).
 std::string DifferingLines(const std::string& before, const std::string& after);

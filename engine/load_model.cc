@@ -18,11 +18,11 @@ absl::Status LoadBase(const Setup& setup, Execution* execution, Console* console
   };
   const std::string& folder = setup.job.quantization().quantize_cache();
   if (setup.job.mode() != proto::Mode::QLORA || folder.empty()) {
-    return LoadWeights(*setup.model, execution, progress);
+    return LoadWeights(*setup.model, execution, progress, setup.reading());
   }
   std::vector<std::string> notes;
   const absl::Status status = LoadWeightsCached({setup.env, folder, setup.base_hash}, *setup.model,
-                                                execution, progress, &notes);
+                                                execution, progress, &notes, setup.reading());
   for (const std::string& note : notes) console->Line(note);
   return status;
 }

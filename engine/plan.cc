@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "engine/gather.h"
 #include "engine/plan_changes.h"
 #include "engine/rematerialize.h"
 
@@ -42,7 +43,7 @@ void ListItems(const kernels::Device& device, const PlanLimits& limits, Plan* pl
   for (int c = 0; c < kBufferClasses; ++c) {
     const BufferClass buffer_class = BufferClass(c);
     if (buffer_class == BufferClass::kTransient || buffer_class == BufferClass::kPagedStates ||
-        buffer_class == BufferClass::kOffloaded) {
+        buffer_class == BufferClass::kOffloaded || buffer_class == BufferClass::kGathered) {
       continue;
     }
     const int64_t bytes = plan->run.program.BytesOf(buffer_class);
@@ -119,6 +120,7 @@ class Planner {
           Offload(&plan.run.program, train.micro_batch,
                   absl::MakeConstSpan(train.layer_inputs).first(choice.offloaded_layers));
     }
+    GatherAhead(&plan.run.program, plan.run.storage.gathered);
     plan.placement = PlaceTransients(plan.run.program);
     ChoosePaging(places, &plan);
     ListItems(device_, limits_, &plan);

@@ -107,6 +107,17 @@ std::vector<PlanChange> FittingChanges(const ModelSpec& spec, const RecordOption
     trials.Try("mode: QLORA",
                [](RecordOptions* o, PlanLimits*) { o->storage.mode = proto::Mode::QLORA; });
   }
+  if (options.storage.ranks > 1 && !options.storage.shard_states) {
+    trials.Try("parallel.shard_states: true",
+               [](RecordOptions* o, PlanLimits*) { o->storage.shard_states = true; });
+  }
+  if (options.storage.ranks > 1 && !options.storage.shard_base &&
+      options.storage.mode != proto::Mode::FULL) {
+    trials.Try("parallel.shard_states: true and parallel.shard_base: true",
+               [](RecordOptions* o, PlanLimits*) {
+                 o->storage.shard_states = o->storage.shard_base = true;
+               });
+  }
   if (!limits.paging.allowed) {
     trials.Try("training.optim: PAGED_ADAMW_32BIT",
                [](RecordOptions*, PlanLimits* l) { l->paging.allowed = true; });

@@ -82,6 +82,9 @@ absl::StatusOr<PlanLimits> LimitsOf(const Setup& setup, bool writes_cache) {
   } else if (setup.device_is_planned) {
     limits.other = {{"the driver's context, with kernels and libraries", kContextBytes}};
   }
+  if (!is_host && setup.world() > 1) {
+    limits.other.push_back({"what is handed from rank to rank", HostExchange::kStagingBytes});
+  }
   if (absl::Status s = ChoosePaging(setup, &limits); !s.ok()) return s;
   if (!setup.job.has_model_init()) {
     limits.loading_bytes = LoadingBytes(setup.model ? &*setup.model : nullptr, setup.spec,

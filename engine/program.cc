@@ -1,5 +1,6 @@
 #include "engine/program.h"
 
+#include <algorithm>
 #include <type_traits>
 #include <utility>
 
@@ -26,6 +27,7 @@ const char* NameOf(BufferClass c) {
                                                   "step outputs",
                                                   "key/value cache",
                                                   "layer inputs on their way to host memory",
+                                                  "weights gathered from all ranks",
                                                   "activations and workspaces"};
   return kNames[int(c)];
 }
@@ -65,6 +67,11 @@ std::vector<Lifetime> Program::Lifetimes(const PieceProgram& piece) const {
       if (is_new) lifetimes.push_back({id, i, i});
       lifetimes[it->second].last = i;
     });
+  }
+  for (const Move& move : piece.moves) {
+    if (move.kind != Move::Kind::kGather) continue;
+    Lifetime& lifetime = lifetimes[index.at(move.buffer)];
+    lifetime.first = std::min(lifetime.first, move.before);
   }
   return lifetimes;
 }

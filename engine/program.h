@@ -34,6 +34,7 @@ enum class BufferClass : uint8_t {
   kStepOutputs,
   kKvCache,
   kOffloaded,  // layer inputs that lie in host memory between forward and backward
+  kGathered,   // windows of weights that ranks share out; no memory, see engine/gather.h
   kTransient,  // activations and workspaces: alive only inside a piece, placed by lifetime
 };
 inline constexpr int kBufferClasses = int(BufferClass::kTransient) + 1;
@@ -48,14 +49,16 @@ struct BufferInfo {
   int layer = -1;
 };
 
-// Something that happens between two ops, outside the captured parts of a piece: to a window of
-// class kOffloaded, under the names of kernels::PagedMemory; or kSum: part `window` of the gradient
-// is finished (gradient_parts.h).
+// Something that happens between two ops, outside the captured parts of a piece. To a window of
+// class kOffloaded, under the names of kernels::PagedMemory; kSum: part `window` of the gradient is
+// finished (gradient_parts.h); kGather: weights begin to arrive from all ranks in a transient
+// buffer, and kArrive: the ones that began first are there (gather.h).
 struct Move {
-  enum class Kind : uint8_t { kClaim, kEvict, kBring, kAwait, kDrop, kSum };
+  enum class Kind : uint8_t { kClaim, kEvict, kBring, kAwait, kDrop, kSum, kGather, kArrive };
   int64_t before = 0;  // index of the op; ops.size(): behind the last
   Kind kind = Kind::kClaim;
-  int64_t window = 0;
+  int64_t window = 0;    // of kGather: the group in Storage::gathered
+  BufferId buffer = -1;  // of kGather: what it fills, from here on
 };
 
 struct PieceProgram {
@@ -66,7 +69,8 @@ struct PieceProgram {
       0;  // index of the first op after the forward pass; = ops.size() without one
 };
 
-// Where a transient buffer is needed: from op `first` to op `last` of its piece, inclusive.
+// Where a transient buffer is needed: from op `first` to op `last` of its piece, inclusive. One
+// that is gathered is needed from the begin of that on.
 struct Lifetime {
   BufferId buffer;
   int64_t first, last;
@@ -85,6 +89,8 @@ class Program {
   int64_t BytesOf(BufferClass c) const;
   // All ops of all pieces.
   std::vector<kernels::Op> Ops() const;
+  // For windows of class kGathered, which are filled one weight after another.
+  void Grow(BufferId id, int64_t bytes) { buffers_[id].bytes += bytes; }
   // Takes a transient buffer out of the arena: from now on it is a window of host memory.
   void MakeOffloaded(BufferId id) { buffers_[id].buffer_class = BufferClass::kOffloaded; }
 

@@ -14,12 +14,14 @@
 #include "engine/io/hub_cache.h"
 #include "engine/io/sha256.h"
 #include "engine/job_identity.h"
+#include "engine/join_ranks.h"
 #include "engine/model/families.h"
 #include "engine/model/kept_modules.h"
 #include "engine/model/load_weights.h"
 #include "engine/model/prequantized.h"
 #include "engine/open_device.h"
 #include "engine/plan_limits.h"
+#include "engine/take_data.h"
 #include "engine/text/chat_format.h"
 
 namespace qlora::engine {
@@ -49,10 +51,10 @@ class Preparation {
 
   absl::Status Run() {
     return Do({&Preparation::OpenModel, &Preparation::OpenTokenizer, &Preparation::ChooseTargets,
-               &Preparation::CheckJobAgainstModel, &Preparation::OpenDevice, &Preparation::ReadData,
-               &Preparation::ReadPrompts, &Preparation::MeasureDevice, &Preparation::ChooseOptions,
-               &Preparation::LimitMemory, &Preparation::ChooseKernels, &Preparation::HashModel,
-               &Preparation::Identify});
+               &Preparation::CheckJobAgainstModel, &Preparation::OpenDevice,
+               &Preparation::JoinOthers, &Preparation::ReadData, &Preparation::ReadPrompts,
+               &Preparation::MeasureDevice, &Preparation::ChooseOptions, &Preparation::LimitMemory,
+               &Preparation::ChooseKernels, &Preparation::HashModel, &Preparation::Identify});
   }
 
   // Over the base that `first` has opened.
@@ -312,34 +314,6 @@ class Preparation {
     return s_.job.compute_dtype() == proto::ComputeDtype::FP32 ? DType::kF32 : DType::kBf16;
   }
 
-  int TokenizerThreads() const {
-    return s_.job.num_threads() > 0 ? s_.job.num_threads()
-                                    : std::max(1, int(std::thread::hardware_concurrency()));
-  }
-
-  absl::Status ReadFileInto(absl::string_view field, const std::string& path, int64_t max_samples,
-                            Dataset* to) {
-    absl::StatusOr<Dataset> data = LoadDataset(s_.env, path, s_.job.data(), s_.tokenizer.get(),
-                                               TokenizerThreads(), max_samples);
-    if (!data.ok()) {
-      if (absl::IsNotFound(data.status())) {
-        return proto::Annotate(AsInputError(data.status()), field);
-      }
-      return AsInputError(data.status());
-    }
-    for (const Sample& sample : data->samples) {
-      const auto out = std::find_if(sample.ids.begin(), sample.ids.end(),
-                                    [&](int32_t id) { return id < 0 || id >= s_.spec.vocab; });
-      if (out != sample.ids.end()) {
-        return proto::BadDataError(
-            absl::StrCat(path, ":", sample.line, ": token id ", *out,
-                         " is outside the model's vocabulary; allowed: 0 to ", s_.spec.vocab - 1));
-      }
-    }
-    *to = *std::move(data);
-    return absl::OkStatus();
-  }
-
   // Whether the first setup has read this one's training data already, and held out the same of it.
   bool SharesTrainData() const {
     return first_ != nullptr && first_->job.data().train_file() == s_.job.data().train_file() &&
@@ -354,8 +328,8 @@ class Preparation {
       if (data.eval_fraction() > 0) s_.eval_data = first_->eval_data;
       return absl::OkStatus();
     }
-    if (absl::Status s = ReadFileInto("data.train_file", data.train_file(),
-                                      data.max_train_samples(), &s_.train_data);
+    if (absl::Status s = TakeData(s_, "data.train_file", data.train_file(),
+                                  data.max_train_samples(), &s_.train_data);
         !s.ok()) {
       return s;
     }
@@ -383,8 +357,8 @@ class Preparation {
                                   : trains_ || command_ == Command::kEval ? data.eval_file()
                                                                           : "";
     if (!eval_file.empty()) {
-      if (absl::Status s = ReadFileInto(own_file ? "eval.file" : "data.eval_file", eval_file,
-                                        data.max_eval_samples(), &s_.eval_data);
+      if (absl::Status s = TakeData(s_, own_file ? "eval.file" : "data.eval_file", eval_file,
+                                    data.max_eval_samples(), &s_.eval_data);
           !s.ok()) {
         return s;
       }
@@ -401,14 +375,14 @@ class Preparation {
     absl::Status status;
     if (!own_file.empty()) {
       s_.eval_source = own_file;
-      status = ReadFileInto(field, own_file, most, &s_.eval_data);
+      status = TakeData(s_, field, own_file, most, &s_.eval_data);
     } else if (data.has_eval_file()) {
       s_.eval_source = data.eval_file();
-      status = ReadFileInto("data.eval_file", data.eval_file(), most, &s_.eval_data);
+      status = TakeData(s_, "data.eval_file", data.eval_file(), most, &s_.eval_data);
     } else if (data.eval_fraction() > 0) {
       s_.eval_source = "what is held out of " + data.train_file();
       Dataset all;
-      status = ReadFileInto("data.train_file", data.train_file(), data.max_train_samples(), &all);
+      status = TakeData(s_, "data.train_file", data.train_file(), data.max_train_samples(), &all);
       if (!status.ok()) return status;
       s_.eval_data = SplitForEvaluation(&all, data.eval_fraction(), s_.job.seed());
       if (most > 0 && int64_t(s_.eval_data.samples.size()) > most) {
@@ -416,7 +390,7 @@ class Preparation {
       }
     } else {
       s_.eval_source = "the beginning of " + data.train_file();
-      status = ReadFileInto("data.train_file", data.train_file(), most, &s_.eval_data);
+      status = TakeData(s_, "data.train_file", data.train_file(), most, &s_.eval_data);
     }
     if (!status.ok()) return status;
     MakeBatchers();
@@ -450,23 +424,9 @@ class Preparation {
 
   absl::Status ReadPrompts() {
     if (command_ != Command::kGenerate) return absl::OkStatus();
-    const proto::Generate& generate = s_.job.generate();
-    if (generate.messages_size() == 0) {
-      absl::StatusOr<std::vector<int32_t>> ids =
-          s_.tokenizer->Encode(generate.prompt(), SpecialTokens::kPlain, true);
-      if (!ids.ok()) return AsInputError(ids.status());
-      s_.prompts.push_back(*std::move(ids));
-      return absl::OkStatus();
-    }
-    std::vector<ChatMessage> messages;
-    for (const proto::ChatMessage& m : generate.messages())
-      messages.push_back({m.role(), m.content()});
-    absl::StatusOr<const ChatFormat*> format = ChatFormatOf(s_.job.data(), *s_.tokenizer);
-    if (!format.ok()) return proto::BadJobError(format.status().message());
-    absl::StatusOr<ChatTokens> chat =
-        EncodeChat(**format, *s_.tokenizer, messages, ChatEnding::kGenerationPrompt);
-    if (!chat.ok()) return proto::BadJobError(chat.status().message());
-    s_.prompts.push_back(std::move(chat->ids));
+    absl::StatusOr<std::vector<int32_t>> ids = EncodePrompt(s_);
+    if (!ids.ok()) return ids.status();
+    s_.prompts.push_back(*std::move(ids));
     return absl::OkStatus();
   }
 
@@ -487,6 +447,7 @@ class Preparation {
     storage.ranks = s_.world();
     storage.rank = s_.ranks == nullptr ? 0 : s_.ranks->rank();
     storage.shard_states = storage.ranks > 1 && s_.job.parallel().shard_states();
+    storage.shard_base = storage.ranks > 1 && s_.job.parallel().shard_base();
     s_.record.adam = {.beta1 = training.adam_beta1(),
                       .beta2 = training.adam_beta2(),
                       .epsilon = float(training.adam_epsilon()),
@@ -560,12 +521,8 @@ class Preparation {
     return absl::OkStatus();
   }
 
-  absl::Status HashModel() {
-    absl::StatusOr<std::string> base = HashBase(s_.env, s_.config_file, s_.model);
-    if (!base.ok()) return AsInputError(base.status());
-    s_.base_hash = *base;
-    return absl::OkStatus();
-  }
+  absl::Status JoinOthers() { return JoinRanks(&s_); }
+  absl::Status HashModel() { return TakeBaseHash(&s_); }
 
   absl::Status Identify() {
     if (absl::Status s = CheckResidualNote(); !s.ok()) return s;
@@ -615,8 +572,10 @@ class Preparation {
 absl::StatusOr<std::unique_ptr<Setup>> PrepareSetup(const proto::Job& job, Command command,
                                                     Env* env, Ranks* ranks) {
   auto setup = std::make_unique<Setup>();
-  if (absl::Status s = Preparation(job, command, env, ranks, setup.get()).Run(); !s.ok()) return s;
-  return setup;
+  const absl::Status status = Preparation(job, command, env, ranks, setup.get()).Run();
+  if (status.ok()) return setup;
+  if (ranks != nullptr) LeaveRanks(ranks, status);
+  return status;
 }
 
 absl::StatusOr<std::unique_ptr<Setup>> PrepareBeside(const Setup& first, const proto::Job& job) {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "engine/comm/host_exchange.h"
 #include "engine/comm/ranks.h"
 #include "engine/data/batcher.h"
 #include "engine/execution.h"
@@ -44,6 +45,8 @@ struct Setup {
   Ranks* ranks = nullptr;          // all that train together; null: this process alone. Borrowed
   bool device_is_planned = false;  // command plan: `device` is a card that need not be here
   int planned_world = 1;           // command plan: how many shall train together
+  std::unique_ptr<HostExchange> exchange;  // null without ranks
+  kernels::Buffer exchange_staging;
   std::vector<std::vector<int32_t>> prompts;  // command generate
   RecordOptions record;
   MachineRates rates;
@@ -57,6 +60,12 @@ struct Setup {
   std::vector<std::string> warnings;
 
   int world() const { return ranks == nullptr ? planned_world : ranks->size(); }
+  // Who takes the same model and data as this process, and from whom.
+  SharedReading reading() const {
+    return ranks == nullptr
+               ? SharedReading{}
+               : SharedReading{exchange.get(), absl::MakeConstSpan(ranks->neighbours())};
+  }
   // Whether this process is the one that talks and writes.
   bool is_first() const { return ranks == nullptr || ranks->is_first(); }
 };

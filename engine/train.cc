@@ -12,6 +12,7 @@
 #include "engine/input_error.h"
 #include "engine/integrity.h"
 #include "engine/job_identity.h"
+#include "engine/join_ranks.h"
 #include "engine/load_model.h"
 #include "engine/output_folder.h"
 #include "engine/report/run_summary.h"
@@ -32,8 +33,14 @@ class TrainingRun {
 
   absl::Status Run() {
     if (ranks() != nullptr) {
-      if (absl::Status s = AgreeOnJob(); !s.ok()) return s;
-      if (absl::Status s = ranks()->OpenComm(setup_.device.get()); !s.ok()) return s;
+      // That the jobs are the same they know; now, what the readers found.
+      if (absl::Status s =
+              AgreeOnJob(ranks(), absl::StrCat("model ", setup_.base_hash, "\ndata ",
+                                               setup_.train_data.report.sha256, "\nheld out ",
+                                               setup_.eval_data.report.sha256, "\n"));
+          !s.ok()) {
+        return s;
+      }
     }
     console_.Line(StartSummary(setup_));
     if (absl::Status s = MakePlan(); !s.ok()) return s;
@@ -71,22 +78,6 @@ class TrainingRun {
     return ranks() == nullptr ? absl::OkStatus() : ranks()->control().AllGather(what, "").status();
   }
 
-  // Ranks that train something else, or were built otherwise, must not be summed.
-  absl::Status AgreeOnJob() {
-    const std::string mine = absl::StrCat(setup_.job_text, "model ", setup_.base_hash, "\ndata ",
-                                          setup_.train_data.report.sha256, "\nheld out ",
-                                          setup_.eval_data.report.sha256, "\n");
-    absl::StatusOr<std::vector<std::string>> all = ranks()->control().AllGather("the job", mine);
-    if (!all.ok()) return all.status();
-    for (size_t rank = 1; rank < all->size(); ++rank) {
-      if ((*all)[rank] == (*all)[0]) continue;
-      return proto::BadJobError(absl::StrCat("ranks disagree on what to train (- rank 0, + rank ",
-                                             rank, "):\n", DifferingLines((*all)[0], (*all)[rank]),
-                                             "Give all of them the same job, model and data"));
-    }
-    return absl::OkStatus();
-  }
-
   // The checkpoint to go on from: what rank 0, which wrote it, finds.
   absl::StatusOr<std::optional<std::string>> FindStart(const Setup& setup) {
     std::string found;
@@ -100,11 +91,12 @@ class TrainingRun {
     return agreed->empty() ? std::nullopt : std::optional<std::string>(*agreed);
   }
 
-  // Into a cache of the quantized base one rank writes; the others read what it left.
+  // Into a cache of the quantized base one machine writes; the others read what it left.
   absl::Status Load() {
     const bool in_turns = ranks() != nullptr && !setup_.job.quantization().quantize_cache().empty();
-    const std::string turn = "the first rank's quantized base";
-    if (in_turns && !setup_.is_first()) {
+    const std::string turn = "the first machine's quantized base";
+    const bool begins = !in_turns || ranks()->neighbours().front() == 0;
+    if (!begins) {
       if (absl::Status s = Meet(turn); !s.ok()) return s;
     }
     Enter(Phase::kLoading, "the model");
@@ -114,7 +106,7 @@ class TrainingRun {
       const Setup& setup = *together_.members[i].setup;
       loaded = StartAdapter(setup, setup.job.lora().init_from(), execution_.get(), int64_t(i));
     }
-    if (!loaded.ok() || !in_turns || !setup_.is_first()) return loaded;
+    if (!loaded.ok() || !in_turns || !begins) return loaded;
     return Meet(turn);
   }
 
@@ -171,8 +163,8 @@ class TrainingRun {
   }
 
   absl::Status Prepare(const std::vector<std::optional<std::string>>& starts) {
-    absl::StatusOr<std::unique_ptr<Execution>> execution =
-        Execution::Create(plan_, setup_.device.get());
+    absl::StatusOr<std::unique_ptr<Execution>> execution = Execution::Create(
+        plan_, setup_.device.get(), ranks() == nullptr ? nullptr : &ranks()->comm());
     if (!execution.ok()) return proto::DoesNotFitError(execution.status().message());
     execution_ = *std::move(execution);
     if (absl::Status s = Load(); !s.ok()) return s;
@@ -390,10 +382,7 @@ absl::Status TrainTogether(const Together& together, Console* console,
   TrainingRun run(together, console, stop_signal);
   const absl::Status status = run.Run();
   if (Ranks* const ranks = together.members.front().setup->ranks; ranks != nullptr) {
-    // The others learn of it before this rank's end of the link closes, and that before the memory
-    // goes that it may still be reading.
-    if (!status.ok() && !absl::IsCancelled(status)) ranks->control().Abort(status);
-    ranks->CloseComm();
+    LeaveRanks(ranks, status);
   }
   return status;
 }

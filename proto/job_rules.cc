@@ -61,8 +61,9 @@ void CheckModelAndMode(const Job& job, JobProblems& problems) {
     problems.Add("lora", "settings in mode FULL", "modes QLORA and LORA",
                  "set mode: LORA, or remove lora");
   }
-  if (job.parallel().shard_base()) {
-    problems.Add("parallel.shard_base", "true", "false", "not in this version: remove it");
+  if (job.mode() == Mode::FULL && job.parallel().shard_base()) {
+    problems.Add("parallel.shard_base", "true in mode FULL", "modes QLORA and LORA",
+                 "no weight is frozen: remove it; parallel.shard_states shares out the states");
   }
   if (job.device() == DeviceKind::CUDA && job.has_cpu_isa() && job.cpu_isa() != CpuIsa::AUTO) {
     problems.Add("cpu_isa", CpuIsa::Value_Name(job.cpu_isa()), "AUTO with device CUDA",

@@ -186,9 +186,9 @@ absl::Status ControlChannel::AttachToFirst() {
 }
 
 void ControlChannel::FindNeighbours(const std::vector<std::string>& machines) {
-  const auto is_here = [&](const std::string& m) { return m == machines[world_.rank]; };
-  local_size_ = int(std::count_if(machines.begin(), machines.end(), is_here));
-  local_rank_ = int(std::count_if(machines.begin(), machines.begin() + world_.rank, is_here));
+  for (int rank = 0; rank < world_.size; ++rank) {
+    if (machines[rank] == machines[world_.rank]) local_ranks_.push_back(rank);
+  }
 }
 
 ControlChannel::~ControlChannel() {

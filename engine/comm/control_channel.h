@@ -9,6 +9,7 @@
 #ifndef QLORA_ENGINE_COMM_CONTROL_CHANNEL_H_
 #define QLORA_ENGINE_COMM_CONTROL_CHANNEL_H_
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
@@ -52,9 +53,13 @@ class ControlChannel {
 
   int rank() const { return world_.rank; }
   int size() const { return world_.size; }
-  // Among the ranks that run on this machine, in the order of ranks.
-  int local_rank() const { return local_rank_; }
-  int local_size() const { return local_size_; }
+  // The ranks that run on this machine, in order.
+  const std::vector<int>& local_ranks() const { return local_ranks_; }
+  int local_size() const { return int(local_ranks_.size()); }
+  // This one's place among them.
+  int local_rank() const {
+    return int(std::find(local_ranks_.begin(), local_ranks_.end(), rank()) - local_ranks_.begin());
+  }
 
   // What every rank gives, by rank; all of them call it in the same order with the same `what`.
   // Some megabytes at most. The abort's status where the job is aborted meanwhile.
@@ -112,7 +117,7 @@ class ControlChannel {
 
   const World world_;
   const ControlOptions options_;
-  int local_rank_ = 0, local_size_ = 1;
+  std::vector<int> local_ranks_;
   std::vector<std::unique_ptr<Peer>> peers_;  // rank 0: all others; others: rank 0
 
   std::atomic<int64_t> progress_{0};

@@ -15,6 +15,9 @@ namespace qlora::engine {
 
 class HostExchange {
  public:
+  // Staging that is enough for the full rate of a link.
+  static constexpr int64_t kStagingBytes = int64_t{4} << 20;
+
   // `staging`: `bytes` of the device's memory that nothing else uses while anything is sent. Where
   // the device's memory is the host's it is not needed and may be empty. All is borrowed.
   HostExchange(Comm* comm, kernels::Device* device, void* staging, int64_t bytes)
@@ -31,6 +34,16 @@ class HostExchange {
   kernels::Device& device_;
   void* const staging_;
   const int64_t staging_bytes_;
+};
+
+// Ranks that take the same input: the first of `ranks` reads it and hands it to the others.
+struct SharedReading {
+  HostExchange* exchange = nullptr;  // null: a process alone
+  absl::Span<const int> ranks;
+
+  bool is_shared() const { return ranks.size() > 1; }
+  // Whether this rank is the one that reads.
+  bool reads() const { return exchange == nullptr || exchange->comm().rank() == ranks.front(); }
 };
 
 }  // namespace qlora::engine

@@ -4,6 +4,7 @@
 #define QLORA_ENGINE_COMM_RANKS_H_
 
 #include <memory>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "engine/comm/comm.h"
@@ -22,6 +23,8 @@ class Ranks {
   int rank() const { return control_->rank(); }
   int size() const { return control_->size(); }
   bool is_first() const { return rank() == 0; }
+  // The ranks of this machine, in order. The first of them reads model and data for the others.
+  const std::vector<int>& neighbours() const { return control_->local_ranks(); }
   ControlChannel& control() { return *control_; }
 
   // What links the devices' memory: NCCL for GPUs; for CPUs MPI, unless told otherwise. `device`

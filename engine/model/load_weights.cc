@@ -23,8 +23,9 @@ namespace {
 using kernels::DType;
 using kernels::Tensor;
 
-// Elements converted at a time on the host.
+// Elements converted at a time on the host; where they are handed from rank to rank, more.
 constexpr int64_t kChunk = 1 << 16;
+constexpr int64_t kSharedChunk = 1 << 18;
 
 absl::Status NotFinite(const ShardedModel::Tensor& tensor, int64_t element) {
   return proto::BadDataError(
@@ -36,8 +37,11 @@ absl::Status NotFinite(const ShardedModel::Tensor& tensor, int64_t element) {
 
 class Loader {
  public:
-  Loader(const ShardedModel& model, Execution* execution)
-      : model_(model), execution_(*execution), storage_(execution->plan().run.storage) {}
+  Loader(const ShardedModel& model, Execution* execution, const SharedReading& reading = {})
+      : model_(model),
+        execution_(*execution),
+        storage_(execution->plan().run.storage),
+        reading_(reading) {}
 
   absl::Status Load(const std::function<void(double)>& progress) {
     if (absl::Status s = FillTables(&execution_); !s.ok()) return s;
@@ -53,27 +57,10 @@ class Loader {
   }
 
   absl::Status LoadOne(const WeightSlot& slot) {
-    if (slot.quantized.codes && IsPrequantized(model_, slot.row)) {
-      return LoadPrequantized(model_, slot, &execution_);
-    }
-    absl::StatusOr<ShardedModel::Tensor> tensor = model_.Get(slot.row.name);
+    if (slot.quantized.codes) return LoadQuantized(slot);
+    const absl::StatusOr<ShardedModel::Tensor> tensor = model_.Get(slot.row.name);
     if (!tensor.ok()) return AsInputError(tensor.status());
-    const DType type = *FloatType(tensor->info->dtype);
-    if (slot.quantized.codes) return Quantize(slot, *tensor, type);
-    if (slot.parameter < 0) return Copy(*tensor, 0, type, slot.frozen);
-    if (!storage_.master) {
-      const int64_t offset = storage_.space.parameters()[slot.parameter].offset;
-      for (const StatePart& part :
-           storage_.StateParts(StateField::kMaster, offset, slot.row.Count())) {
-        if (absl::Status s = Copy(*tensor, part.begin, type, part.view); !s.ok()) return s;
-      }
-    }
-    for (const Tensor& flat : {storage_.master, storage_.compute}) {
-      if (!flat) continue;
-      const Tensor view = storage_.space.View(slot.parameter, flat);
-      if (absl::Status s = Copy(*tensor, 0, type, view); !s.ok()) return s;
-    }
-    return absl::OkStatus();
+    return Copy(*tensor, PlacesOf(slot));
   }
 
  private:
@@ -86,31 +73,145 @@ class Loader {
     }
   }
 
-  // Fills `to` with the tensor's elements from number `first` on.
-  absl::Status Copy(const ShardedModel::Tensor& tensor, int64_t first, DType type, Tensor to) {
-    std::vector<uint8_t> chunk(std::min(kChunk, to.Count()) * kernels::SizeOf(to.dtype));
-    for (int64_t begin = 0; begin < to.Count(); begin += kChunk) {
-      const int64_t count = std::min(kChunk, to.Count() - begin);
-      const int64_t source = (first + begin) * kernels::SizeOf(type);
-      const int64_t bad =
-          ConvertElements(type, tensor.data() + source, count, to.dtype, chunk.data());
-      if (bad >= 0) return NotFinite(tensor, first + begin + bad);
-      Tensor part = to;
-      part.data = static_cast<uint8_t*>(to.data) + begin * kernels::SizeOf(to.dtype);
-      if (absl::Status s = execution_.Write(part, chunk.data(), count * kernels::SizeOf(to.dtype));
-          !s.ok()) {
-        return s;
+  // Where the elements of a weight that is not quantized go.
+  std::vector<StatePart> PlacesOf(const WeightSlot& slot) const {
+    if (slot.group >= 0) return {storage_.gathered[slot.group].Own(slot.frozen)};
+    if (slot.parameter < 0) return {{0, slot.frozen}};
+    std::vector<StatePart> places;
+    if (!storage_.master) {
+      const int64_t offset = storage_.space.parameters()[slot.parameter].offset;
+      places = storage_.StateParts(StateField::kMaster, offset, slot.row.Count());
+    }
+    for (const Tensor& flat : {storage_.master, storage_.compute}) {
+      if (flat) places.push_back({0, storage_.space.View(slot.parameter, flat)});
+    }
+    return places;
+  }
+
+  // Fills all places, chunk by chunk, with the tensor's elements.
+  absl::Status Copy(const ShardedModel::Tensor& tensor, const std::vector<StatePart>& places) {
+    const DType type = *FloatType(tensor.info->dtype);
+    const int64_t count = tensor.info->elements();
+    const int64_t step = reading_.is_shared() ? kSharedChunk : kChunk;
+    std::vector<uint8_t> converted;
+    for (int64_t begin = 0; begin < count; begin += step) {
+      const int64_t end = std::min(begin + step, count);
+      const absl::StatusOr<const uint8_t*> source = Source(tensor, type, begin, end);
+      if (!source.ok()) return source.status();
+      for (const StatePart& place : places) {
+        const int64_t from = std::max(begin, place.begin),
+                      to = std::min(end, place.begin + place.view.Count());
+        if (from >= to) continue;
+        const int64_t size = kernels::SizeOf(place.view.dtype);
+        converted.resize((to - from) * size);
+        const int64_t bad = ConvertElements(type, *source + (from - begin) * kernels::SizeOf(type),
+                                            to - from, place.view.dtype, converted.data());
+        if (bad >= 0) return NotFinite(tensor, from + bad);
+        Tensor part = place.view;
+        part.data = static_cast<uint8_t*>(part.data) + (from - place.begin) * size;
+        if (absl::Status s = execution_.Write(part, converted.data(), int64_t(converted.size()));
+            !s.ok()) {
+          return s;
+        }
       }
-      tensor.file->ReleasePages(tensor.bytes().subspan(source, count * kernels::SizeOf(type)));
+      tensor.file->ReleasePages(tensor.bytes().subspan(begin * kernels::SizeOf(type),
+                                                       (end - begin) * kernels::SizeOf(type)));
+    }
+    return absl::OkStatus();
+  }
+
+  // Elements [begin, end) as they are stored; good until the next call.
+  absl::StatusOr<const uint8_t*> Source(const ShardedModel::Tensor& tensor, DType type,
+                                        int64_t begin, int64_t end) {
+    const int64_t at = begin * kernels::SizeOf(type), bytes = end * kernels::SizeOf(type) - at;
+    if (!reading_.is_shared()) return tensor.data() + at;
+    source_.resize(bytes);
+    if (reading_.reads()) std::memcpy(source_.data(), tensor.data() + at, bytes);
+    if (absl::Status s = reading_.exchange->Broadcast(source_.data(), bytes, reading_.ranks);
+        !s.ok()) {
+      return s;
+    }
+    return source_.data();
+  }
+
+  // Made by the rank that reads; the others take what it made.
+  absl::Status LoadQuantized(const WeightSlot& slot) {
+    uint8_t* scratch = static_cast<uint8_t*>(execution_.LoadingScratch());
+    const kernels::QuantizedOutput out = OutputOf(slot, scratch);
+    if (slot.group >= 0) scratch += QuantizedBytes(slot.row, slot.base.quantized.spec);
+    if (reading_.reads()) {
+      absl::Status status = IsPrequantized(model_, slot.row)
+                                ? LoadPrequantized(model_, slot, out, scratch, &execution_)
+                                : Quantize(slot, out, scratch);
+      if (!status.ok()) return status;
+    }
+    if (reading_.is_shared()) {
+      Comm& comm = reading_.exchange->comm();
+      for (const Tensor& part : {out.codes, out.absmax, out.nested_absmax, out.offset}) {
+        if (!part) continue;
+        if (absl::Status s = comm.StartBroadcast(part.data, part.Extent(), reading_.ranks);
+            !s.ok()) {
+          return s;
+        }
+      }
+      if (absl::Status s = comm.Finish(); !s.ok()) return s;
+    }
+    return slot.group < 0 ? absl::OkStatus() : KeepShare(slot, out);
+  }
+
+  // Real addresses of a slot's parts: in the scratch where the weight is then shared out over
+  // ranks.
+  kernels::QuantizedOutput OutputOf(const WeightSlot& slot, uint8_t* scratch) const {
+    kernels::QuantizedOutput out = slot.quantized;
+    const int64_t begin = Program::OffsetOf(slot.quantized.codes.data);
+    for (Tensor* part : {&out.codes, &out.absmax, &out.nested_absmax, &out.offset}) {
+      if (!*part) continue;
+      if (slot.group < 0) {
+        *part = execution_.Bind(*part);
+      } else {
+        part->data = scratch + (Program::OffsetOf(part->data) - begin);
+      }
+    }
+    return out;
+  }
+
+  absl::Status KeepShare(const WeightSlot& slot, const kernels::QuantizedOutput& out) {
+    const GatheredGroup& group = storage_.gathered[slot.group];
+    kernels::Device& device = execution_.device();
+    if (absl::Status s = device.Synchronize(); !s.ok()) return s;
+    std::vector<uint8_t> bytes;
+    const Tensor parts[] = {slot.quantized.codes, slot.quantized.absmax,
+                            slot.quantized.nested_absmax, slot.quantized.offset};
+    const Tensor made[] = {out.codes, out.absmax, out.nested_absmax, out.offset};
+    for (size_t i = 0; i < std::size(parts); ++i) {
+      if (!parts[i]) continue;
+      const StatePart own = group.Own(parts[i]);
+      const int64_t size = kernels::SizeOf(own.view.dtype);
+      for (int64_t at = 0; at < own.view.Count(); at += kSharedChunk) {
+        const int64_t count = std::min(kSharedChunk, own.view.Count() - at);
+        bytes.resize(count * size);
+        const uint8_t* const from =
+            static_cast<const uint8_t*>(made[i].data) + (own.begin + at) * size;
+        absl::Status status = device.CopyOut(bytes.data(), from, int64_t(bytes.size()));
+        if (!status.ok()) return status;
+        status = execution_.Write(kernels::Slice(own.view, 0, 1, at, count), bytes.data(),
+                                  int64_t(bytes.size()));
+        if (!status.ok()) return status;
+      }
     }
     return absl::OkStatus();
   }
 
   // The mapped bytes are read in place where the device is the host and they are aligned; else they
   // pass through staging.
-  absl::Status Quantize(const WeightSlot& slot, const ShardedModel::Tensor& tensor, DType type) {
+  absl::Status Quantize(const WeightSlot& slot, const kernels::QuantizedOutput& out,
+                        uint8_t* scratch) {
+    const absl::StatusOr<ShardedModel::Tensor> found = model_.Get(slot.row.name);
+    if (!found.ok()) return AsInputError(found.status());
+    const ShardedModel::Tensor& tensor = *found;
+    const DType type = *FloatType(tensor.info->dtype);
     kernels::Quantize op = QuantizeOp(slot, type);
-    uint8_t* scratch = static_cast<uint8_t*>(execution_.LoadingScratch());
+    op.out = out;
     const int64_t workspace = execution_.device().WorkspaceBytes(op);
     op.nonfinite.data = scratch;
     op.workspace = {scratch + kernels::kBufferAlignment, DType::kU8, 1, workspace, workspace};
@@ -124,10 +225,6 @@ class Loader {
     } else {
       op.w.data = tensor.data();
     }
-    op.out.codes = execution_.Bind(op.out.codes);
-    op.out.absmax = execution_.Bind(op.out.absmax);
-    op.out.nested_absmax = execution_.Bind(op.out.nested_absmax);
-    op.out.offset = execution_.Bind(op.out.offset);
     if (absl::Status s = execution_.RunOnce({op}); !s.ok()) return s;
     int32_t nonfinite = 0;
     if (absl::Status s = execution_.device().CopyOut(&nonfinite, op.nonfinite.data, 4); !s.ok()) {
@@ -162,6 +259,8 @@ class Loader {
   const ShardedModel& model_;
   Execution& execution_;
   const Storage& storage_;
+  const SharedReading reading_;
+  std::vector<uint8_t> source_;  // a chunk that is handed on
 };
 
 absl::Status WriteFloats(Execution* execution, Tensor view, absl::Span<const float> values) {
@@ -198,10 +297,12 @@ int64_t LoadingBytes(const ShardedModel* model, const ModelSpec& spec,
   for (WeightRow& row : WeightRows(spec)) {
     if (!row.quantizable) continue;
     if (writes_cache) most = std::max(most, UnpackWeightBytes(row, options.quant));
+    // Made in the scratch before each rank takes its share.
+    const int64_t made = options.shard_base ? QuantizedBytes(row, options.quant) : 0;
     kernels::DType dtype = kernels::DType::kBf16;
     if (model != nullptr) {
       if (IsPrequantized(*model, row)) {
-        most = std::max(most, LoadPrequantizedBytes(*model, row, options.quant, device));
+        most = std::max(most, made + LoadPrequantizedBytes(*model, row, options.quant, device));
         continue;
       }
       const absl::StatusOr<ShardedModel::Tensor> tensor = model->Get(row.name);
@@ -214,14 +315,16 @@ int64_t LoadingBytes(const ShardedModel* model, const ModelSpec& spec,
     slot.row = std::move(row);
     const kernels::Quantize op = Loader::QuantizeOp(slot, dtype);
     // Read in place or through staging, the tensor itself is in memory while it is quantized.
-    most = std::max(most, kernels::kBufferAlignment + device.WorkspaceBytes(op) + tensor_bytes);
+    most =
+        std::max(most, made + kernels::kBufferAlignment + device.WorkspaceBytes(op) + tensor_bytes);
   }
   return most;
 }
 
 absl::Status LoadWeights(const ShardedModel& model, Execution* execution,
-                         const std::function<void(double)>& progress) {
-  return Loader(model, execution).Load(progress);
+                         const std::function<void(double)>& progress,
+                         const SharedReading& reading) {
+  return Loader(model, execution, reading).Load(progress);
 }
 
 absl::Status LoadWeight(const ShardedModel& model, const WeightSlot& slot, Execution* execution) {

@@ -11,6 +11,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "engine/comm/host_exchange.h"
 #include "engine/execution.h"
 #include "engine/io/checkpoint_files.h"
 #include "engine/record/storage.h"
@@ -37,8 +38,11 @@ int64_t LoadingBytes(const ShardedModel* model, const ModelSpec& spec,
 // map, the rotary tables, and for a trained weight the fp32 master and its compute copy. A NaN or
 // infinity in a weight is DataLoss naming tensor and element. `progress` (may be empty) is called
 // with the share done.
+// Where several ranks take the same weights, the first of them reads and quantizes them and hands
+// each tensor to the others; with shard_base a rank keeps its share of it.
 absl::Status LoadWeights(const ShardedModel& model, Execution* execution,
-                         const std::function<void(double)>& progress);
+                         const std::function<void(double)>& progress,
+                         const SharedReading& reading = {});
 
 // One frozen weight alone, from the checkpoint's tensor slot.row.name. The tables must be there;
 // the arena must be free and as long as LoadingBytes has it.

@@ -91,6 +91,7 @@ int64_t LoadPrequantizedBytes(const ShardedModel& model, const WeightRow& row,
 }
 
 absl::Status LoadPrequantized(const ShardedModel& model, const WeightSlot& slot,
+                              const kernels::QuantizedOutput& to, uint8_t* scratch,
                               Execution* execution) {
   std::vector<std::string> warnings;  // CheckCheckpoint has passed them on
   const quant::QuantSpec& spec = slot.base.quantized.spec;
@@ -99,13 +100,7 @@ absl::Status LoadPrequantized(const ShardedModel& model, const WeightSlot& slot,
   if (absl::Status s = CheckScales(weight); !s.ok()) return s;
 
   kernels::Device& device = execution->device();
-  const int64_t needed = LoadPrequantizedBytes(model, slot.row, spec, device);
-  if (needed > execution->plan().placement.bytes) {
-    return absl::InternalError(absl::StrCat("tensor ", slot.row.name, " needs ", needed,
-                                            " bytes to load; the plan has ",
-                                            execution->plan().placement.bytes));
-  }
-  uint8_t* next = static_cast<uint8_t*>(execution->LoadingScratch());
+  uint8_t* next = scratch;
   absl::Status status;
   const auto stage = [&](const void* bytes, int64_t size) {
     uint8_t* at = next;
@@ -120,18 +115,14 @@ absl::Status LoadPrequantized(const ShardedModel& model, const WeightSlot& slot,
                            : stage(tensor.data(), tensor.info->bytes);
     return {data, type, 1, count, count};
   };
-  kernels::Pack op{.from = {}, .rows = slot.row.rows, .cols = slot.row.cols, .to = {}};
+  kernels::Pack op{.from = {}, .rows = slot.row.rows, .cols = slot.row.cols, .to = to};
   op.from.spec = spec;
   op.from.codes = place(weight.codes, DType::kU8);
   op.from.absmax = place(weight.absmax, ScaleType(spec));
-  op.to.codes = execution->Bind(slot.quantized.codes);
-  op.to.absmax = execution->Bind(slot.quantized.absmax);
   if (spec.double_quant) {
     op.from.nested_absmax = place(weight.nested_absmax, DType::kF32);
     op.from.offset = {stage(&weight.offset, 4), DType::kF32, 1, 1, 1};
     op.from.map = execution->Bind(execution->plan().run.storage.dynamic_map);
-    op.to.nested_absmax = execution->Bind(slot.quantized.nested_absmax);
-    op.to.offset = execution->Bind(slot.quantized.offset);
   }
   if (!status.ok()) return status;
   return execution->RunOnce({op});

@@ -60,12 +60,12 @@ std::string BaseFields(const quant::QuantSpec& spec, absl::Span<const std::strin
 absl::Status CheckPrequantized(const ShardedModel& model, const WeightRow& row,
                                const quant::QuantSpec& spec, std::vector<std::string>* warnings);
 
-// Takes the stored bytes over into the slot's buffers, through the device's Pack; FillTables must
-// have run. Scales that are NaN or infinite are DataLoss naming tensor and element. Uses
-// `execution`'s loading scratch.
+// Takes the stored bytes over into `to`, the slot's output with real addresses, through the
+// device's Pack; FillTables must have run. Scales that are NaN or infinite are DataLoss naming
+// tensor and element. `scratch` is device memory of LoadPrequantizedBytes.
 absl::Status LoadPrequantized(const ShardedModel& model, const WeightSlot& slot,
+                              const kernels::QuantizedOutput& to, uint8_t* scratch,
                               Execution* execution);
-// Bytes of scratch that it needs.
 int64_t LoadPrequantizedBytes(const ShardedModel& model, const WeightRow& row,
                               const quant::QuantSpec& spec, const kernels::Device& device);
 

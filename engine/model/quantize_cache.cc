@@ -20,10 +20,12 @@ constexpr size_t kNameDigits = 16;
 
 class Cache {
  public:
-  Cache(const QuantizeCache& cache, const ShardedModel& model, Execution* execution)
+  Cache(const QuantizeCache& cache, const ShardedModel& model, Execution* execution,
+        const SharedReading& reading)
       : cache_(cache),
         model_(model),
         execution_(*execution),
+        reading_(reading),
         storage_(execution->plan().run.storage),
         key_(QuantizeCacheKey(cache.base_hash, storage_.options.quant,
                               storage_.spec.kept_in_16_bits)),
@@ -33,17 +35,25 @@ class Cache {
     const absl::StatusOr<bool> present = cache_.env->IsPresent(path_);
     absl::Status status = present.status();
     if (present.ok() && *present) {
-      status = Use(progress);
+      const absl::StatusOr<ShardedModel> cached = Open();
+      status = cached.status();
+      if (cached.ok()) status = LoadWeights(*cached, &execution_, progress, reading_);
       if (status.ok()) {
         notes->push_back(absl::StrCat("the 4-bit base was loaded from ", path_));
         return status;
       }
+      // What other ranks have taken already can't be begun anew.
+      if (cached.ok() && reading_.is_shared()) return status;
     }
     if (!status.ok()) {
       notes->push_back(absl::StrCat("the 4-bit base in ", path_, " is not used: ", status.message(),
                                     "; quantizing the model again"));
     }
-    if (absl::Status s = LoadWeights(model_, &execution_, progress); !s.ok()) return s;
+    if (absl::Status s = LoadWeights(model_, &execution_, progress, reading_); !s.ok()) return s;
+    if (!storage_.gathered.empty()) {
+      notes->push_back("the 4-bit base is not kept: with parallel.shard_base no rank has it whole");
+      return absl::OkStatus();
+    }
     status = Write();
     notes->push_back(status.ok()
                          ? absl::StrCat("the 4-bit base was written to ", path_)
@@ -54,7 +64,8 @@ class Cache {
   }
 
  private:
-  absl::Status Use(const std::function<void(double)>& progress) {
+  // The cached base, if it is whole and this run's.
+  absl::StatusOr<ShardedModel> Open() {
     const absl::StatusOr<proto::FolderManifest> manifest = VerifyFolder(cache_.env, path_);
     if (!manifest.ok()) return manifest.status();
     if (manifest->job_hash() != key_) {
@@ -82,7 +93,7 @@ class Cache {
         return absl::DataLossError(absl::StrCat("tensor ", slot.row.name, " is not quantized"));
       }
     }
-    return LoadWeights(*cached, &execution_, progress);
+    return cached;
   }
 
   absl::Status Write() {
@@ -115,6 +126,7 @@ class Cache {
   const QuantizeCache& cache_;
   const ShardedModel& model_;
   Execution& execution_;
+  const SharedReading& reading_;
   const Storage& storage_;
   const std::string key_;
   const std::string path_;
@@ -139,13 +151,13 @@ std::string QuantizeCachePath(const QuantizeCache& cache, const quant::QuantSpec
 
 absl::Status LoadWeightsCached(const QuantizeCache& cache, const ShardedModel& model,
                                Execution* execution, const std::function<void(double)>& progress,
-                               std::vector<std::string>* notes) {
+                               std::vector<std::string>* notes, const SharedReading& reading) {
   const std::vector<WeightSlot>& weights = execution->plan().run.storage.weights;
   const bool quantizes = std::any_of(weights.begin(), weights.end(), [&](const WeightSlot& slot) {
     return slot.quantized.codes && !IsPrequantized(model, slot.row);
   });
-  if (!quantizes) return LoadWeights(model, execution, progress);
-  return Cache(cache, model, execution).Load(progress, notes);
+  if (!quantizes || !reading.reads()) return LoadWeights(model, execution, progress, reading);
+  return Cache(cache, model, execution, reading).Load(progress, notes);
 }
 
 }  // namespace qlora::engine

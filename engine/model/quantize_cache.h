@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "engine/comm/host_exchange.h"
 #include "engine/execution.h"
 #include "engine/io/checkpoint_files.h"
 #include "engine/io/env.h"
@@ -40,14 +41,14 @@ std::string QuantizeCachePath(const QuantizeCache& cache, const quant::QuantSpec
                               absl::Span<const std::string> kept = {});
 
 // LoadWeights from the cache where it holds this base and verifies; else from `model`, and then the
-// cache is written. A model whose linears are all quantized already needs no cache: then this is
-// LoadWeights. `notes` gets a line about what was done. Errors are those of LoadWeights alone. Mode
-// QLORA only; before the first piece runs. Files that a killed process left unfinished under the
-// same name are removed before writing; another process that is just writing them then reports that
-// it could not.
+// cache is written (not with shard_base, where no rank has it whole). A model whose linears are all
+// quantized already needs no cache: then this is LoadWeights. `notes` gets a line about what was
+// done. Errors are those of LoadWeights alone. Mode QLORA only; before the first piece runs. Files
+// that a killed process left unfinished under the same name are removed before writing; another
+// process that is just writing them then reports that it could not.
 absl::Status LoadWeightsCached(const QuantizeCache& cache, const ShardedModel& model,
                                Execution* execution, const std::function<void(double)>& progress,
-                               std::vector<std::string>* notes);
+                               std::vector<std::string>* notes, const SharedReading& reading = {});
 
 }  // namespace qlora::engine
 

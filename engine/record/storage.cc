@@ -30,6 +30,7 @@ class Builder {
     }
     const bool whole = s_.options.rows.empty();
     for (const WeightRow& row : whole ? WeightRows(s_.spec) : s_.options.rows) AddWeight(row);
+    for (GatheredGroup& group : s_.gathered) ShareOut(&group);
     AddAdapters();
     if (s_.space.size() > 0) AddStates();
     for (WeightSlot& slot : s_.weights) ResolveTrained(&slot);
@@ -63,12 +64,50 @@ class Builder {
     } else if (s_.options.mode == proto::Mode::QLORA && row.quantizable) {
       AddQuantized(row, &slot);
     } else {
-      slot.frozen = program_.AddBuffer(row.name, BufferClass::kFrozenWeights, FrozenType(row.role),
-                                       row.rows, row.cols, int(row.layer));
+      slot.group = GroupOf(row);
+      slot.frozen = Add(row, "", BufferClass::kFrozenWeights, FrozenType(row.role), row.rows,
+                        row.cols, slot.group);
       SetDense(slot.frozen, &slot);
     }
     slot.row = std::move(row);
     s_.weights.push_back(std::move(slot));
+  }
+
+  // Matrices are shared out, a layer's together; the few bytes of vectors are not. The one that was
+  // begun last is the only one that can grow: rows come layer by layer.
+  int64_t GroupOf(const WeightRow& row) {
+    if (!s_.options.shard_base || KindOf(row.role) != WeightKind::kMatrix) return -1;
+    const std::string name =
+        row.layer < 0 ? row.name : absl::StrCat("layer ", row.layer, " weights");
+    if (s_.gathered.empty() || s_.gathered.back().name != name) {
+      const Tensor window =
+          program_.AddBuffer(name, BufferClass::kGathered, DType::kU8, 1, 0, int(row.layer));
+      s_.gathered.push_back({.name = name, .window = Program::IdOf(window.data)});
+    }
+    return int64_t(s_.gathered.size()) - 1;
+  }
+
+  // A weight's part: a buffer, or a place at the end of its group's window.
+  Tensor Add(const WeightRow& row, const char* part, BufferClass c, DType dtype, int64_t rows,
+             int64_t cols, int64_t group) {
+    if (group < 0) {
+      return program_.AddBuffer(row.name + part, c, dtype, rows, cols, int(row.layer));
+    }
+    const BufferId window = s_.gathered[group].window;
+    const int64_t offset = program_.buffers()[window].bytes;
+    program_.Grow(window, kernels::BufferBytes(rows * cols * kernels::SizeOf(dtype)));
+    return {Program::AddressOf(window, offset), dtype, rows, cols, cols};
+  }
+
+  void ShareOut(GatheredGroup* group) {
+    const BufferInfo window = program_.buffers()[group->window];
+    group->rank = s_.options.rank;
+    group->shares = Comm::EqualShares(window.bytes, s_.options.ranks, kernels::kBufferAlignment);
+    const bool quantized = s_.options.mode == proto::Mode::QLORA && window.layer >= 0;
+    group->share = program_.AddBuffer(
+        group->name + ", share",
+        quantized ? BufferClass::kQuantizedWeights : BufferClass::kFrozenWeights, DType::kU8, 1,
+        group->shares[group->rank + 1] - group->shares[group->rank], window.layer);
   }
 
   // In bf16 runs a matrix stored in fp32 is kept in bf16, the type its products use; vectors stay
@@ -88,9 +127,9 @@ class Builder {
   void AddQuantized(const WeightRow& row, WeightSlot* slot) {
     const quant::QuantSpec& spec = s_.options.quant;
     const int64_t n = row.Count();
+    slot->group = GroupOf(row);
     const auto add = [&](const char* part, DType dtype, int64_t count) {
-      return program_.AddBuffer(row.name + part, BufferClass::kQuantizedWeights, dtype, 1, count,
-                                int(row.layer));
+      return Add(row, part, BufferClass::kQuantizedWeights, dtype, 1, count, slot->group);
     };
     kernels::QuantizedOutput& out = slot->quantized;
     kernels::QuantizedTensor& in = slot->base.quantized;
@@ -155,7 +194,7 @@ class Builder {
     }
     if (copy) s_.compute = flat("trained parameters, bf16", BufferClass::kCompute, DType::kBf16, n);
     if (!s_.options.training) return;
-    ShareOut(shared_out);
+    ShareOutStates(shared_out);
     if (end_block_ > first_block_) paged ? AddPagedWindows(/*with_master=*/copy) : AddWholeStates();
     s_.gradient = flat("gradients", BufferClass::kGradients, DType::kF32, n);
     for (int64_t i = 0; i < s_.options.pending_gradients; ++i) {
@@ -167,7 +206,7 @@ class Builder {
                            int64_t(s_.space.Segments().size()), sizeof(kernels::ParameterSegment));
   }
 
-  void ShareOut(bool shared_out) {
+  void ShareOutStates(bool shared_out) {
     const int ranks = s_.options.ranks, rank = s_.options.rank;
     if (shared_out) {
       s_.state_shares = Comm::EqualShares(s_.space.size(), ranks, kernels::kReduceChunk);
@@ -338,6 +377,28 @@ std::vector<StatePart> Storage::StateParts(StateField field, int64_t offset, int
                      kernels::Slice(window.Get(field), 0, 1, begin - window_begin, end - begin)});
   }
   return parts;
+}
+
+StatePart GatheredGroup::Own(Tensor view) const {
+  const int64_t size = kernels::SizeOf(view.dtype);
+  const int64_t first = Program::OffsetOf(view.data), own = shares[rank];
+  const int64_t begin = std::max(first, own);
+  const int64_t end = std::max(std::min(first + view.Extent(), shares[rank + 1]), begin);
+  const int64_t count = (end - begin) / size;
+  return {
+      (begin - first) / size,
+      {Program::AddressOf(Program::IdOf(share.data), begin - own), view.dtype, 1, count, count}};
+}
+
+int64_t QuantizedBytes(const WeightRow& row, const quant::QuantSpec& spec) {
+  const int64_t n = row.Count();
+  const int64_t scale = spec.double_quant ? 1 : 4;
+  int64_t bytes =
+      kernels::BufferBytes(spec.CodeBytes(n)) + kernels::BufferBytes(spec.BlockCount(n) * scale);
+  if (spec.double_quant) {
+    bytes += kernels::BufferBytes(spec.GroupCount(n) * 4) + kernels::BufferBytes(4);
+  }
+  return bytes;
 }
 
 int64_t Storage::Find(WeightRole role, int64_t layer) const {

@@ -4,6 +4,7 @@
 #define QLORA_ENGINE_RECORD_STORAGE_H_
 
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "engine/comm/comm.h"
@@ -32,6 +33,7 @@ struct StorageOptions {
   // Of how many ranks that train together this is which.
   int ranks = 1, rank = 0;
   bool shard_states = false;  // this rank has only its share of the states
+  bool shard_base = false;    // and of the frozen matrices
   int64_t rope_positions = 0;
   // The weights stored, where that is a part of the model only: rows that WeightRows would give.
   // AdaptedModule::row then counts these. Empty: all.
@@ -41,6 +43,7 @@ struct StorageOptions {
 // One tensor of the model as the program sees it. Views are virtual.
 struct WeightSlot {
   WeightRow row;
+  int64_t group = -1;  // in Storage::gathered where ranks share it out; its views lie in a window
   int64_t parameter = -1;  // in the parameter space where it is trained
   // Linears read `base`; everything else reads `dense`. For a trained weight both are its compute
   // copy.
@@ -91,10 +94,24 @@ struct StateWindow {
   const kernels::Tensor& Get(StateField field) const;
 };
 
-// The part of a state that lies in one window.
+// A part of a state, or of a weight, that this rank has in one place.
 struct StatePart {
   int64_t begin = 0;  // where in the range that was asked for
   kernels::Tensor view;
+};
+
+// Weights that are gathered together from the ranks that share them out: a layer's, say. Their
+// views lie in a window that has no memory of its own: engine/gather.h gives each use of it a
+// place.
+struct GatheredGroup {
+  std::string name;
+  BufferId window = -1;
+  Shares shares;  // bytes of the window, by rank
+  int rank = 0;
+  kernels::Tensor share;  // u8 [1, n]: what this rank has of it
+
+  // What this rank has of a view's elements.
+  StatePart Own(kernels::Tensor view) const;
 };
 
 struct Storage {
@@ -103,6 +120,7 @@ struct Storage {
   std::vector<WeightSlot> weights;                     // in the order of WeightRows
   std::vector<std::vector<AdapterSlot>> adapters;      // as options.lora and its modules
   std::vector<std::vector<AdapterIndex>> adapters_of;  // of each weight, by course
+  std::vector<GatheredGroup> gathered;  // in the order of their first use; only with shard_base
   ParameterSpace space;
   std::vector<CourseRange> courses;  // in order, at least one
 
@@ -137,6 +155,9 @@ struct Storage {
   kernels::Tensor trained() const { return compute ? compute : master; }
   kernels::Tensor GradientView(int64_t parameter) const { return space.View(parameter, gradient); }
 };
+
+// Bytes of a quantized weight's parts one behind the other, each aligned as a buffer.
+int64_t QuantizedBytes(const WeightRow& row, const quant::QuantSpec& spec);
 
 // `tables_of`: a storage of the same program whose tables this one shares; null: it has its own.
 Storage AddStorage(const ModelSpec& spec, const StorageOptions& options, Program* program,

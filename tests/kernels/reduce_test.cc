@@ -10,6 +10,7 @@
 
 #include "gtest/gtest.h"
 #include "kernels/cpu/cpu_device.h"
+#include "tests/kernels/norm_halves.h"
 #include "tests/kernels/op_cases.h"
 #include "tests/support/op_harness.h"
 
@@ -42,6 +43,9 @@ void ExpectSameBitsOnEveryIsa() {
 }
 
 TEST(NormAndFinite, HasTheSameBitsOnEveryIsa) { ExpectSameBitsOnEveryIsa<NormAndFinite>(); }
+TEST(NormAndFinite, InHalvesHasTheBitsOfTheWhole) {
+  ExpectHalvesGiveTheWhole(*NewCpu(cpu::BestIsa()));
+}
 TEST(ContentHash, HasTheSameBitsOnEveryIsa) { ExpectSameBitsOnEveryIsa<ContentHash>(); }
 
 uint64_t HashOf(Device& device, const std::vector<uint8_t>& bytes) {

@@ -75,6 +75,7 @@ TEST(JobCheckTest, ContradictionsNameTheirField) {
       {R"(model_init { config: "c" } mode: FULL)", "model_init.tokenizer"},
       {"mode: LORA quantization { block_size: 64 }", "quantization"},
       {R"(mode: FULL quantization { quantize_cache: "q" })", "quantization"},
+      {"mode: FULL parallel { shard_base: true }", "parallel.shard_base"},
       {"mode: FULL lora { r: 8 }", "lora"},
       {R"(mode: FULL lora { init_from: "a" })", "lora.init_from"},
       {R"(lora { target_modules: "q" target_modules_regex: "q" })", "lora.target_modules_regex"},

@@ -22,6 +22,7 @@ struct Case {
   int64_t tokens;
   int64_t device_bytes;  // that the whole process may take
   bool offloads;         // whether layer inputs must leave the device
+  int ranks = 1;         // that share out the base and the states
 };
 
 // What a CUDA context with the kernels and cuBLASLt's workspace takes beside the plan.
@@ -41,6 +42,8 @@ TEST_P(LargeModel, FitsByPlan) {
   RecordOptions record;
   record.storage.lora = {*ResolveLoraTargets(lora, WeightRows(*spec))};
   record.storage.rope_positions = c.tokens;
+  record.storage.ranks = c.ranks;
+  record.storage.shard_states = record.storage.shard_base = c.ranks > 1;
   record.train = {.tokens = c.tokens, .documents = 1, .trained_rows = c.tokens - 1};
   const auto device = *kernels::cuda::CreateCudaDevice({});
   const PlanLimits limits{.memory_bytes = c.device_bytes,
@@ -59,7 +62,8 @@ INSTANTIATE_TEST_SUITE_P(
     Shapes, LargeModel,
     testing::Values(Case{"llama3_8b_78000_tokens", "llama3_8b", 16, 78000, int64_t{24} << 30, true},
                     Case{"llama_33b", "llama_33b", 64, 1024, 24'000'000'000, false},
-                    Case{"llama_65b", "llama_65b", 64, 2048, 48'000'000'000, false}),
+                    Case{"llama_65b", "llama_65b", 64, 2048, 48'000'000'000, false},
+                    Case{"llama3_70b_on_two", "llama3_70b", 16, 512, int64_t{24} << 30, true, 2}),
     [](const auto& info) { return std::string(info.param.name); });
 
 }  // namespace

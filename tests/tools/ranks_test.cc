@@ -4,6 +4,7 @@
 #include <signal.h>
 
 #include <chrono>
+#include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <thread>
@@ -80,6 +81,35 @@ TEST_F(RanksTest, OneTwoAndFourRanksGiveTheSameBytes) {
     // One of them talks.
     EXPECT_EQ(result.out.find("done: "), result.out.rfind("done: "));
   }
+}
+
+// What ranks share out can't be told from what they leave; one alone goes on from there.
+TEST_F(RanksTest, RanksThatShareOutGiveTheSameBytes) {
+  constexpr int kSteps = 4;
+  ASSERT_EQ(Train(1, "one", kSteps).exit_code, 0);
+  const auto expected = Results("one", kSteps);
+  const std::vector<std::string> states = {"--set", "parallel.shard_states=true"};
+  std::vector<std::string> both = {"--set", "parallel.shard_base=true"};
+  both.insert(both.end(), states.begin(), states.end());
+  for (const auto& [ranks, more] : {std::pair{2, both}, {4, states}}) {
+    const std::string output = absl::StrCat("of", ranks);
+    const CommandResult result = Train(ranks, output, kSteps, {}, more);
+    ASSERT_EQ(result.exit_code, 0) << result.out << result.err;
+    EXPECT_TRUE(Results(output, kSteps) == expected) << ranks << " ranks";
+  }
+  std::filesystem::remove_all(Path(absl::StrCat("of2/checkpoint-", kSteps)));
+  ASSERT_EQ(Train(1, "of2", kSteps).exit_code, 0);
+  EXPECT_TRUE(Results("of2", kSteps) == expected);
+}
+
+// Of each machine one rank reads: what it finds wrong ends all with its message and its code.
+TEST_F(RanksTest, WhatTheReaderFindsWrongEndsAll) {
+  Write("data.jsonl", "{\"prompt\": \"a\", \"completion\": 3}\n");
+  const CommandResult result = Train(2, "out", 2);
+  EXPECT_EQ(result.exit_code, proto::kExitBadData) << result.err;
+  EXPECT_THAT(result.err, HasSubstr("error: "));
+  EXPECT_THAT(result.err, HasSubstr("rank 1: error: "));
+  EXPECT_THAT(result.err, HasSubstr("data.jsonl:1"));
 }
 
 // Rank 1 of 2 is killed, four ranks go on from the last checkpoint.

@@ -64,8 +64,13 @@ LoraTargets AllLinears(const ModelSpec& spec, int r, double alpha, bool rslora) 
   return Require(ResolveLoraTargets(lora, WeightRows(spec)));
 }
 
-ModelRun::ModelRun(Options options, std::unique_ptr<kernels::Device> device)
+ModelRun::ModelRun(Options options, std::unique_ptr<kernels::Device> device, Ranks* ranks)
     : device_(std::move(device)) {
+  SharedReading reading;
+  if (ranks != nullptr) {
+    exchange_ = std::make_unique<HostExchange>(&ranks->comm(), device_.get(), nullptr, 0);
+    reading = {exchange_.get(), absl::MakeConstSpan(ranks->neighbours())};
+  }
   Env* env = Env::Default();
   const std::string folder = GoldenModelPath(options.model);
   ModelSpec spec = Require(ReadModelConfig(env, folder));
@@ -91,12 +96,13 @@ ModelRun::ModelRun(Options options, std::unique_ptr<kernels::Device> device)
   EXPECT_THAT(selection_warnings, testing::IsEmpty());
   const MachineRates rates{.matmul_flops = 1e9, .memory_bytes = 1e9};
   plan_ = Require(MakePlan(spec, options.record, *device_, rates, limits));
-  execution_ = Require(Execution::Create(plan_, device_.get()));
+  execution_ =
+      Require(Execution::Create(plan_, device_.get(), ranks == nullptr ? nullptr : &ranks->comm()));
   if (options.random_layers > 0) {
     Require(InitializeWeights(options.seed, execution_.get()));
     return;
   }
-  Require(LoadWeights(model, execution_.get(), {}));
+  Require(LoadWeights(model, execution_.get(), {}, reading));
   if (!options.adapter.empty()) {
     Require(LoadAdapter(env, GoldenModelPath(options.adapter), execution_.get()));
     return;

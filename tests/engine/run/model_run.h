@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/comm/host_exchange.h"
 #include "engine/comm/ranks.h"
 #include "engine/data/batcher.h"
 #include "engine/execution.h"
@@ -43,7 +44,8 @@ class ModelRun {
     int64_t random_layers = 0;
   };
   // Records, plans, allocates and loads. Aborts the test where that fails.
-  ModelRun(Options options, std::unique_ptr<kernels::Device> device);
+  // With `ranks`, all of them make one: the first one reads the model for the others.
+  ModelRun(Options options, std::unique_ptr<kernels::Device> device, Ranks* ranks = nullptr);
   ModelRun(const ModelRun&) = delete;  // the execution refers to plan_
 
   Execution& execution() { return *execution_; }
@@ -68,6 +70,7 @@ class ModelRun {
   void Read(kernels::ConstTensor view, void* to);
 
   std::unique_ptr<kernels::Device> device_;
+  std::unique_ptr<HostExchange> exchange_;  // null without ranks
   Plan plan_;
   std::unique_ptr<Execution> execution_;
 };

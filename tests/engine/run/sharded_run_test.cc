@@ -1,5 +1,6 @@
-// Optimizer states shared out over ranks: the same bytes as on one rank, each at the rank whose
-// share it is; also where they are paged, and from checkpoints of any number of ranks.
+// Optimizer states and frozen weights shared out over ranks: the same bytes as on one rank, each at
+// the rank whose share it is; also where states are paged, and from checkpoints of any number of
+// ranks. One rank reads the model for all.
 
 #include <map>
 #include <utility>
@@ -29,15 +30,22 @@ struct Case {
   kernels::DType compute = kernels::DType::kBf16;
   bool eight_bit_states = false;
   bool paged = false;
+  proto::Recompute::Value recompute = proto::Recompute::NONE;
 };
 
-class SharedStates : public testing::TestWithParam<Case> {
- protected:
-  SharedStates() : data_(GoldenDocuments("qlora_llama")) {}
+// How the ranks of a run share things out.
+struct Sharing {
+  int ranks = 1;
+  bool states = false, base = false;
+};
 
-  ModelRun::Options Options(int ranks, int rank) const {
+class ShardedRun : public testing::TestWithParam<Case> {
+ protected:
+  ShardedRun() : data_(GoldenDocuments("qlora_llama")) {}
+
+  ModelRun::Options Options(const Sharing& sharing, int rank) const {
     const Case& c = GetParam();
-    RecordOptions record = TrainingOptions(c.model, data_, kRows, kMicroBatches / ranks);
+    RecordOptions record = TrainingOptions(c.model, data_, kRows, kMicroBatches / sharing.ranks);
     const ModelSpec spec = *ReadModelConfig(Env::Default(), GoldenModelPath(c.model));
     StorageOptions& storage = record.storage;
     storage.mode = c.mode;
@@ -46,11 +54,12 @@ class SharedStates : public testing::TestWithParam<Case> {
     storage.compute = c.compute;
     storage.eight_bit_states = c.eight_bit_states;
     storage.weight_decay = 0.1f;
-    storage.ranks = ranks;
+    storage.ranks = sharing.ranks;
     storage.rank = rank;
-    storage.shard_states = ranks > 1;
+    storage.shard_states = sharing.states;
+    storage.shard_base = sharing.base;
     record.least_part_bytes = 16 << 10;
-    ModelRun::Options options{.model = c.model, .record = record};
+    ModelRun::Options options{.model = c.model, .record = record, .recompute = c.recompute};
     if (c.paged) {
       options.paging = {.allowed = true,
                         .budget_bytes = 2 * 16384,
@@ -74,23 +83,26 @@ class SharedStates : public testing::TestWithParam<Case> {
   }
 
   // Trains on threads, one a rank. Begins with `from`, where given; saves to `to`.
-  Outcome Train(int size, int64_t first, int64_t steps, const std::string& from = "",
+  Outcome Train(const Sharing& sharing, int64_t first, int64_t steps, const std::string& from = "",
                 const std::string& to = "") const {
+    const int size = sharing.ranks;
+    if (size == 1) return TrainAlone(first, steps, from, to);
     std::vector<Outcome> outcomes(size);
     tests::OnRanks(
         size, {}, [](int) { return CpuDevice(1); },
         [&](Ranks& ranks, kernels::Device* device) {
-          ModelRun run(Options(size, ranks.rank()), CpuDevice(1));
+          ModelRun run(Options(sharing, ranks.rank()), CpuDevice(1), &ranks);
           // A tiny model's weights are not enough for four.
           if (GetParam().mode != proto::Mode::FULL) {
             EXPECT_FALSE(run.storage().windows.empty());
           }
+          EXPECT_EQ(run.storage().gathered.empty(), !sharing.base);
           Execution* const execution = &run.execution();
           if (!from.empty()) {
             const auto loaded = LoadCheckpoint(Env::Default(), from, execution);
             ASSERT_TRUE(loaded.ok()) << loaded.status();
           }
-          outcomes[ranks.rank()] = StepsOn(&run, first, steps, size == 1 ? nullptr : &ranks);
+          outcomes[ranks.rank()] = StepsOn(&run, first, steps, &ranks);
           if (to.empty()) return;
           HostExchange exchange(&ranks.comm(), device, nullptr, 0);
           const absl::Status saved = ranks.is_first()
@@ -104,9 +116,25 @@ class SharedStates : public testing::TestWithParam<Case> {
       EXPECT_EQ(outcome.losses, all.losses);
       EXPECT_EQ(outcome.norms, all.norms);
       EXPECT_TRUE(outcome.trained == all.trained) << "rank " << rank;
-      for (auto& [field, bytes] : outcome.states) all.states[field] += bytes;
+      for (auto& [field, bytes] : outcome.states) {
+        if (sharing.states) {
+          all.states[field] += bytes;
+        } else {
+          EXPECT_TRUE(all.states[field] == bytes) << "rank " << rank;
+        }
+      }
     }
     return all;
+  }
+
+  Outcome TrainAlone(int64_t first, int64_t steps, const std::string& from,
+                     const std::string& to) const {
+    ModelRun run(Options({}, 0), CpuDevice(1));
+    Execution* const execution = &run.execution();
+    EXPECT_TRUE(from.empty() || LoadCheckpoint(Env::Default(), from, execution).ok());
+    const Outcome outcome = StepsOn(&run, first, steps, nullptr);
+    EXPECT_TRUE(to.empty() || Save(to, first + steps, execution, nullptr).ok());
+    return outcome;
   }
 
   static absl::Status Save(const std::string& folder, int64_t step, Execution* execution,
@@ -139,45 +167,82 @@ class SharedStates : public testing::TestWithParam<Case> {
   const Dataset data_;
 };
 
-TEST_P(SharedStates, GiveTheBytesOfOneRank) {
-  const Outcome expected = Train(1, 0, kSteps);
-  for (const int size : {2, 4}) EXPECT_TRUE(Train(size, 0, kSteps) == expected) << size << " ranks";
-}
-
-TEST_P(SharedStates, GoOnUponAnotherNumberOfRanks) {
-  const Outcome expected = Train(1, 0, kSteps);
-  const tests::TempFolder folder;
-  for (const auto& [before, after] : {std::pair{2, 1}, {1, 4}, {4, 2}}) {
-    const std::string own = folder.File(absl::StrCat(before, "_", after));
-    ASSERT_TRUE(Env::Default()->CreateFolders(own).ok());
-    Train(before, 0, 1, "", own);
-    const Outcome rest = Train(after, 1, kSteps - 1, JoinPath(own, "checkpoint-1"));
-    EXPECT_EQ(rest.trained, expected.trained) << before << " to " << after;
-    EXPECT_EQ(rest.states, expected.states) << before << " to " << after;
+TEST_P(ShardedRun, GivesTheBytesOfOneRank) {
+  const Outcome expected = Train({}, 0, kSteps);
+  for (const int ranks : {2, 4}) {
+    for (const bool states : {false, true}) {
+      for (const bool base : {false, true}) {
+        if (base && GetParam().mode == proto::Mode::FULL) continue;  // nothing is frozen
+        EXPECT_TRUE(Train({ranks, states, base}, 0, kSteps) == expected)
+            << ranks << " ranks, states " << states << ", base " << base;
+      }
+    }
   }
 }
 
-TEST_P(SharedStates, TakeTheirShareOfMemory) {
+TEST_P(ShardedRun, GoesOnUponAnotherNumberOfRanks) {
+  const Outcome expected = Train({}, 0, kSteps);
+  const tests::TempFolder folder;
+  const bool base = GetParam().mode != proto::Mode::FULL;
+  const Sharing one, two = {2, true, base}, four = {4, true, base}, four_whole = {4};
+  for (const auto& [before, after] :
+       {std::pair{two, one}, {one, four}, {four, two}, {two, four_whole}}) {
+    const std::string own = folder.File(absl::StrCat(before.ranks, "_", after.ranks, after.states));
+    ASSERT_TRUE(Env::Default()->CreateFolders(own).ok());
+    Train(before, 0, 1, "", own);
+    const Outcome rest = Train(after, 1, kSteps - 1, JoinPath(own, "checkpoint-1"));
+    EXPECT_EQ(rest.trained, expected.trained) << before.ranks << " to " << after.ranks;
+    EXPECT_EQ(rest.states, expected.states) << before.ranks << " to " << after.ranks;
+  }
+}
+
+// All ranks together have everything once, each its part, and the plan says so.
+TEST_P(ShardedRun, TakesItsShareOfMemory) {
   const std::unique_ptr<kernels::Device> device = CpuDevice();
   const ModelSpec spec = *ReadModelConfig(Env::Default(), GoldenModelPath(GetParam().model));
-  const auto states = [&](int ranks, int rank) {
-    const RecordedRun run = Record(spec, Options(ranks, rank).record, *device);
-    int64_t bytes = 0;
-    for (const StateWindow& window : run.storage.windows) bytes += window.m.Extent();
+  struct Bytes {
+    int64_t states = 0, base = 0;
+  };
+  const auto bytes_of = [&](const Sharing& sharing, int rank) {
+    const RecordedRun run = Record(spec, Options(sharing, rank).record, *device);
+    Bytes bytes;
+    for (const StateWindow& window : run.storage.windows) bytes.states += window.m.Extent();
+    for (const GatheredGroup& group : run.storage.gathered) bytes.base += group.share.Extent();
+    if (run.storage.gathered.empty()) {
+      for (const WeightSlot& slot : run.storage.weights) {
+        for (const kernels::Tensor& part : {slot.quantized.codes, slot.quantized.absmax,
+                                            slot.quantized.nested_absmax, slot.quantized.offset}) {
+          bytes.base += kernels::BufferBytes(part.Extent());
+        }
+        if (slot.frozen.rows > 1) bytes.base += kernels::BufferBytes(slot.frozen.Extent());
+      }
+    }
     return bytes;
   };
-  const int64_t all = states(1, 0);
-  int64_t sum = 0;
-  for (int rank = 0; rank < 4; ++rank) sum += states(4, rank);
-  EXPECT_EQ(sum, all);
-  EXPECT_LT(states(2, 0), all);
+  const bool base = GetParam().mode != proto::Mode::FULL;
+  const Bytes all = bytes_of({}, 0);
+  Bytes sum;
+  for (int rank = 0; rank < 4; ++rank) {
+    const Bytes own = bytes_of({4, true, base}, rank);
+    sum.states += own.states;
+    sum.base += own.base;
+    if (base) {
+      EXPECT_NEAR(double(own.base), double(all.base) / 4, 0.05 * double(all.base));
+    }
+  }
+  EXPECT_EQ(sum.states, all.states);
+  EXPECT_EQ(sum.base, all.base);
+  EXPECT_LT(bytes_of({2, true, base}, 0).states, all.states);
 }
 
 INSTANTIATE_TEST_SUITE_P(
-    Runs, SharedStates,
+    Runs, ShardedRun,
     testing::Values(Case{"qlora", "llama3_tied"},
                     Case{.name = "qlora_paged", .model = "llama3_tied", .paged = true},
-                    Case{.name = "qlora_fp32", .model = "qwen3", .compute = kernels::DType::kF32},
+                    Case{.name = "qlora_fp32_recomputed",
+                         .model = "qwen3",
+                         .compute = kernels::DType::kF32,
+                         .recompute = proto::Recompute::FULL},
                     Case{.name = "qlora_8bit_states", .model = "mistral", .eight_bit_states = true},
                     Case{.name = "lora_8bit_paged",
                          .model = "qwen2_window",
