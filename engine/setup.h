@@ -70,6 +70,9 @@ struct Setup {
   bool is_first() const { return ranks == nullptr || ranks->is_first(); }
 };
 
+// Whether a command is about a training run: its data, adapters and steps.
+bool IsAboutTraining(proto::Command command);
+
 // `job` is checked and has its defaults. Errors carry their exit code. The adapter of commands eval
 // and generate is looked at (its rank and targets decide the program) but not read. `ranks`, where
 // several processes train together, must outlive the result.
