@@ -528,7 +528,7 @@ void RunHopperProduct(const LinearForward& op, const Context& context) {
     down->a = DenseOperand(op.x, false);
     down->b = DenseOperand(segment.a, false);
     down->depth = op.base.in_features;
-    down->mask_a = MaskOf(segment.dropout, op.x.cols);
+    down->mask_a = MaskOf(segment.dropout, op.x.cols, segment.rows);
     if (down->mask_a.threshold > 0) low.alpha = KeptScale(segment.dropout);
     RunProduct(LinearForward::kName, low, /*bf16=*/true, context);
     terms.push_back({op.low[i], segment.b, segment.scale});

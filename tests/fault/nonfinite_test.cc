@@ -107,7 +107,7 @@ class NonFinite : public testing::TestWithParam<Site> {
 
   ModelRun::Options Options(int ranks = 1) const {
     ModelRun::Options options{.model = kModel, .record = TrainingOptions(kModel, data_, 1, 2)};
-    options.record.ranks = ranks;
+    options.record.storage.ranks = ranks;
     options.record.storage.pending_gradients = PendingGradients(2 / ranks);
     return options;
   }

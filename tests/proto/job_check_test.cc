@@ -275,6 +275,12 @@ TEST(JobDefaultsTest, NoFieldIsForgotten) {
                                          "economics.calls_per_day",
                                          "economics.price_per_million_prompt_tokens",
                                          "economics.cost_per_hour",
+                                         "drift.file",
+                                         "drift.adapter",
+                                         "drift.apply_keep_worst_layers",
+                                         "merge.adapter",
+                                         "merge.output",
+                                         "merge.file",
                                          "plan.card",
                                          "plan.memory",
                                          "plan.memory_bytes_per_second",
@@ -287,7 +293,9 @@ TEST(JobDefaultsTest, NoFieldIsForgotten) {
     const auto& descriptor = *message.GetDescriptor();
     for (int i = 0; i < descriptor.field_count(); ++i) {
       const auto* field = descriptor.field(i);
-      if (field->is_repeated() || field->name() == "model_init") continue;
+      // Messages that mean something by being there.
+      const bool is_request = field->name() == "model_init" || field->name() == "sweep";
+      if (field->is_repeated() || is_request) continue;
       if (field->message_type() != nullptr) {
         self(message.GetReflection()->GetMessage(message, field), prefix + field->name() + ".",
              self);

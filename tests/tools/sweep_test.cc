@@ -96,7 +96,7 @@ TEST_F(SweepTest, GoesOnAfterAKill) {
   WriteJob();
   const CommandResult killed =
       RunEngine({"sweep", Path("job.textproto")},
-                {.cue = "r8: step 7/", .on_cue = [](int pid) { ::kill(pid, SIGKILL); }});
+                {.cues = {{"r8: step 7/", [](int pid) { ::kill(pid, SIGKILL); }}}});
   ASSERT_EQ(killed.signal, SIGKILL) << killed.out << killed.err;
   const CommandResult resumed = Run("sweep");
   ASSERT_EQ(resumed.exit_code, 0) << resumed.err;
@@ -110,7 +110,7 @@ TEST_F(SweepTest, StopsWithACheckpointOfEach) {
   WriteJob();
   const CommandResult stopped =
       RunEngine({"sweep", Path("job.textproto")},
-                {.cue = "r8: step 5/", .on_cue = [](int pid) { ::kill(pid, SIGTERM); }});
+                {.cues = {{"r8: step 5/", [](int pid) { ::kill(pid, SIGTERM); }}}});
   ASSERT_EQ(stopped.exit_code, 143) << stopped.out << stopped.err;
   const CommandResult resumed = Run("sweep");
   ASSERT_EQ(resumed.exit_code, 0) << resumed.err;

@@ -53,7 +53,10 @@ std::vector<TogetherCase> Cases() {
           {.name = "lora_f32", .mode = proto::Mode::LORA, .compute = kF32},
           {.name = "eight_bit_paged",
            .eight_bit_states = true,
-           .paging = {.allowed = true, .budget_bytes = 64 << 10, .window_bytes = 16 << 10}}};
+           .paging = {.allowed = true,
+                      .budget_bytes = 64 << 10,
+                      .window_bytes = 16 << 10,
+                      .folder = testing::TempDir()}}};
 }
 
 INSTANTIATE_TEST_SUITE_P(Runs, Together, testing::ValuesIn(Cases()),
