@@ -134,6 +134,7 @@ TEST_F(MergeCommand, ABaseStoredIn4BitsHasNoStoredWeights) {
 
 TEST_F(MergeCommand, WhatIsThereIsKeptUnlessTheJobSaysOtherwise) {
   Ok("train");
+  std::filesystem::create_directory(Path("kept"));
   Write("kept/config.json", "mine");
   const std::string output = "merge.output=" + Path("kept");
   const CommandResult refused = Merge({output});

@@ -54,8 +54,7 @@ class SweepTest : public Workplace {
         {"r8", {"lora.r=8"}},
         {"theirs",
          {"lora.r=3", "seed=7", "lora.lora_dropout=0.3", "training.learning_rate=3e-3",
-          "lora.target_modules=q_proj", "lora.target_modules=up_proj",
-          "data.train_file=" + Path("theirs.jsonl")}}};
+          "lora.target_modules=q_proj,up_proj", "data.train_file=" + Path("theirs.jsonl")}}};
     for (const auto& [name, settings] : jobs) {
       std::vector<std::string> words = {"--set", "output_dir=" + Path("alone/" + name)};
       for (const std::string& setting : settings) words.insert(words.end(), {"--set", setting});
@@ -142,7 +141,7 @@ TEST_F(SweepTest, TellsWhatTheModelDoesNotHaveForAllAdapters) {
 }
 
 TEST_F(SweepTest, IsRefusedWhereNothingIsSharedOrAsked) {
-  ExpectCommandRefused("sweep", 64, {"sweep: absent"});
+  ExpectCommandRefused("sweep", 64, {"sweep: not given"});
   ExpectCommandRefused("sweep", 64, {"sweep: found a sweep in mode FULL"},
                        {"--set", "mode=FULL", "--set", "sweep.ranks=2"});
   ExpectCommandRefused("sweep", 64, {"sweep.raise_rank: found true with one rank"},
