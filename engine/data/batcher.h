@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "engine/data/dataset.h"
-#include "engine/step_inputs.h"
+#include "engine/step/step_inputs.h"
 
 namespace qlora::engine {
 

@@ -8,7 +8,7 @@
 
 #include "absl/types/span.h"
 #include "engine/data/batcher.h"
-#include "engine/step_inputs.h"
+#include "engine/step/step_inputs.h"
 
 namespace qlora::engine {
 

@@ -8,7 +8,7 @@
 
 #include "engine/drift/model_form.h"
 #include "engine/drift/stream.h"
-#include "engine/setup.h"
+#include "engine/setup/setup.h"
 
 namespace qlora::engine {
 

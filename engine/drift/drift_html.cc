@@ -7,7 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
-#include "engine/plan.h"
+#include "engine/plan/plan.h"
 #include "engine/report/console.h"
 #include "engine/report/html_page.h"
 

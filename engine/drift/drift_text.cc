@@ -5,7 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
-#include "engine/plan.h"
+#include "engine/plan/plan.h"
 #include "engine/report/console.h"
 
 namespace qlora::engine {

@@ -7,9 +7,9 @@
 #include "engine/drift/measure_weights.h"
 #include "engine/input_error.h"
 #include "engine/io/atomic_file.h"
-#include "engine/load_model.h"
 #include "engine/model/prequantized.h"
 #include "engine/report/report_json.h"
+#include "engine/setup/load_model.h"
 #include "proto/errors.h"
 
 namespace qlora::engine {

@@ -5,7 +5,7 @@
 
 #include "absl/status/status.h"
 #include "engine/report/console.h"
-#include "engine/setup.h"
+#include "engine/setup/setup.h"
 
 namespace qlora::engine {
 

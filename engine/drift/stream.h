@@ -9,8 +9,8 @@
 #include <memory>
 
 #include "absl/status/statusor.h"
-#include "engine/execution.h"
-#include "engine/plan.h"
+#include "engine/plan/plan.h"
+#include "engine/step/execution.h"
 
 namespace qlora::engine {
 

@@ -6,9 +6,9 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "engine/commands/gates.h"
 #include "engine/drift/compare.h"
 #include "engine/drift/drift_forms.h"
-#include "engine/gates.h"
 #include "engine/input_error.h"
 #include "engine/io/atomic_folder.h"
 #include "engine/merge/dequantized_weights.h"

@@ -5,7 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "engine/io/atomic_file.h"
-#include "engine/plan.h"
+#include "engine/plan/plan.h"
 #include "engine/report/html_page.h"
 #include "engine/report/report_json.h"
 #include "proto/errors.h"

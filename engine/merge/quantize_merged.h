@@ -6,7 +6,7 @@
 #include "absl/status/status.h"
 #include "engine/io/adapter_file.h"
 #include "engine/io/checkpoint_files.h"
-#include "engine/setup.h"
+#include "engine/setup/setup.h"
 
 namespace qlora::engine {
 

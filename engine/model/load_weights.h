@@ -12,9 +12,9 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "engine/comm/host_exchange.h"
-#include "engine/execution.h"
 #include "engine/io/checkpoint_files.h"
 #include "engine/record/storage.h"
+#include "engine/step/execution.h"
 
 namespace qlora::engine {
 

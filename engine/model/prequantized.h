@@ -19,10 +19,10 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "engine/execution.h"
 #include "engine/io/adapter_file.h"
 #include "engine/io/checkpoint_files.h"
 #include "engine/record/storage.h"
+#include "engine/step/execution.h"
 
 namespace qlora::engine {
 

@@ -21,9 +21,9 @@
 
 #include "absl/status/status.h"
 #include "engine/comm/host_exchange.h"
-#include "engine/execution.h"
 #include "engine/io/checkpoint_files.h"
 #include "engine/io/env.h"
+#include "engine/step/execution.h"
 
 namespace qlora::engine {
 

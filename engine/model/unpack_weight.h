@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "engine/execution.h"
 #include "engine/record/storage.h"
+#include "engine/step/execution.h"
 #include "quant/spec.h"
 
 namespace qlora::engine {

@@ -9,10 +9,10 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "engine/checkpoint/state_copy.h"
 #include "engine/comm/host_exchange.h"
-#include "engine/execution.h"
 #include "engine/io/env.h"
-#include "engine/state_copy.h"
+#include "engine/step/execution.h"
 
 namespace qlora::engine {
 

@@ -6,9 +6,9 @@
 #include <string>
 #include <vector>
 
-#include "engine/program.h"
+#include "engine/record/program.h"
 #include "engine/record/storage.h"
-#include "engine/step_inputs.h"
+#include "engine/step/step_inputs.h"
 
 namespace qlora::engine {
 

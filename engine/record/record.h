@@ -7,11 +7,11 @@
 #include <optional>
 #include <vector>
 
-#include "engine/gradient_parts.h"
-#include "engine/program.h"
 #include "engine/record/model_pass.h"
+#include "engine/record/program.h"
 #include "engine/record/storage.h"
-#include "engine/step_inputs.h"
+#include "engine/step/gradient_parts.h"
+#include "engine/step/step_inputs.h"
 
 namespace qlora::engine {
 

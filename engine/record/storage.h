@@ -11,7 +11,7 @@
 #include "engine/lora/targets.h"
 #include "engine/model/model_spec.h"
 #include "engine/optim/parameter_space.h"
-#include "engine/program.h"
+#include "engine/record/program.h"
 #include "kernels/ops/quantize.h"
 #include "proto/job.pb.h"
 
@@ -101,7 +101,7 @@ struct StatePart {
 };
 
 // Weights that are gathered together from the ranks that share them out: a layer's, say. Their
-// views lie in a window that has no memory of its own: engine/gather.h gives each use of it a
+// views lie in a window that has no memory of its own: engine/step/gather.h gives each use of it a
 // place.
 struct GatheredGroup {
   std::string name;

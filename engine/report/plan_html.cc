@@ -2,7 +2,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "engine/plan.h"
+#include "engine/plan/plan.h"
 #include "engine/report/console.h"
 #include "engine/report/html_page.h"
 #include "engine/report/plan_output.h"

@@ -1,6 +1,6 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "engine/plan.h"
+#include "engine/plan/plan.h"
 #include "engine/report/console.h"
 #include "engine/report/plan_output.h"
 
@@ -67,7 +67,7 @@ void AppendLimits(const Report& report, std::string* text) {
 }
 
 void AppendScaling(const Report& report, std::string* text) {
-  *text += "ranks (engine/SCALING.md)\n";
+  *text += "ranks (engine/plan/SCALING.md)\n";
   for (const Report::Scale& s : report.scaling()) {
     absl::StrAppendFormat(
         text, "  %6d  %10.3g s a step, %9.3g s of it sums; %10.4g tokens/s, %.0f %%\n", s.ranks(),

@@ -8,7 +8,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
-#include "engine/evaluate.h"
+#include "engine/commands/evaluate.h"
 #include "engine/io/event_file.h"
 #include "engine/io/metrics_log.h"
 #include "proto/run_state.pb.h"

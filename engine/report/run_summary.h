@@ -5,8 +5,8 @@
 
 #include <string>
 
-#include "engine/plan.h"
-#include "engine/setup.h"
+#include "engine/plan/plan.h"
+#include "engine/setup/setup.h"
 
 namespace qlora::engine {
 

@@ -7,8 +7,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "engine/host_memory.h"
 #include "engine/io/atomic_file.h"
+#include "engine/plan/host_memory.h"
 #include "engine/report/console.h"
 #include "engine/version.h"
 

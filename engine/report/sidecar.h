@@ -7,8 +7,8 @@
 #include <string>
 
 #include "absl/status/status.h"
-#include "engine/plan.h"
-#include "engine/setup.h"
+#include "engine/plan/plan.h"
+#include "engine/setup/setup.h"
 #include "proto/run_state.pb.h"
 
 namespace qlora::engine {

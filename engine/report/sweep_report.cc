@@ -5,7 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "engine/plan.h"
+#include "engine/plan/plan.h"
 
 namespace qlora::engine {
 namespace {

@@ -6,7 +6,7 @@
 #include <optional>
 #include <string>
 
-#include "engine/setup.h"
+#include "engine/setup/setup.h"
 #include "proto/run_state.pb.h"
 #include "proto/sweep_report.pb.h"
 

@@ -3,8 +3,8 @@
 
 #include <cstdlib>
 
+#include "engine/commands/evaluate.h"
 #include "engine/drift/compare.h"
-#include "engine/evaluate.h"
 #include "engine/model/families.h"
 #include "engine/model/load_weights.h"
 #include "gtest/gtest.h"

@@ -11,9 +11,9 @@
 #include <vector>
 
 #include "absl/container/flat_hash_set.h"
-#include "engine/evaluate.h"
-#include "engine/generate.h"
-#include "engine/rematerialize.h"
+#include "engine/commands/evaluate.h"
+#include "engine/commands/generate.h"
+#include "engine/plan/rematerialize.h"
 #include "gtest/gtest.h"
 #include "kernels/cuda/cuda_device.h"
 #include "tests/engine/run/model_run.h"

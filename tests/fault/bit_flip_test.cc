@@ -3,7 +3,7 @@
 #include <random>
 
 #include "absl/strings/str_cat.h"
-#include "engine/integrity.h"
+#include "engine/step/integrity.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "proto/errors.h"

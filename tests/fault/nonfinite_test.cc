@@ -4,7 +4,7 @@
 #include <cstring>
 #include <limits>
 
-#include "engine/checkpoint.h"
+#include "engine/checkpoint/checkpoint.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "proto/errors.h"

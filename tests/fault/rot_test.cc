@@ -2,7 +2,7 @@
 // found before the run goes on from it, and told with the file's name.
 #include <random>
 
-#include "engine/checkpoint.h"
+#include "engine/checkpoint/checkpoint.h"
 #include "engine/io/atomic_folder.h"
 #include "engine/io/manifest.h"
 #include "gmock/gmock.h"

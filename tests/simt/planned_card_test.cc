@@ -4,7 +4,7 @@
 
 #include "engine/model/config_reader.h"
 #include "engine/model/families.h"
-#include "engine/plan.h"
+#include "engine/plan/plan.h"
 #include "gtest/gtest.h"
 #include "kernels/cuda/cuda_device.h"
 #include "tests/support/paths.h"

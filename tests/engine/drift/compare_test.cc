@@ -1,10 +1,10 @@
 // Models that pass through memory layer by layer against whole forward passes.
 #include "engine/drift/compare.h"
 
+#include "engine/commands/evaluate.h"
 #include "engine/drift/ends_run.h"
 #include "engine/drift/layer_run.h"
 #include "engine/drift/logit_score.h"
-#include "engine/evaluate.h"
 #include "engine/model/families.h"
 #include "engine/model/load_weights.h"
 #include "gmock/gmock.h"

@@ -8,11 +8,11 @@
 #include <utility>
 #include <vector>
 
-#include "engine/execution.h"
 #include "engine/io/safetensors_writer.h"
 #include "engine/model/families.h"
 #include "engine/model/load_weights.h"
 #include "engine/model/prequantized.h"
+#include "engine/step/execution.h"
 #include "gtest/gtest.h"
 #include "tests/engine/io/temp_folder.h"
 #include "tests/engine/model/golden_files.h"

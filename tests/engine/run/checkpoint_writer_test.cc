@@ -1,5 +1,5 @@
 // Checkpoints that are written while training goes on hold the moment they were asked for.
-#include "engine/checkpoint_writer.h"
+#include "engine/checkpoint/checkpoint_writer.h"
 
 #include <cerrno>
 #include <condition_variable>

@@ -1,7 +1,7 @@
 // The same steps give the same bytes: on another device, with other threads, with anything
 // recomputed, after a restart from a checkpoint.
 
-#include "engine/checkpoint.h"
+#include "engine/checkpoint/checkpoint.h"
 #include "gtest/gtest.h"
 #include "tests/engine/io/temp_folder.h"
 #include "tests/engine/model/golden_files.h"

@@ -1,10 +1,10 @@
 // Generation with a key/value cache against whole forward passes, and what counts as an answer.
 
-#include "engine/evaluate.h"
+#include "engine/commands/evaluate.h"
 
 #include <algorithm>
 
-#include "engine/generate.h"
+#include "engine/commands/generate.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/engine/run/model_run.h"

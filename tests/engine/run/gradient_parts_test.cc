@@ -1,4 +1,4 @@
-#include "engine/gradient_parts.h"
+#include "engine/step/gradient_parts.h"
 
 #include <type_traits>
 

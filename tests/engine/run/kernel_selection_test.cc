@@ -1,6 +1,6 @@
 // Which kernels a run takes, on a device that has several and of which one may be wrong.
 
-#include "engine/kernel_selection.h"
+#include "engine/step/kernel_selection.h"
 
 #include <chrono>
 #include <thread>

@@ -4,7 +4,7 @@
 #include <cstdlib>
 #include <utility>
 
-#include "engine/checkpoint.h"
+#include "engine/checkpoint/checkpoint.h"
 #include "engine/lora/initialize.h"
 #include "engine/model/families.h"
 #include "engine/model/load_weights.h"

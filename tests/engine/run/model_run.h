@@ -11,10 +11,10 @@
 #include "engine/comm/host_exchange.h"
 #include "engine/comm/ranks.h"
 #include "engine/data/batcher.h"
-#include "engine/execution.h"
 #include "engine/io/checkpoint_files.h"
-#include "engine/plan.h"
-#include "engine/step.h"
+#include "engine/plan/plan.h"
+#include "engine/step/execution.h"
+#include "engine/step/step.h"
 #include "kernels/device.h"
 
 namespace qlora::engine {

@@ -1,6 +1,6 @@
 // The plan: it lists what the run allocates, and refuses what does not fit with a way out.
 
-#include "engine/plan.h"
+#include "engine/plan/plan.h"
 
 #include "absl/strings/match.h"
 #include "engine/model/families.h"

@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "engine/checkpoint.h"
+#include "engine/checkpoint/checkpoint.h"
 #include "engine/model/config_reader.h"
 #include "engine/model/families.h"
 #include "engine/optim/state_file.h"

@@ -1,0 +1,269 @@
+#include "engine/checkpoint/checkpoint.h"
+
+#include <algorithm>
+#include <cstring>
+#include <functional>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "engine/input_error.h"
+#include "engine/io/atomic_file.h"
+#include "engine/io/json_file.h"
+#include "engine/io/model_files.h"
+#include "engine/io/safetensors_writer.h"
+#include "engine/model/element_convert.h"
+#include "engine/model/load_weights.h"
+#include "engine/optim/state_file.h"
+
+namespace qlora::engine {
+namespace {
+
+using kernels::DType;
+using kernels::Tensor;
+
+constexpr char kOptimizerFile[] = "optimizer.safetensors";
+constexpr char kRunStateFile[] = "run_state.pb";
+constexpr char kTrainerStateFile[] = "trainer_state.json";
+constexpr char kModelFile[] = "model.safetensors";
+constexpr int64_t kMaxSmallFile = int64_t{256} << 20;
+
+Dtype FileType(DType type) {
+  switch (type) {
+    case DType::kBf16:
+      return Dtype::kBF16;
+    case DType::kF16:
+      return Dtype::kF16;
+    case DType::kU8:
+      return Dtype::kU8;
+    default:
+      return Dtype::kF32;
+  }
+}
+
+// Whatever has gone wrong, bad numbers are not what is saved.
+// `bytes` begin at element `first` of the tensor.
+absl::Status CheckFinite(const std::string& name, DType type, absl::Span<const uint8_t> bytes,
+                         int64_t first = 0) {
+  const auto bad = [&](auto element, uint32_t exponent) -> absl::Status {
+    for (size_t i = 0; i + sizeof(element) <= bytes.size(); i += sizeof(element)) {
+      std::memcpy(&element, bytes.data() + i, sizeof(element));
+      if ((element & exponent) != exponent) continue;
+      return proto::NumbersBadError(
+          absl::StrCat(name, " holds NaN or infinity at element ", first + i / sizeof(element),
+                       ": it is not saved; the last checkpoint is from before"));
+    }
+    return absl::OkStatus();
+  };
+  if (type == DType::kF32) return bad(uint32_t{}, 0x7f800000);
+  if (type == DType::kBf16) return bad(uint16_t{}, 0x7f80);
+  if (type == DType::kF16) return bad(uint16_t{}, 0x7c00);
+  return absl::OkStatus();
+}
+
+// A tensor of a file, and where its values lie in the run's memory.
+struct NamedView {
+  TensorSpec spec;
+  Tensor view;
+};
+
+constexpr int64_t kPieceBytes = 1 << 20;
+
+// Streams views into a safetensors file.
+absl::Status WriteViews(std::unique_ptr<WritableFile> file, std::vector<NamedView> tensors,
+                        const StateReader& read) {
+  std::vector<TensorSpec> specs;
+  for (const NamedView& tensor : tensors) specs.push_back(tensor.spec);
+  absl::StatusOr<SafetensorsWriter> writer = SafetensorsWriter::Create(std::move(file), specs);
+  if (!writer.ok()) return writer.status();
+  std::sort(tensors.begin(), tensors.end(),
+            [](const NamedView& a, const NamedView& b) { return InFileOrder(a.spec, b.spec); });
+  std::vector<uint8_t> bytes;
+  for (const NamedView& tensor : tensors) {
+    // Some rows at a time: a copy of an embedding would be memory that no plan has.
+    const Tensor& view = tensor.view;
+    const int64_t step = std::max<int64_t>(1, kPieceBytes / (view.pitch * SizeOf(view.dtype)));
+    for (int64_t row = 0; row < view.rows; row += step) {
+      const Tensor part = kernels::SliceRows(view, row, std::min(step, view.rows - row));
+      bytes.resize(part.Extent());
+      if (absl::Status s = read(part, bytes.data(), int64_t(bytes.size())); !s.ok()) return s;
+      if (absl::Status s = CheckFinite(tensor.spec.name, view.dtype, bytes, row * view.cols);
+          !s.ok()) {
+        return s;
+      }
+      if (absl::Status s = writer->Append(bytes); !s.ok()) return s;
+    }
+  }
+  return writer->Finish();
+}
+
+absl::Status WriteAdapterFiles(const FileMaker& make, const OutputFiles& files,
+                               const Storage& storage, const StateReader& read, int64_t course) {
+  const Tensor flat = storage.CourseView(course, storage.trained());
+  std::vector<uint8_t> bytes(flat.Extent());
+  if (absl::Status s = read(flat, bytes.data(), int64_t(bytes.size())); !s.ok()) return s;
+  if (absl::Status s = CheckFinite("the adapter", flat.dtype, bytes); !s.ok()) return s;
+  AdapterTensors adapter{.config = files.adapter};
+  const int64_t size = kernels::SizeOf(flat.dtype);
+  const int64_t first = storage.courses[course].first_element();
+  const auto span = [&](int64_t parameter) {
+    const Parameter& p = storage.space.parameters()[parameter];
+    return absl::MakeConstSpan(bytes).subspan((p.offset - first) * size, p.rows * p.cols * size);
+  };
+  const std::vector<AdapterSlot>& slots = storage.adapters[course];
+  for (size_t i = 0; i < slots.size(); ++i) {
+    const AdaptedModule& module = storage.options.lora[course].modules[i];
+    adapter.modules.push_back({.path = module.module,
+                               .in = module.in,
+                               .out = module.out,
+                               .dtype = FileType(flat.dtype),
+                               .a = span(slots[i].a_parameter),
+                               .b = span(slots[i].b_parameter)});
+  }
+  return WriteAdapter(make, adapter);
+}
+
+absl::Status WriteModelFile(const FileMaker& make, const Storage& storage,
+                            const StateReader& read) {
+  std::vector<NamedView> tensors;
+  for (const WeightSlot& slot : storage.weights) {
+    const Tensor view = storage.ComputeView(slot.parameter);
+    const bool is_vector = slot.row.rows == 1;
+    tensors.push_back({{slot.row.name, FileType(view.dtype),
+                        is_vector ? std::vector<int64_t>{slot.row.cols}
+                                  : std::vector<int64_t>{slot.row.rows, slot.row.cols}},
+                       view});
+  }
+  absl::StatusOr<std::unique_ptr<WritableFile>> file = make(kModelFile);
+  if (!file.ok()) return file.status();
+  return WriteViews(*std::move(file), std::move(tensors), read);
+}
+
+// The model's config.json, which says the type that the weights now have.
+absl::Status WriteConfig(Env* env, const std::string& from, const FileMaker& make,
+                         const Storage& storage) {
+  absl::StatusOr<nlohmann::json> config = ReadJsonFile(env, from);
+  if (!config.ok()) return AsInputError(config.status());
+  const bool narrow = storage.ComputeView(storage.weights.front().parameter).dtype == DType::kBf16;
+  const char* const type = narrow ? "bfloat16" : "float32";
+  // Transformers 5 writes dtype and reads both.
+  if (config->contains("dtype")) (*config)["dtype"] = type;
+  if (config->contains("torch_dtype") || !config->contains("dtype")) {
+    (*config)["torch_dtype"] = type;
+  }
+  return WriteTextFile(make, "config.json", config->dump(2) + "\n");
+}
+
+// What is for the user: the adapter or the model, tokenizer, trainer_state.json.
+absl::Status WriteResult(Env* env, const FileMaker& make, const Storage& storage,
+                         const StateReader& read, const OutputFiles& files,
+                         const proto::RunState& state, int64_t course) {
+  const bool full = storage.options.mode == proto::Mode::FULL;
+  absl::Status s = full ? WriteModelFile(make, storage, read)
+                        : WriteAdapterFiles(make, files, storage, read, course);
+  if (!s.ok()) return s;
+  if (files.residual_note) {
+    if (s = WriteResidualNote(make, *files.residual_note); !s.ok()) return s;
+  }
+  if (s = CopyTokenizerFiles(env, files.tokenizer_folder, make); !s.ok()) return s;
+  if (full) {
+    if (s = WriteConfig(env, files.config_file, make, storage); !s.ok()) return s;
+  }
+  return WriteTextFile(make, kTrainerStateFile, TrainerStateJson(files.trainer, state));
+}
+
+}  // namespace
+
+absl::Status SaveCheckpoint(Env* env, const std::string& output_dir, Execution* execution,
+                            const OutputFiles& files, const proto::RunState& state,
+                            HostExchange* exchange, int64_t course) {
+  return SaveCheckpoint(env, output_dir, execution->plan().run.storage, ReaderOf(execution), files,
+                        state, exchange, course);
+}
+
+absl::Status SaveCheckpoint(Env* env, const std::string& output_dir, const Storage& storage,
+                            const StateReader& read, const OutputFiles& files,
+                            const proto::RunState& state, HostExchange* exchange, int64_t course) {
+  absl::StatusOr<std::unique_ptr<FolderCommit>> commit =
+      FolderCommit::Begin(env, output_dir, CheckpointName(state.step()));
+  if (!commit.ok()) return commit.status();
+  const FileMaker make = [&](const std::string& name) { return (*commit)->NewFile(name); };
+  if (absl::Status s = WriteResult(env, make, storage, read, files, state, course); !s.ok()) {
+    return s;
+  }
+  absl::StatusOr<std::unique_ptr<WritableFile>> optimizer = (*commit)->NewFile(kOptimizerFile);
+  if (!optimizer.ok()) return optimizer.status();
+  if (absl::Status s = WriteStates(*std::move(optimizer), storage, read, exchange, course);
+      !s.ok()) {
+    return s;
+  }
+  if (absl::Status s = (*commit)->AddFile(kRunStateFile, state.SerializeAsString()); !s.ok())
+    return s;
+  return (*commit)->Commit({.step = state.step(), .world = 1, .job_hash = state.job_hash()});
+}
+
+absl::StatusOr<proto::RunState> LoadCheckpoint(Env* env, const std::string& folder,
+                                               Execution* execution, int64_t course) {
+  if (absl::Status s = ReadStates(env, JoinPath(folder, kOptimizerFile), execution, course);
+      !s.ok()) {
+    return s;
+  }
+  return ReadRunState(env, folder);
+}
+
+absl::StatusOr<proto::RunState> ReadRunState(Env* env, const std::string& folder) {
+  absl::StatusOr<std::string> text = env->ReadFile(JoinPath(folder, kRunStateFile), kMaxSmallFile);
+  if (!text.ok()) return AsInputError(text.status());
+  proto::RunState state;
+  if (!state.ParseFromString(*text)) {
+    return proto::BadDataError(
+        absl::StrCat(JoinPath(folder, kRunStateFile), " is not a run state"));
+  }
+  return state;
+}
+
+absl::Status WriteFinalOutput(Env* env, const std::string& folder, Execution* execution,
+                              const OutputFiles& files, const proto::RunState& state,
+                              int64_t course) {
+  const FileMaker make = [&](const std::string& name) {
+    return NewAtomicFile(env, JoinPath(folder, name));
+  };
+  return WriteResult(env, make, execution->plan().run.storage, ReaderOf(execution), files, state,
+                     course);
+}
+
+absl::Status LoadAdapter(Env* env, const std::string& folder, Execution* execution,
+                         int64_t course) {
+  const Storage& storage = execution->plan().run.storage;
+  std::vector<ExpectedModule> expected;
+  const std::vector<AdaptedModule>& modules = storage.options.lora[course].modules;
+  for (const AdaptedModule& m : modules) {
+    expected.push_back({.path = m.module, .in = m.in, .out = m.out});
+  }
+  absl::StatusOr<LoadedAdapter> loaded = ReadAdapter(env, folder, expected);
+  if (!loaded.ok()) return AsInputError(loaded.status());
+  const int64_t first = storage.courses[course].first_element();
+  std::vector<float> flat(storage.courses[course].elements());
+  for (size_t i = 0; i < expected.size(); ++i) {
+    if (loaded->adapter.config.r != modules[i].rank) {
+      return proto::BadDataError(absl::StrCat(folder, ": the adapter has rank ",
+                                              loaded->adapter.config.r, "; this job has ",
+                                              modules[i].rank));
+    }
+    const AdapterModule& module = loaded->adapter.modules[i];
+    const AdapterSlot& slot = storage.adapters[course][i];
+    for (const auto& [bytes, parameter] :
+         {std::pair{module.a, slot.a_parameter}, std::pair{module.b, slot.b_parameter}}) {
+      const Parameter& p = storage.space.parameters()[parameter];
+      const int64_t bad = ConvertElements(*FloatType(module.dtype), bytes.data(), p.rows * p.cols,
+                                          DType::kF32, flat.data() + (p.offset - first));
+      if (bad >= 0) {
+        return proto::BadDataError(
+            absl::StrCat(folder, ": tensor ", p.name, " holds NaN or infinity at element ", bad));
+      }
+    }
+  }
+  return WriteTrained(execution, flat, course);
+}
+
+}  // namespace qlora::engine

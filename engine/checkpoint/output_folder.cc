@@ -1,0 +1,140 @@
+#include "engine/checkpoint/output_folder.h"
+
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "engine/checkpoint/checkpoint.h"
+#include "engine/checkpoint/job_identity.h"
+#include "engine/input_error.h"
+#include "engine/io/atomic_file.h"
+
+namespace qlora::engine {
+namespace {
+
+// What of the job decides the result, for the message when the next job differs.
+constexpr char kJobFile[] = "job.textproto";
+constexpr int64_t kMaxJobBytes = 1 << 20;
+
+absl::Status RemoveCheckpoints(Env* env, const std::string& folder) {
+  absl::StatusOr<std::vector<std::string>> names = env->List(folder);
+  if (!names.ok()) return names.status();
+  for (const std::string& name : *names) {
+    if (!CheckpointStep(name).has_value()) continue;
+    if (absl::Status s = env->RemoveAll(JoinPath(folder, name)); !s.ok()) return s;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status AnotherJob(const Setup& setup, const std::string& before) {
+  const std::string differing = DifferingLines(before, setup.job_text);
+  return proto::BadJobError(absl::StrCat(
+      "output_dir ", setup.job.output_dir(), " holds the checkpoints of another job. ",
+      differing.empty() ? "Its model or its data differ.\n"
+                        : absl::StrCat("What differs (- there, + this job):\n", differing),
+      "Give this job an output_dir of its own, or set overwrite_output_dir: true to discard those "
+      "checkpoints"));
+}
+
+// Weights that no checkpoint here belongs to: of a run whose checkpoints were removed, or a model
+// that somebody keeps.
+absl::Status CheckNoResults(Env* env, const std::string& folder) {
+  for (const char* name :
+       {kAdapterModelFile, "model.safetensors", "model.safetensors.index.json"}) {
+    if (!env->Exists(JoinPath(folder, name))) continue;
+    return proto::BadJobError(absl::StrCat(
+        "output_dir ", folder, " holds ", name,
+        " and no checkpoint to go on from. Give this job an output_dir of its own, or set "
+        "overwrite_output_dir: true to replace that file"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CannotWrite(const std::string& folder, const absl::Status& status) {
+  return proto::IoError(
+      absl::StrCat("output_dir ", folder, " cannot be written: ", status.message()));
+}
+
+// Creates a file in the folder, for a moment. One that then also stands in the model's folder tells
+// that the two are one, whatever links and dots their paths are made of.
+absl::Status TryToWrite(Env* env, const std::string& folder, const std::string& model_folder,
+                        bool* is_model_folder) {
+  const std::string probe = JoinPath(folder, absl::StrCat(".write-test-", env->RandomId()));
+  absl::StatusOr<std::unique_ptr<WritableFile>> file = env->NewWritableFile(probe);
+  if (!file.ok()) return file.status();
+  if (absl::Status s = (*file)->Close(); !s.ok()) return s;
+  *is_model_folder = !model_folder.empty() && env->Exists(JoinPath(model_folder, BaseName(probe)));
+  return env->RemoveFile(probe);
+}
+
+// Creates the folder and those above it, and removes them again.
+absl::Status TryToCreate(Env* env, const std::string& folder) {
+  std::vector<std::string> absent;
+  for (std::string path = folder; !env->IsFolder(path); path = ParentPath(path)) {
+    absent.push_back(path);
+    if (ParentPath(path) == path) break;
+  }
+  absl::Status status = env->CreateFolders(folder);
+  for (const std::string& path : absent) {
+    if (env->IsFolder(path)) status.Update(env->RemoveEmptyFolder(path));
+  }
+  return status;
+}
+
+}  // namespace
+
+absl::StatusOr<std::optional<std::string>> CheckOutputFolder(const Setup& setup, Console* console) {
+  Env* env = setup.env;
+  const std::string& folder = setup.job.output_dir();
+  std::optional<std::string> resume;
+  if (!env->IsFolder(folder)) {
+    if (absl::Status s = TryToCreate(env, folder); !s.ok()) return CannotWrite(folder, s);
+    return resume;
+  }
+  bool is_model_folder = false;
+  if (absl::Status s = TryToWrite(env, folder, setup.model_folder, &is_model_folder); !s.ok()) {
+    return CannotWrite(folder, s);
+  }
+  if (is_model_folder) {
+    return proto::BadJobError(absl::StrCat("output_dir ", folder, " is the model's folder ",
+                                           setup.model_folder,
+                                           ". Give this job an output_dir of its own"));
+  }
+  // First, because it also puts back a checkpoint that was moved aside when its writer died.
+  if (absl::Status s = CleanTemporaries(env, folder); !s.ok()) return CannotWrite(folder, s);
+  if (setup.job.overwrite_output_dir()) return resume;
+  absl::StatusOr<NewestCheckpoint> newest = FindNewestValid(env, folder);
+  if (!newest.ok()) return AsInputError(newest.status());
+  for (const auto& [path, reason] : newest->refused) {
+    console->Warning(absl::StrCat(path, " is damaged and not used: ", reason.message()));
+  }
+  if (!newest->path.has_value() && !newest->refused.empty()) {
+    return proto::BadDataError(absl::StrCat(
+        "none of the checkpoints in ", folder,
+        " is whole; to start from scratch remove them or set overwrite_output_dir: true"));
+  }
+  if (newest->path.has_value() && newest->manifest.job_hash() != setup.job_hash) {
+    absl::StatusOr<std::string> before = env->ReadFile(JoinPath(folder, kJobFile), kMaxJobBytes);
+    return AnotherJob(setup, before.ok() ? *before : setup.job_text);
+  }
+  if (!newest->path.has_value()) {
+    if (absl::Status s = CheckNoResults(env, folder); !s.ok()) return s;
+  }
+  return newest->path;
+}
+
+absl::Status TakeOutputFolder(const Setup& setup) {
+  Env* env = setup.env;
+  const std::string& folder = setup.job.output_dir();
+  if (absl::Status s = env->CreateFolders(folder); !s.ok()) return CannotWrite(folder, s);
+  if (setup.job.overwrite_output_dir()) {
+    if (absl::Status s = RemoveCheckpoints(env, folder); !s.ok()) return CannotWrite(folder, s);
+  }
+  if (absl::Status s = AtomicWriteFile(env, JoinPath(folder, kJobFile), setup.job_text); !s.ok()) {
+    return CannotWrite(folder, s);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace qlora::engine

@@ -1,0 +1,204 @@
+#include "engine/commands/commands.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "engine/checkpoint/checkpoint_writer.h"
+#include "engine/commands/evaluate.h"
+#include "engine/commands/gates.h"
+#include "engine/commands/generate.h"
+#include "engine/data/describe.h"
+#include "engine/input_error.h"
+#include "engine/io/atomic_file.h"
+#include "engine/io/atomic_folder.h"
+#include "engine/io/safetensors_writer.h"
+#include "engine/plan/plan_report.h"
+#include "engine/report/plan_output.h"
+#include "engine/report/run_summary.h"
+#include "engine/setup/load_model.h"
+
+namespace qlora::engine {
+namespace {
+
+// Samples that `inspect` prints.
+constexpr size_t kShownSamples = 3;
+
+absl::StatusOr<Plan> PlanOf(const Setup& setup) {
+  absl::StatusOr<Plan> plan =
+      MakePlan(setup.spec, setup.record, *setup.device, setup.rates, setup.limits);
+  if (!plan.ok()) return proto::DoesNotFitError(plan.status().message());
+  return plan;
+}
+
+absl::StatusOr<std::unique_ptr<Execution>> Load(const Setup& setup, const Plan& plan,
+                                                const std::string& adapter, Console* console) {
+  absl::StatusOr<std::unique_ptr<Execution>> execution =
+      Execution::Create(plan, setup.device.get());
+  if (!execution.ok()) return proto::DoesNotFitError(execution.status().message());
+  if (absl::Status s = LoadModel(setup, adapter, execution->get(), console); !s.ok()) return s;
+  return execution;
+}
+
+// Gathers the logits of all tokens, document after document, in the data set's order.
+class LogitsFile {
+ public:
+  explicit LogitsFile(int64_t vocab) : vocab_(vocab) {}
+  absl::Status Take(const MicroBatch& batch, absl::Span<const float> logits) {
+    for (const DocumentBounds& d : batch.documents) {
+      documents_.emplace_back(logits.begin() + int64_t(d.query_begin) * vocab_,
+                              logits.begin() + int64_t(d.query_begin + d.query_rows) * vocab_);
+    }
+    return absl::OkStatus();
+  }
+  absl::Status Write(Env* env, const std::string& path) const {
+    std::vector<TensorData> tensors;
+    for (size_t i = 0; i < documents_.size(); ++i) {
+      const std::vector<float>& d = documents_[i];
+      tensors.push_back(
+          {{absl::StrCat("logits.", i), Dtype::kF32, {int64_t(d.size()) / vocab_, vocab_}},
+           {reinterpret_cast<const uint8_t*>(d.data()), d.size() * 4}});
+    }
+    return WriteSafetensors(env, path, std::move(tensors));
+  }
+
+ private:
+  const int64_t vocab_;
+  std::vector<std::vector<float>> documents_;
+};
+
+absl::Status CannotWriteLogits(const absl::Status& status) {
+  return proto::IoError(absl::StrCat("eval.logits_file cannot be written: ", status.message()));
+}
+
+}  // namespace
+
+absl::Status ShowPlan(const Setup& setup, Console* console) {
+  console->Line(StartSummary(setup));
+  Plan plan = BestPlan(setup.spec, setup.record, *setup.device, setup.rates, setup.limits);
+  PlanStateCopy(setup, &plan);
+  absl::StatusOr<proto::PlanReport> report = MakePlanReport(setup, plan);
+  if (!report.ok()) return report.status();
+  console->Line(PlanReportText(*report));
+  if (setup.job.plan().report()) {
+    const std::string& folder = setup.job.output_dir();
+    if (absl::Status s = WritePlanReport(setup.env, folder, *report); !s.ok()) {
+      return AsInputError(s);
+    }
+    console->Line(absl::StrCat("report: ", JoinPath(folder, "plan_report.html"), ", .txt, .json"));
+  }
+  if (report->fits()) return absl::OkStatus();
+  return proto::DoesNotFitError(
+      absl::StrCat("the run needs ", FormatBytes(plan.total_bytes), " and ",
+                   setup.limits.memory_source, " allows ", FormatBytes(setup.limits.memory_bytes),
+                   report->changes_size() > 0 ? "; the plan lists what would make it fit" : ""));
+}
+
+absl::Status Inspect(const Setup& setup, Console* console) {
+  console->Line(StartSummary(setup));
+  console->Line("tensors");
+  for (const WeightRow& row : WeightRows(setup.spec)) {
+    console->Line(absl::StrFormat("  %-60s [%d, %d]%s", row.name, row.rows, row.cols,
+                                  row.quantizable ? "  quantizable" : ""));
+  }
+  const Dataset& data = setup.train_data.samples.empty() ? setup.eval_data : setup.train_data;
+  for (size_t i = 0; i < std::min(kShownSamples, data.samples.size()); ++i) {
+    const Sample& sample = data.samples[i];
+    console->Line(absl::StrCat(
+        "sample of line ", sample.line, ", ", sample.ids.size(),
+        " tokens, trained ones between ⟦ and ⟧:\n",
+        setup.tokenizer ? DescribeSample(sample, *setup.tokenizer, "⟦", "⟧") : "(no tokenizer)"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Evaluate(const Setup& setup, Console* console) {
+  const std::string& path = setup.job.eval().logits_file();
+  if (setup.record.eval_logits) {
+    // Now, not after the work.
+    if (setup.env->IsFolder(path)) {
+      return CannotWriteLogits(absl::AlreadyExistsError(path + " is a folder"));
+    }
+    if (absl::Status s = NewAtomicFile(setup.env, path).status(); !s.ok()) {
+      return CannotWriteLogits(s);
+    }
+  }
+  absl::StatusOr<Plan> plan = PlanOf(setup);
+  if (!plan.ok()) return plan.status();
+  absl::StatusOr<std::unique_ptr<Execution>> execution =
+      Load(setup, *plan, setup.job.eval().adapter(), console);
+  if (!execution.ok()) return execution.status();
+  LogitsFile logits(setup.spec.vocab);
+  LogitsSink sink;
+  if (setup.record.eval_logits) {
+    sink = [&](const MicroBatch& batch, absl::Span<const float> values) {
+      return logits.Take(batch, values);
+    };
+  }
+  absl::StatusOr<EvalResult> result = EvaluateLoss(execution->get(), *setup.eval_batches, sink);
+  if (!result.ok()) return result.status();
+  if (setup.record.generate.has_value()) {
+    absl::StatusOr<int64_t> exact = CountExactMatches(
+        execution->get(), setup.eval_data, *setup.tokenizer,
+        {.max_new_tokens = setup.job.eval().max_new_tokens(), .stop_ids = StopIds(setup)});
+    if (!exact.ok()) return exact.status();
+    result->exact_matches = *exact;
+  }
+  console->Line(absl::StrCat(FormatCount(result->samples), " samples, ",
+                             FormatCount(result->tokens), " tokens: ", DescribeEval(*result)));
+  if (setup.record.eval_logits) {
+    if (absl::Status s = logits.Write(setup.env, path); !s.ok()) return CannotWriteLogits(s);
+    console->Line(absl::StrCat("logits: ", path));
+  }
+  GateMetrics metrics;
+  if (result->exact_matches) metrics.exact_match = result->ExactMatch();
+  return ReportGates(setup.job.gates(), metrics, console);
+}
+
+absl::Status GenerateText(const Setup& setup, Console* console) {
+  absl::StatusOr<Plan> plan = PlanOf(setup);
+  if (!plan.ok()) return plan.status();
+  absl::StatusOr<std::unique_ptr<Execution>> execution =
+      Load(setup, *plan, setup.job.generate().adapter(), console);
+  if (!execution.ok()) return execution.status();
+  const proto::Generate& generate = setup.job.generate();
+  absl::StatusOr<std::vector<std::vector<int32_t>>> ids =
+      Generate(execution->get(), setup.prompts,
+               {.max_new_tokens = generate.max_new_tokens(),
+                .temperature = generate.temperature(),
+                .top_p = generate.has_top_p() ? generate.top_p() : 1.0,
+                .seed = generate.has_seed() ? generate.seed() : setup.job.seed(),
+                .stop_ids = StopIds(setup)});
+  if (!ids.ok()) return ids.status();
+  console->Line(setup.tokenizer->Decode(ids->front(), true));
+  return absl::OkStatus();
+}
+
+absl::Status Verify(Env* env, const std::string& folder, Console* console) {
+  const auto check = [&](const std::string& path) {
+    absl::StatusOr<proto::FolderManifest> manifest =
+        VerifyFolder(env, path, VerifyDepth::kChecksumsAndHashes);
+    if (!manifest.ok()) {
+      console->Line(absl::StrCat("damaged  ", path, ": ", manifest.status().message()));
+      return manifest.status();
+    }
+    console->Line(absl::StrCat("whole    ", path, ": step ", manifest->step(), ", ",
+                               manifest->files_size(), " files"));
+    return absl::OkStatus();
+  };
+  if (env->Exists(JoinPath(folder, kManifestFile))) return AsInputError(check(folder));
+  absl::StatusOr<std::vector<std::string>> names = env->List(folder);
+  if (!names.ok()) return AsInputError(names.status());
+  absl::Status worst;
+  int64_t found = 0;
+  for (const std::string& name : *names) {
+    if (!CheckpointStep(name).has_value()) continue;
+    ++found;
+    worst.Update(check(JoinPath(folder, name)));
+  }
+  if (found == 0) return proto::MissingFileError(absl::StrCat(folder, " holds no checkpoint"));
+  return AsInputError(worst);
+}
+
+}  // namespace qlora::engine

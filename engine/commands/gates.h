@@ -1,0 +1,50 @@
+// The job's gates against what a run measured.
+
+#ifndef QLORA_ENGINE_COMMANDS_GATES_H_
+#define QLORA_ENGINE_COMMANDS_GATES_H_
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/types/span.h"
+#include "engine/report/console.h"
+#include "proto/job.pb.h"
+#include "proto/run_state.pb.h"
+
+namespace qlora::engine {
+
+// What a command has measured of what gates are about; none: it does not measure that.
+struct GateMetrics {
+  std::optional<double> eval_loss_increase;  // nats per token
+  std::optional<double> exact_match;         // share
+  std::optional<double> kl;                  // mean, nats per token
+};
+
+// Of a training run: the evaluation of its result (the last, or the best checkpoint's where that is
+// the result) against the one before training. Empty without held-out data.
+GateMetrics TrainingMetrics(const proto::RunState& state, bool best_is_result);
+
+struct GateResult {
+  std::string field;  // "gates.max_kl"
+  double measured = 0, limit = 0;
+  bool passed = false;
+};
+
+// A result for each gate of the job that has a metric, in the order of the fields. A metric that is
+// not finite passes nothing.
+std::vector<GateResult> CheckGates(const proto::Gates& gates, const GateMetrics& metrics);
+
+// "gates.max_kl passed: 0.0123, at most 0.05".
+std::string DescribeGate(const GateResult& result);
+
+// CheckGates, a line for each that passed, and GateStatus.
+absl::Status ReportGates(const proto::Gates& gates, const GateMetrics& metrics, Console* console);
+
+// GateMissedError naming those that were missed; OK where none was.
+absl::Status GateStatus(absl::Span<const GateResult> results);
+
+}  // namespace qlora::engine
+
+#endif  // QLORA_ENGINE_COMMANDS_GATES_H_

@@ -1,0 +1,109 @@
+#include "engine/commands/sweep.h"
+
+#include <optional>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "engine/commands/commands.h"
+#include "engine/commands/train.h"
+#include "engine/input_error.h"
+#include "engine/io/atomic_file.h"
+#include "engine/report/report_json.h"
+#include "engine/report/sweep_report.h"
+
+namespace qlora::engine {
+namespace {
+
+using proto::SweepReport;
+using Courses = absl::Span<const std::unique_ptr<Course>>;
+
+SweepReport ReportOf(const SweepSetup& sweep, Courses courses) {
+  SweepReport report;
+  report.set_tolerance(sweep.job.sweep().tolerance());
+  for (size_t i = 0; i < courses.size(); ++i) {
+    const Course& course = *courses[i];
+    SweepReport::Adapter& adapter = *report.add_adapter();
+    adapter = DescribeAdapter(sweep.adapters[i].name, course.setup(), course.state());
+    if (!course.failure().ok()) {
+      adapter.set_not_trained("its numbers went bad");
+    } else if (course.is_active()) {
+      adapter.set_not_trained("not needed: the ranks before gained no more than the tolerance");
+    }
+  }
+  JudgeSweep(&report);
+  return report;
+}
+
+// The best figure of a round's adapters.
+std::optional<double> BestOf(const SweepSetup& sweep, const SweepReport& report, int64_t round) {
+  std::optional<double> best;
+  for (size_t i = 0; i < sweep.adapters.size(); ++i) {
+    const SweepReport::Adapter& adapter = report.adapter(int(i));
+    if (sweep.adapters[i].round != round || !adapter.not_trained().empty()) continue;
+    const std::optional<double> figure = MetricOf(adapter, report.metric());
+    if (figure && (!best || Gain(*best, *figure, report.metric()) > 0)) best = figure;
+  }
+  return best;
+}
+
+// Whether the last round gained more than the tolerance over the one before.
+bool WantsRound(const SweepSetup& sweep, Courses courses, int64_t next, Console* console) {
+  if (next < 2) return true;
+  const SweepReport report = ReportOf(sweep, courses);
+  const std::optional<double> before = BestOf(sweep, report, next - 2);
+  const std::optional<double> after = BestOf(sweep, report, next - 1);
+  if (!before || !after) return true;
+  const double gain = Gain(*before, *after, report.metric());
+  const bool wants = gain > report.tolerance();
+  console->Line(absl::StrFormat("raising the rank gained %.2f %%, tolerance %.2f %%: %s",
+                                100 * gain, 100 * report.tolerance(),
+                                wants ? "raised again" : "that is enough"));
+  return wants;
+}
+
+absl::Status WriteReport(const SweepSetup& sweep, Courses courses, Console* console) {
+  const SweepReport report = ReportOf(sweep, courses);
+  const std::string text = SweepText(report);
+  console->Line(text);
+  absl::StatusOr<std::string> json = ReportJson(report);
+  if (!json.ok()) return json.status();
+  const std::string stem = JoinPath(sweep.job.output_dir(), "sweep_report");
+  Env* env = sweep.adapters.front().setup->env;
+  for (const auto& [suffix, content] : {std::pair<const char*, std::string>{".txt", text},
+                                        {".json", *json},
+                                        {".html", SweepPage(report)}}) {
+    if (absl::Status s = AtomicWriteFile(env, stem + suffix, content); !s.ok()) {
+      return AsInputError(s);
+    }
+  }
+  console->Line(absl::StrCat("report: ", stem, ".html, .json, .txt"));
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status Sweep(const SweepSetup& sweep, Console* console,
+                   const volatile std::sig_atomic_t* stop_signal) {
+  Together together;
+  std::vector<std::string> names;
+  for (const SweepSetup::Adapter& adapter : sweep.adapters) {
+    together.members.push_back({adapter.setup.get(), adapter.name, adapter.round});
+    names.push_back(adapter.name);
+  }
+  console->Line(absl::StrCat("sweep of ", names.size(),
+                             " adapters over one base: ", absl::StrJoin(names, ", "),
+                             "; the first one's model, data and targets:"));
+  together.wants_round = [&](Courses courses, int64_t next) {
+    return WantsRound(sweep, courses, next, console);
+  };
+  together.report = [&](Courses courses) { return WriteReport(sweep, courses, console); };
+  return TrainTogether(together, console, stop_signal);
+}
+
+absl::Status ShowSweepPlan(const SweepSetup& sweep, Console* console) {
+  return ShowPlan(*sweep.adapters.front().setup, console);
+}
+
+}  // namespace qlora::engine

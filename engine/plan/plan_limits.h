@@ -1,0 +1,18 @@
+// What memory a run may use: by the job, the machine, and what this process holds already.
+
+#ifndef QLORA_ENGINE_PLAN_PLAN_LIMITS_H_
+#define QLORA_ENGINE_PLAN_PLAN_LIMITS_H_
+
+#include "absl/status/statusor.h"
+#include "engine/plan/plan.h"
+#include "engine/setup/setup.h"
+
+namespace qlora::engine {
+
+// Asked last of all that stands before the plan: data, tokenizer and model are open, `setup.record`
+// is chosen. Everything but `setup.limits` is read. `writes_cache`: the 4-bit base is written out.
+absl::StatusOr<PlanLimits> LimitsOf(const Setup& setup, bool writes_cache);
+
+}  // namespace qlora::engine
+
+#endif  // QLORA_ENGINE_PLAN_PLAN_LIMITS_H_

@@ -1,0 +1,21 @@
+// All that command `plan` finds out, as one message: for the terminal, for machines, and as a page.
+
+#ifndef QLORA_ENGINE_PLAN_PLAN_REPORT_H_
+#define QLORA_ENGINE_PLAN_PLAN_REPORT_H_
+
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "engine/plan/plan.h"
+#include "engine/setup/setup.h"
+#include "proto/plan_report.pb.h"
+
+namespace qlora::engine {
+
+// `plan` is BestPlan of `setup`. With plan.explore other plans are made beside it: changes, the
+// largest sequence and batch, other modes.
+absl::StatusOr<proto::PlanReport> MakePlanReport(const Setup& setup, const Plan& plan);
+
+}  // namespace qlora::engine
+
+#endif  // QLORA_ENGINE_PLAN_PLAN_REPORT_H_

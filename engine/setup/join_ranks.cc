@@ -1,0 +1,56 @@
+#include "engine/setup/join_ranks.h"
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "engine/checkpoint/job_identity.h"
+#include "engine/input_error.h"
+#include "proto/errors.h"
+
+namespace qlora::engine {
+
+absl::Status JoinRanks(Setup* setup) {
+  Setup& s = *setup;
+  if (s.ranks == nullptr) return absl::OkStatus();
+  const proto::Data& data = s.job.data();
+  // What decides the result, and the inputs, which one rank of a machine reads for all.
+  const std::string job = absl::StrCat(
+      DecisiveJobText(s.job, s.device->info().name, s.world()), "model: ", s.model_folder,
+      "\nconfig: ", s.config_file, "\ntokenizer: ", s.tokenizer_folder,
+      "\ntrain_file: ", data.train_file(), "\neval_file: ", data.eval_file(),
+      "\nmax_eval_samples: ", data.max_eval_samples(), "\n");
+  absl::Status status = AgreeOnJob(s.ranks, job);
+  if (!status.ok()) return status;
+  if (status = s.ranks->OpenComm(s.device.get()); !status.ok()) return status;
+  if (!s.device->info().is_host) {
+    absl::StatusOr<kernels::Buffer> staging = s.device->Allocate(HostExchange::kStagingBytes);
+    if (!staging.ok()) return proto::DoesNotFitError(staging.status().message());
+    s.exchange_staging = *std::move(staging);
+  }
+  s.exchange = std::make_unique<HostExchange>(
+      &s.ranks->comm(), s.device.get(), s.exchange_staging.data(), s.exchange_staging.bytes());
+  return absl::OkStatus();
+}
+
+absl::Status TakeBaseHash(Setup* setup) {
+  if (setup->reading().reads()) {
+    absl::StatusOr<std::string> base = HashBase(setup->env, setup->config_file, setup->model);
+    if (!base.ok()) return AsInputError(base.status());
+    setup->base_hash = *base;
+  }
+  if (setup->ranks == nullptr) return absl::OkStatus();
+  absl::StatusOr<std::vector<std::string>> all =
+      setup->ranks->control().AllGather("the model's hash", setup->base_hash);
+  if (!all.ok()) return all.status();
+  setup->base_hash = (*all)[setup->ranks->neighbours().front()];
+  return absl::OkStatus();
+}
+
+void LeaveRanks(Ranks* ranks, const absl::Status& status) {
+  if (!status.ok() && !absl::IsCancelled(status)) ranks->control().Abort(status);
+  ranks->CloseComm();
+}
+
+}  // namespace qlora::engine

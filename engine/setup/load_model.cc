@@ -1,0 +1,58 @@
+#include "engine/setup/load_model.h"
+
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "engine/checkpoint/checkpoint.h"
+#include "engine/lora/initialize.h"
+#include "engine/model/load_weights.h"
+#include "engine/model/quantize_cache.h"
+
+namespace qlora::engine {
+namespace {
+
+absl::Status LoadBase(const Setup& setup, Execution* execution, Console* console) {
+  const auto progress = [&](double share) {
+    console->Live(absl::StrCat("loading ", Bar(share, 30)));
+  };
+  const std::string& folder = setup.job.quantization().quantize_cache();
+  if (setup.job.mode() != proto::Mode::QLORA || folder.empty()) {
+    return LoadWeights(*setup.model, execution, progress, setup.reading());
+  }
+  std::vector<std::string> notes;
+  const absl::Status status = LoadWeightsCached({setup.env, folder, setup.base_hash}, *setup.model,
+                                                execution, progress, &notes, setup.reading());
+  for (const std::string& note : notes) console->Line(note);
+  return status;
+}
+
+}  // namespace
+
+absl::Status LoadModel(const Setup& setup, const std::string& adapter, Execution* execution,
+                       Console* console) {
+  if (!setup.model) return InitializeWeights(setup.job.seed(), execution);
+  const absl::Status loaded = LoadBase(setup, execution, console);
+  console->EndLive();
+  if (!loaded.ok()) return loaded;
+  if (setup.targets.modules.empty()) return absl::OkStatus();
+  return StartAdapter(setup, adapter, execution, 0);
+}
+
+absl::Status StartAdapter(const Setup& setup, const std::string& adapter, Execution* execution,
+                          int64_t course) {
+  if (!adapter.empty()) return LoadAdapter(setup.env, adapter, execution, course);
+  const Storage& storage = execution->plan().run.storage;
+  const CourseRange& range = storage.courses[course];
+  const int64_t first = range.first_element();
+  std::vector<float> flat(range.elements());
+  for (size_t i = 0; i < storage.adapters[course].size(); ++i) {
+    const AdaptedModule& module = setup.targets.modules[i];
+    const Parameter& a = storage.space.parameters()[storage.adapters[course][i].a_parameter];
+    InitializeLoraA(setup.job.seed(), module,
+                    absl::MakeSpan(flat).subspan(a.offset - first, module.rank * module.in));
+  }
+  return WriteTrained(execution, flat, course);
+}
+
+}  // namespace qlora::engine
