@@ -19,8 +19,9 @@ import subprocess
 import tempfile
 import time
 
-STEPS = (2, 8)  # of the short and the long run
-ROUNDS = 3      # the fastest counts
+SHORT_STEPS = 4
+MEASURED_TOKENS = 1024  # of one adapter, in the steps by which the long run is longer
+ROUNDS = 3              # the fastest counts
 
 
 def write_data(path, tokens):
@@ -47,10 +48,18 @@ def run(engine, model, folder, command, tokens, adapters, steps, threads):
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, wall
 
 
-def step_seconds(measure, kind):
-    """Seconds of one step: kind 0 of the processor, 1 of the clock."""
-    short, long = (min(measure(steps)[kind] for _ in range(ROUNDS)) for steps in STEPS)
-    return (long - short) / (STEPS[1] - STEPS[0])
+def step_seconds(engine, model, folder, tokens, adapters, threads, kind):
+    """Seconds of a step of all adapters, one after another and together: kind 0 of the processor, 1 of the clock."""
+    more = max(8, MEASURED_TOKENS // tokens)
+    fastest = {}
+    for _ in range(ROUNDS):
+        for command in ("train", "sweep"):
+            for steps in (SHORT_STEPS, SHORT_STEPS + more):
+                seconds = run(engine, model, folder, command, tokens, adapters, steps, threads)[kind]
+                fastest[command, steps] = min(seconds, fastest.get((command, steps), seconds))
+    alone, together = ((fastest[command, SHORT_STEPS + more] - fastest[command, SHORT_STEPS]) / more
+                       for command in ("train", "sweep"))
+    return adapters * alone, together
 
 
 def main():
@@ -70,10 +79,7 @@ def main():
             write_data(folder / "data.jsonl", tokens)
             row = {"tokens": tokens}
             for kind, threads, label in ((0, 1, "processor"), (1, os.cpu_count(), "wall")):
-                alone = options.adapters * step_seconds(
-                    lambda n: run(engine, model, folder, "train", tokens, 1, n, threads), kind)
-                together = step_seconds(
-                    lambda n: run(engine, model, folder, "sweep", tokens, options.adapters, n, threads), kind)
+                alone, together = step_seconds(engine, model, folder, tokens, options.adapters, threads, kind)
                 row[label] = {"threads": threads, "alone_seconds": alone, "together_seconds": together,
                               "ratio": alone / together}
             rows.append(row)

@@ -420,13 +420,14 @@ void Finish(const FinishArgs& args) {
 // ---- dropout: philox.h, kLanes groups of four elements at a time ----
 
 void Drop(const DropoutArgs& d, uint64_t first, int64_t count, float kept_scale, float* x) {
+  constexpr auto kLane = std::make_integer_sequence<int, kLanes>();
+  U lanes;
+  for (int i = 0; i < kLanes; ++i) lanes[i] = uint32_t(i);
+  const F kept = Set1(kept_scale);
   const uint64_t last_group = count == 0 ? 0 : (first + count - 1) / 4;
   for (uint64_t group = first / 4; count > 0 && group <= last_group; group += kLanes) {
-    U c0, c1;
-    for (int i = 0; i < kLanes; ++i) {
-      c0[i] = uint32_t(group + i);
-      c1[i] = uint32_t((group + i) >> 32) ^ (d.key << 8);
-    }
+    U c0 = lanes + uint32_t(group);
+    U c1 = (uint32_t(group >> 32) - (U)(c0 < uint32_t(group))) ^ (d.key << 8);  // with the carry
     U c2 = U{} + uint32_t(d.counter[2]), c3 = U{} + uint32_t(d.counter[3]);
     uint32_t k0 = uint32_t(d.counter[0]), k1 = uint32_t(d.counter[1]);
     for (int round = 0; round < 10; ++round) {
@@ -440,18 +441,21 @@ void Drop(const DropoutArgs& d, uint64_t first, int64_t count, float kept_scale,
       k0 += 0x9E3779B9u;
       k1 += 0xBB67AE85u;
     }
-    alignas(64) uint32_t bits[4][kLanes];
-    StoreAs(bits[0], c0);
-    StoreAs(bits[1], c1);
-    StoreAs(bits[2], c2);
-    StoreAs(bits[3], c3);
-    // Element e of the tensor is bits[e % 4][e / 4 - group].
-    const uint64_t from = group * 4 > first ? group * 4 : first;
-    const uint64_t to_all = (group + kLanes) * 4, to_end = first + count;
-    const uint64_t to = to_all < to_end ? to_all : to_end;
-    for (uint64_t e = from; e < to; ++e) {
-      x[e - first] *= bits[e % 4][e / 4 - group] < d.threshold ? 0.0f : kept_scale;
+    // Lane i of the four words is for the elements 4 (group + i) to 4 (group + i) + 3.
+    const U even[2] = {InterleaveLow(c0, c2, kLane), InterleaveHigh(c0, c2, kLane)};
+    const U odd[2] = {InterleaveLow(c1, c3, kLane), InterleaveHigh(c1, c3, kLane)};
+    alignas(64) float scales[4 * kLanes];
+    for (int half = 0; half < 2; ++half) {
+      const U bits[2] = {InterleaveLow(even[half], odd[half], kLane),
+                         InterleaveHigh(even[half], odd[half], kLane)};
+      for (int i = 0; i < 2; ++i) {
+        StoreAs(scales + (2 * half + i) * kLanes, bits[i] < d.threshold ? F{} : kept);
+      }
     }
+    const uint64_t begin = group * 4, end = begin + 4 * kLanes;
+    const uint64_t from = begin > first ? begin : first;
+    const uint64_t to = end < first + count ? end : first + count;
+    for (uint64_t e = from; e < to; ++e) x[e - first] *= scales[e - begin];
   }
 }
 
