@@ -1,12 +1,12 @@
 #include "engine/checkpoint/checkpoint.h"
 
 #include <algorithm>
-#include <cstring>
 #include <functional>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "engine/checkpoint/check_finite.h"
 #include "engine/input_error.h"
 #include "engine/io/atomic_file.h"
 #include "engine/io/json_file.h"
@@ -39,26 +39,6 @@ Dtype FileType(DType type) {
     default:
       return Dtype::kF32;
   }
-}
-
-// Whatever has gone wrong, bad numbers are not what is saved.
-// `bytes` begin at element `first` of the tensor.
-absl::Status CheckFinite(const std::string& name, DType type, absl::Span<const uint8_t> bytes,
-                         int64_t first = 0) {
-  const auto bad = [&](auto element, uint32_t exponent) -> absl::Status {
-    for (size_t i = 0; i + sizeof(element) <= bytes.size(); i += sizeof(element)) {
-      std::memcpy(&element, bytes.data() + i, sizeof(element));
-      if ((element & exponent) != exponent) continue;
-      return proto::NumbersBadError(
-          absl::StrCat(name, " holds NaN or infinity at element ", first + i / sizeof(element),
-                       ": it is not saved; the last checkpoint is from before"));
-    }
-    return absl::OkStatus();
-  };
-  if (type == DType::kF32) return bad(uint32_t{}, 0x7f800000);
-  if (type == DType::kBf16) return bad(uint16_t{}, 0x7f80);
-  if (type == DType::kF16) return bad(uint16_t{}, 0x7c00);
-  return absl::OkStatus();
 }
 
 // A tensor of a file, and where its values lie in the run's memory.

@@ -1,6 +1,7 @@
 #include "engine/checkpoint/checkpoint_writer.h"
 
 #include <algorithm>
+#include <system_error>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -57,18 +58,21 @@ absl::Status CheckpointWriter::Save(const OutputFiles& files, const proto::RunSt
   }
   if (!copy_) {
     absl::StatusOr<StateCopy> copy = StateCopy::Create(execution_->plan().run.storage);
-    if (!copy.ok()) return proto::DoesNotFitError(copy.status().message());
+    if (!copy.ok()) return Commit(ReaderOf(execution_), files, state, nullptr);
     copy_.emplace(*std::move(copy));
   }
   if (absl::Status s = copy_->Take(execution_); !s.ok()) return s;
-  done_ = false;
-  thread_ = std::thread([this, files, state] {
-    const StateReader read = [this](kernels::ConstTensor view, void* to, int64_t bytes) {
-      return copy_->Read(view, to, bytes);
-    };
-    status_ = Commit(read, files, state, nullptr);
-    done_ = true;
-  });
+  try {
+    thread_ = std::thread([this, files, state] {
+      const StateReader read = [this](kernels::ConstTensor view, void* to, int64_t bytes) {
+        return copy_->Read(view, to, bytes);
+      };
+      status_ = Commit(read, files, state, nullptr);
+      done_ = true;
+    });
+  } catch (const std::system_error&) {
+    return Commit(ReaderOf(execution_), files, state, nullptr);
+  }
   return absl::OkStatus();
 }
 

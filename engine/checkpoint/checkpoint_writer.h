@@ -1,6 +1,7 @@
 // Checkpoints written beside training. The state is copied to host memory, which is all that
 // training waits for, and a thread commits the copy while the next steps run; at most one is under
-// way. Where the memory has no room for a copy, training waits for the whole commit.
+// way. Where the memory has no room for a copy, or the system refuses it or the thread, training
+// waits for the whole commit.
 
 #ifndef QLORA_ENGINE_CHECKPOINT_CHECKPOINT_WRITER_H_
 #define QLORA_ENGINE_CHECKPOINT_CHECKPOINT_WRITER_H_

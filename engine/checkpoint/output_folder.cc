@@ -60,7 +60,8 @@ absl::Status CannotWrite(const std::string& folder, const absl::Status& status) 
 // that the two are one, whatever links and dots their paths are made of.
 absl::Status TryToWrite(Env* env, const std::string& folder, const std::string& model_folder,
                         bool* is_model_folder) {
-  const std::string probe = JoinPath(folder, absl::StrCat(".write-test-", env->RandomId()));
+  const std::string probe =
+      JoinPath(folder, absl::StrCat(kTemporaryPrefix, "write-test-", env->RandomId()));
   absl::StatusOr<std::unique_ptr<WritableFile>> file = env->NewWritableFile(probe);
   if (!file.ok()) return file.status();
   if (absl::Status s = (*file)->Close(); !s.ok()) return s;
@@ -107,12 +108,12 @@ absl::StatusOr<std::optional<std::string>> CheckOutputFolder(const Setup& setup,
   absl::StatusOr<NewestCheckpoint> newest = FindNewestValid(env, folder);
   if (!newest.ok()) return AsInputError(newest.status());
   for (const auto& [path, reason] : newest->refused) {
-    console->Warning(absl::StrCat(path, " is damaged and not used: ", reason.message()));
+    console->Warning(absl::StrCat(path, " is not used: ", reason.message()));
   }
   if (!newest->path.has_value() && !newest->refused.empty()) {
     return proto::BadDataError(absl::StrCat(
         "none of the checkpoints in ", folder,
-        " is whole; to start from scratch remove them or set overwrite_output_dir: true"));
+        " can be used; to start from scratch remove them or set overwrite_output_dir: true"));
   }
   if (newest->path.has_value() && newest->manifest.job_hash() != setup.job_hash) {
     absl::StatusOr<std::string> before = env->ReadFile(JoinPath(folder, kJobFile), kMaxJobBytes);

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "engine/checkpoint/checkpoint_writer.h"
+#include "engine/checkpoint/disk_room.h"
 #include "engine/commands/evaluate.h"
 #include "engine/commands/gates.h"
 #include "engine/commands/generate.h"
@@ -87,6 +88,11 @@ absl::Status ShowPlan(const Setup& setup, Console* console) {
       return AsInputError(s);
     }
     console->Line(absl::StrCat("report: ", JoinPath(folder, "plan_report.html"), ", .txt, .json"));
+  }
+  if (plan.run.train && !setup.device_is_planned && setup.job.has_output_dir()) {
+    const std::string shortage =
+        DescribeShortage(setup.env, setup.job.output_dir(), NeedOf(setup, plan, 0, 0));
+    if (!shortage.empty()) console->Warning(shortage);
   }
   if (report->fits()) return absl::OkStatus();
   return proto::DoesNotFitError(

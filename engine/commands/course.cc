@@ -10,6 +10,7 @@
 #include "engine/commands/gates.h"
 #include "engine/input_error.h"
 #include "engine/io/atomic_file.h"
+#include "engine/io/manifest.h"
 #include "engine/optim/state_file.h"
 #include "engine/plan/host_memory.h"
 #include "engine/plan/useful_flops.h"
@@ -86,6 +87,7 @@ void Course::Account(const StepResult& result) {
   if (!result.skipped) {
     state_.set_updates(state_.updates() + 1);
     state_.set_consecutive_nonfinite(0);
+    cause_.clear();
     state_.set_trained_tokens(state_.trained_tokens() + result.trained_tokens);
     state_.set_loss_since_log(state_.loss_since_log() + result.loss_sum);
     state_.set_tokens_since_log(state_.tokens_since_log() + result.trained_tokens);
@@ -93,12 +95,13 @@ void Course::Account(const StepResult& result) {
   }
   state_.set_consecutive_nonfinite(state_.consecutive_nonfinite() + 1);
   console_.Warning(absl::StrCat(label_, "step ", state_.step(),
-                                ": gradients or loss are not finite; the update was skipped"));
+                                ": gradients or loss are not finite; the update was skipped. ",
+                                cause_));
   if (state_.consecutive_nonfinite() < training_.max_consecutive_nonfinite()) return;
   failure_ = proto::NumbersBadError(absl::StrCat(
       label_, state_.consecutive_nonfinite(),
-      " steps in a row had gradients or a loss that are not finite; the last checkpoint is from "
-      "before them. A lower training.learning_rate usually helps"));
+      " steps in a row had gradients or a loss that are not finite and changed nothing. ", cause_,
+      ". Where neither model nor data is at fault, a lower training.learning_rate usually helps"));
 }
 
 void Course::MeasureSpeed(const std::vector<MicroBatch>& batch, double seconds) {
@@ -245,6 +248,13 @@ absl::Status Course::WriteResults() {
   if (training_.load_best_model_at_end() && !state_.best_checkpoint().empty() &&
       state_.best_checkpoint() != CheckpointName(state_.step())) {
     const std::string best = JoinPath(setup_.job.output_dir(), state_.best_checkpoint());
+    // It may be days old.
+    if (absl::Status s = VerifyFolder(setup_.env, best).status(); !s.ok()) {
+      return proto::Annotate(
+          AsInputError(s),
+          "the checkpoint with the best held-out loss can't be used (with "
+          "training.load_best_model_at_end: false the same command takes the last step's weights)");
+    }
     absl::StatusOr<proto::RunState> loaded = LoadCheckpoint(setup_.env, best, &execution_, index_);
     if (!loaded.ok()) return loaded.status();
     Say(absl::StrCat("the best held-out loss was that of ", best, ": its weights are the result"));

@@ -51,6 +51,9 @@ class Course {
 
   // The next step's micro-batches and scalars.
   CourseStep PrepareStep(std::vector<MicroBatch>* batch) const;
+  // Whether what spoils the steps being skipped now is not known yet.
+  bool lacks_cause(const StepResult& result) const { return result.skipped && cause_.empty(); }
+  void set_cause(const std::string& cause) { cause_ = cause; }
   // Takes the outcome into state and log. Gradients that stay non-finite end the course: failure().
   absl::Status FinishStep(const std::vector<MicroBatch>& batch, const CourseStep& step,
                           const StepResult& result, const StepCost& cost);
@@ -95,6 +98,7 @@ class Course {
   std::optional<RunLog> log_;
   proto::RunState state_;
   absl::Status failure_;
+  std::string cause_;  // of the skipped steps just before, for people
   TrainSpeed speed_;
   // Of the last step.
   StepResult last_;

@@ -7,6 +7,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "engine/checkpoint/disk_room.h"
 #include "engine/checkpoint/job_identity.h"
 #include "engine/checkpoint/output_folder.h"
 #include "engine/data/join_batches.h"
@@ -57,6 +58,7 @@ class TrainingRun {
     } else if (ranks() != nullptr) {
       if (absl::Status s = TakeKernelsOfFirst(); !s.ok()) return s;
     }
+    if (absl::Status s = WarnOfFullDisk(starts); !s.ok()) return s;
     if (absl::Status s = Prepare(starts); !s.ok()) return s;
     absl::Status trained = absl::OkStatus();
     for (int64_t round = 0; trained.ok() && HasRound(round); ++round) trained = TrainRound(round);
@@ -118,6 +120,26 @@ class TrainingRun {
     // Several courses' states would be copied once for each.
     saves_beside_ = is_alone() && PlanStateCopy(setup_, &plan_);
     console_.Line(PlanSummary(setup_, plan_));
+    return absl::OkStatus();
+  }
+
+  // Only a warning: others may make room, or need it, by then.
+  absl::Status WarnOfFullDisk(const std::vector<std::optional<std::string>>& starts) {
+    if (!setup_.is_first()) return absl::OkStatus();
+    DiskNeed need;
+    for (size_t i = 0; i < starts.size(); ++i) {
+      const Setup& setup = *together_.members[i].setup;
+      int64_t done = 0;
+      if (starts[i].has_value()) {
+        absl::StatusOr<proto::RunState> state = ReadRunState(setup.env, *starts[i]);
+        if (!state.ok()) return proto::Annotate(state.status(), *starts[i]);
+        done = state->step();
+      }
+      need += NeedOf(setup, plan_, int64_t(i), done);
+    }
+    // Several courses' folders lie in one.
+    const std::string shortage = DescribeShortage(setup_.env, setup_.job.output_dir(), need);
+    if (!shortage.empty()) console_.Warning(shortage);
     return absl::OkStatus();
   }
 
@@ -282,17 +304,17 @@ class TrainingRun {
       steps[i] = courses_[i]->PrepareStep(&batches[i]);
     }
     JoinedBatch joined;
-    absl::StatusOr<std::vector<StepResult>> results =
-        step->Run(steps, [&](int64_t j) -> absl::StatusOr<MicroBatchInputs> {
-          if (ranks() != nullptr) ranks()->control().Progress();
-          if (is_alone()) return batches.front()[j].inputs();
-          std::vector<const MicroBatch*> parts;
-          for (const std::vector<MicroBatch>& batch : batches) {
-            parts.push_back(batch.empty() ? nullptr : &batch[j]);
-          }
-          joined = JoinBatches(parts);
-          return joined.inputs();
-        });
+    const auto give = [&](int64_t j) -> absl::StatusOr<MicroBatchInputs> {
+      if (ranks() != nullptr) ranks()->control().Progress();
+      if (is_alone()) return batches.front()[j].inputs();
+      std::vector<const MicroBatch*> parts;
+      for (const std::vector<MicroBatch>& batch : batches) {
+        parts.push_back(batch.empty() ? nullptr : &batch[j]);
+      }
+      joined = JoinBatches(parts);
+      return joined.inputs();
+    };
+    absl::StatusOr<std::vector<StepResult>> results = step->Run(steps, give);
     if (!results.ok()) return results.status();
     const double seconds = setup_.env->MonotonicSeconds() - begin;
     const StepCost cost{.seconds = seconds,
@@ -300,12 +322,43 @@ class TrainingRun {
                         .communication_share = (step->waited_seconds() - waited_before) / seconds,
                         .paged_in_bytes = step->paged_in() - paged_in,
                         .paged_out_bytes = step->paged_out() - paged_out};
+    if (absl::Status s = ExplainSkipped(steps, *results, step, give); !s.ok()) return s;
     for (size_t i = 0; i < courses_.size(); ++i) {
       if (!steps[i].is_active) continue;
       if (absl::Status s = courses_[i]->FinishStep(batches[i], steps[i], (*results)[i], cost);
           !s.ok()) {
         return s;
       }
+    }
+    return absl::OkStatus();
+  }
+
+  // Once for each run of skipped steps, on all ranks alike: looking costs more than a step.
+  absl::Status ExplainSkipped(const std::vector<CourseStep>& steps,
+                              const std::vector<StepResult>& results, TrainStep* step,
+                              TrainStep::Batches give) {
+    std::vector<Course*> asking;
+    for (size_t i = 0; i < courses_.size(); ++i) {
+      if (steps[i].is_active && courses_[i]->lacks_cause(results[i])) {
+        asking.push_back(courses_[i].get());
+      }
+    }
+    if (asking.empty()) return absl::OkStatus();
+    absl::StatusOr<std::string> found = step->FindNonFinite(steps, give);
+    if (!found.ok()) return found.status();
+    if (ranks() != nullptr) {
+      absl::StatusOr<std::vector<std::string>> all =
+          ranks()->control().AllGather("what is not finite", *found);
+      if (!all.ok()) return all.status();
+      for (size_t rank = all->size(); rank-- > 0;) {
+        if (!(*all)[rank].empty()) *found = absl::StrCat((*all)[rank], " of rank ", rank);
+      }
+    }
+    for (Course* course : asking) {
+      course->set_cause(
+          found->empty() ? "Run again, every micro-batch is finite: a sum of gradients overflowed, "
+                           "or memory gave something else than was written"
+                         : absl::StrCat("The first value that is not finite is in ", *found));
     }
     return absl::OkStatus();
   }

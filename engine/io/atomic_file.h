@@ -12,8 +12,8 @@
 namespace qlora::engine {
 
 // A file that appears at `path`, complete and durable, when Close returns OK. Until then, and after
-// any error, whatever was there stays; a temporary ".tmp-<name>-<id>" beside it is removed, or left
-// to CleanTemporaries if the process dies.
+// any error, whatever was there stays, or, if only the last sync failed, the new one; a temporary
+// ".tmp-<name>-<id>" beside it is removed, or left to CleanTemporaries if the process dies.
 absl::StatusOr<std::unique_ptr<WritableFile>> NewAtomicFile(Env* env, const std::string& path);
 
 absl::Status AtomicWriteFile(Env* env, const std::string& path, absl::string_view contents);

@@ -33,6 +33,15 @@ absl::Status CopyTokenizerFiles(Env* env, const std::string& folder, const FileM
   return absl::OkStatus();
 }
 
+std::vector<int64_t> TokenizerFileSizes(Env* env, const std::string& folder) {
+  std::vector<int64_t> sizes;
+  for (const char* name : kTokenizerFiles) {
+    const absl::StatusOr<int64_t> size = env->FileSize(JoinPath(folder, name));
+    if (size.ok()) sizes.push_back(*size);
+  }
+  return sizes;
+}
+
 absl::Status CopyModelFiles(Env* env, const std::string& folder, const FileMaker& make) {
   if (absl::Status s = CopyFile(env, folder, "generation_config.json", make); !s.ok()) return s;
   return CopyTokenizerFiles(env, folder, make);

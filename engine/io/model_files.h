@@ -3,6 +3,7 @@
 #define QLORA_ENGINE_IO_MODEL_FILES_H_
 
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "engine/io/adapter_file.h"
@@ -13,7 +14,9 @@ namespace qlora::engine {
 // Copies what of the tokenizer `folder` holds, so that vLLM and Transformers find it beside the
 // result.
 absl::Status CopyTokenizerFiles(Env* env, const std::string& folder, const FileMaker& make);
-// The same and generation_config.json: what a folder that is a model of its own needs beside
+// Bytes of each of these files.
+std::vector<int64_t> TokenizerFileSizes(Env* env, const std::string& folder);
+// Copies the same and generation_config.json: what a folder that is a model of its own needs beside
 // weights and config.json.
 absl::Status CopyModelFiles(Env* env, const std::string& folder, const FileMaker& make);
 

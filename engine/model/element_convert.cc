@@ -31,6 +31,17 @@ float StoreElement(DType type, float value, uint8_t* to) {
   return type == DType::kBf16 ? quant::F32FromBf16(bits) : quant::F32FromF16(bits);
 }
 
+// A float is finite unless all bits of its exponent are set.
+template <class Bits>
+int64_t FirstWithExponent(Bits exponent, absl::Span<const uint8_t> bytes) {
+  for (size_t i = 0; i < bytes.size() / sizeof(Bits); ++i) {
+    Bits bits;
+    std::memcpy(&bits, bytes.data() + i * sizeof(Bits), sizeof(Bits));
+    if ((bits & exponent) == exponent) return int64_t(i);
+  }
+  return -1;
+}
+
 }  // namespace
 
 std::optional<DType> FloatType(Dtype stored) {
@@ -57,6 +68,21 @@ int64_t ConvertElements(DType from_type, const uint8_t* from, int64_t count, DTy
     if (bad < 0 && !std::isfinite(stored)) bad = i;
   }
   return bad;
+}
+
+int64_t FirstNonFinite(DType type, absl::Span<const uint8_t> bytes) {
+  switch (type) {
+    case DType::kF64:
+      return FirstWithExponent<uint64_t>(0x7ff0000000000000, bytes);
+    case DType::kF32:
+      return FirstWithExponent<uint32_t>(0x7f800000, bytes);
+    case DType::kBf16:
+      return FirstWithExponent<uint16_t>(0x7f80, bytes);
+    case DType::kF16:
+      return FirstWithExponent<uint16_t>(0x7c00, bytes);
+    default:
+      return -1;
+  }
 }
 
 }  // namespace qlora::engine

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <optional>
 
+#include "absl/types/span.h"
 #include "engine/io/dtype.h"
 #include "kernels/tensor.h"
 
@@ -19,6 +20,10 @@ std::optional<kernels::DType> FloatType(Dtype stored);
 // index of the first element that is NaN or infinite before or after, or −1.
 int64_t ConvertElements(kernels::DType from_type, const uint8_t* from, int64_t count,
                         kernels::DType to_type, void* to);
+
+// Index of the first element that is NaN or infinite, −1 where there is none: types that are no
+// floats have none.
+int64_t FirstNonFinite(kernels::DType type, absl::Span<const uint8_t> bytes);
 
 }  // namespace qlora::engine
 

@@ -7,6 +7,7 @@
 
 #include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
+#include "engine/checkpoint/check_finite.h"
 #include "engine/input_error.h"
 #include "engine/io/safetensors.h"
 #include "engine/io/safetensors_writer.h"
@@ -76,7 +77,9 @@ class Gatherer {
   Gatherer(const Storage& storage, const StateReader& read, HostExchange* exchange, int64_t course)
       : storage_(storage), read_(read), exchange_(exchange), course_(course) {}
 
-  using Take = absl::FunctionRef<absl::Status(absl::Span<const uint8_t> bytes)>;
+  // `first`: which of the tensor's values the run begins with.
+  using Take = absl::FunctionRef<absl::Status(const StateTensor& tensor, int64_t first,
+                                              absl::Span<const uint8_t> bytes)>;
   absl::Status Run(Take take) {
     for (const StateTensor& tensor : StateTensors(storage_, course_)) {
       if (absl::Status s = Gather(tensor, take); !s.ok()) return s;
@@ -105,7 +108,7 @@ class Gatherer {
         }
       }
       if (rank == 0) {
-        if (absl::Status s = take(bytes_); !s.ok()) return s;
+        if (absl::Status s = take(tensor, at - tensor.offset, bytes_); !s.ok()) return s;
       }
       at = end;
     }
@@ -156,6 +159,14 @@ absl::Status ClearMoments(Execution* execution, const Storage& storage, int64_t 
 
 }  // namespace
 
+int64_t StateFileBytes(const Storage& storage, int64_t course) {
+  int64_t bytes = 0;
+  for (const StateTensor& tensor : StateTensors(storage, course)) {
+    bytes += tensor.count * kernels::SizeOf(*storage.TypeOf(tensor.field));
+  }
+  return bytes;
+}
+
 absl::Status WriteStates(std::unique_ptr<WritableFile> file, const Storage& storage,
                          const StateReader& read, HostExchange* exchange, int64_t course) {
   std::vector<TensorSpec> specs;
@@ -166,16 +177,19 @@ absl::Status WriteStates(std::unique_ptr<WritableFile> file, const Storage& stor
       SafetensorsWriter::Create(std::move(file), std::move(specs));
   if (!writer.ok()) return writer.status();
   const absl::Status written =
-      Gatherer(storage, read, exchange, course).Run([&](absl::Span<const uint8_t> bytes) {
-        return writer->Append(bytes);
-      });
+      Gatherer(storage, read, exchange, course)
+          .Run([&](const StateTensor& tensor, int64_t first, absl::Span<const uint8_t> bytes) {
+            const absl::Status finite =
+                CheckFinite(tensor.spec.name, *storage.TypeOf(tensor.field), bytes, first);
+            return finite.ok() ? writer->Append(bytes) : finite;
+          });
   return written.ok() ? writer->Finish() : written;
 }
 
 absl::Status SendStates(Execution* execution, HostExchange* exchange) {
   const StateReader read = ReaderOf(execution);
   return Gatherer(execution->plan().run.storage, read, exchange, 0)
-      .Run([](absl::Span<const uint8_t>) { return absl::OkStatus(); });
+      .Run([](const StateTensor&, int64_t, absl::Span<const uint8_t>) { return absl::OkStatus(); });
 }
 
 absl::Status ReadStates(Env* env, const std::string& path, Execution* execution, int64_t course) {

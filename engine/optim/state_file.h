@@ -16,9 +16,12 @@
 
 namespace qlora::engine {
 
+// Bytes of the file's tensors.
+int64_t StateFileBytes(const Storage& storage, int64_t course);
+
 // Writes and closes the file; `read` gives the values of this rank's views. Where the states are
 // shared out, `exchange` brings those of the other ranks, which call SendStates meanwhile: of a run
-// with one course.
+// with one course. NumbersBad where a value is not finite.
 absl::Status WriteStates(std::unique_ptr<WritableFile> file, const Storage& storage,
                          const StateReader& read, HostExchange* exchange, int64_t course = 0);
 absl::Status SendStates(Execution* execution, HostExchange* exchange);

@@ -46,18 +46,17 @@ absl::Status ChoosePaging(const Setup& setup, PlanLimits* limits) {
                                      kernels::kPagedWindowAlignment, paging.window_bytes);
   }
   if (!setup.device->info().is_host) return ChooseHostMemory(setup, limits);
-  // Where the results will be, or would be: the folder may not be there yet.
-  const std::string& output = setup.job.output_dir();
-  paging.folder = output;
-  while (!paging.folder.empty() && !setup.env->IsFolder(paging.folder)) {
-    const size_t slash = paging.folder.rfind('/');
-    paging.folder.resize(slash == std::string::npos ? 0 : slash);
-  }
-  if (paging.folder.empty()) paging.folder = output.starts_with('/') ? "/" : ".";
+  paging.folder = PresentFolder(setup.env, setup.job.output_dir());
   return absl::OkStatus();
 }
 
 }  // namespace
+
+std::string PresentFolder(Env* env, const std::string& path) {
+  std::string folder = path;
+  while (!env->IsFolder(folder) && ParentPath(folder) != folder) folder = ParentPath(folder);
+  return folder;
+}
 
 absl::StatusOr<PlanLimits> LimitsOf(const Setup& setup, bool writes_cache) {
   PlanLimits limits;

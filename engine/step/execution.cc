@@ -108,6 +108,23 @@ absl::Status Execution::Run(int64_t piece, SumPart sum) {
   return absl::OkStatus();
 }
 
+absl::Status Execution::RunWatched(int64_t piece, Look look) {
+  const PieceProgram& program = plan_.run.program.pieces()[piece];
+  auto move = program.moves.begin();
+  for (int64_t i = 0; i <= int64_t(program.ops.size()); ++i) {
+    for (; move != program.moves.end() && move->before == i; ++move) {
+      if (absl::Status s = Do(*move, [](int64_t) { return absl::OkStatus(); }); !s.ok()) return s;
+    }
+    if (i == int64_t(program.ops.size())) break;
+    const kernels::Op& op = program.ops[i];
+    if (absl::Status s = RunOnce(Program::Bind(absl::MakeConstSpan(&op, 1), base_)); !s.ok()) {
+      return s;
+    }
+    if (absl::Status s = look(op); !s.ok()) return s;
+  }
+  return absl::OkStatus();
+}
+
 absl::Status Execution::Do(const Move& move, SumPart sum) {
   switch (move.kind) {
     case Move::Kind::kClaim:

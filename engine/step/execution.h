@@ -37,12 +37,18 @@ class Execution {
     return Run(piece, [](int64_t) { return absl::OkStatus(); });
   }
 
+  // For who looks for a fault: Run, one op at a time, each waited for and then shown as the program
+  // has it. What it wrote can be read as long as `look` runs. Gradients are not summed over ranks.
+  using Look = absl::FunctionRef<absl::Status(const kernels::Op& op)>;
+  absl::Status RunWatched(int64_t piece, Look look);
+
   // Puts `bytes` at a persistent view behind the pieces started so far, without waiting for them;
   // `from` is free again when it returns. For the inputs of a step.
   absl::Status Stage(kernels::ConstTensor view, const void* from, int64_t bytes);
 
   // Copies between host memory and a persistent view of the program; both wait for what was started
-  // before. The view must have no gaps between rows, and `bytes` at most its extent.
+  // before. The view must have no gaps between rows, and `bytes` at most its extent. Within
+  // RunWatched, Read takes transient views too.
   absl::Status Write(kernels::ConstTensor view, const void* from, int64_t bytes);
   absl::Status Read(kernels::ConstTensor view, void* to, int64_t bytes);
   template <class T>

@@ -5,6 +5,9 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
+#include "engine/step/find_nonfinite.h"
+
 namespace qlora::engine {
 
 TrainStep::TrainStep(Execution* execution, const StepOptions& options, Comm* comm)
@@ -24,20 +27,8 @@ absl::StatusOr<StepResult> TrainStep::Run(const CourseStep& course, Batches batc
 
 absl::StatusOr<std::vector<StepResult>> TrainStep::Run(absl::Span<const CourseStep> courses,
                                                        Batches batches) {
-  const int64_t first = comm_ == nullptr ? 0 : comm_->rank() * options_.micro_batches;
   for (int64_t j = 0; j < options_.micro_batches; ++j) {
-    absl::StatusOr<MicroBatchInputs> batch = batches(first + j);
-    if (!batch.ok()) return batch.status();
-    std::vector<RandomCounter> counters;
-    for (const CourseStep& course : courses) {
-      counters.push_back(
-          {.seed = course.seed, .step = int32_t(course.step), .micro_batch = int32_t(first + j)});
-    }
-    const std::vector<uint8_t> inputs = EncodeBatch(pieces_.inputs, *batch, counters);
-    if (absl::Status s = execution_.Stage(pieces_.inputs.live_tokens, inputs.data(), inputs.size());
-        !s.ok()) {
-      return s;
-    }
+    if (absl::Status s = StageBatch(courses, FirstBatch() + j, batches); !s.ok()) return s;
     if (j == 0 || options_.tree_sum) {
       if (absl::Status s = execution_.Run(pieces_.begin_sum); !s.ok()) return s;
     }
@@ -80,6 +71,31 @@ absl::StatusOr<std::vector<StepResult>> TrainStep::Run(absl::Span<const CourseSt
     results[i] = *result;
   }
   return results;
+}
+
+absl::Status TrainStep::StageBatch(absl::Span<const CourseStep> courses, int64_t j,
+                                   Batches batches) {
+  absl::StatusOr<MicroBatchInputs> batch = batches(j);
+  if (!batch.ok()) return batch.status();
+  std::vector<RandomCounter> counters;
+  for (const CourseStep& course : courses) {
+    counters.push_back(
+        {.seed = course.seed, .step = int32_t(course.step), .micro_batch = int32_t(j)});
+  }
+  const std::vector<uint8_t> inputs = EncodeBatch(pieces_.inputs, *batch, counters);
+  return execution_.Stage(pieces_.inputs.live_tokens, inputs.data(), inputs.size());
+}
+
+absl::StatusOr<std::string> TrainStep::FindNonFinite(absl::Span<const CourseStep> courses,
+                                                     Batches batches) {
+  std::string first;
+  for (int64_t j = FirstBatch(); j < FirstBatch() + options_.micro_batches; ++j) {
+    if (absl::Status s = StageBatch(courses, j, batches); !s.ok()) return s;
+    absl::StatusOr<std::string> found = engine::FindNonFinite(&execution_, pieces_);
+    if (!found.ok()) return found.status();
+    if (first.empty() && !found->empty()) first = absl::StrCat(*found, " in micro-batch ", j);
+  }
+  return first;
 }
 
 absl::StatusOr<StepResult> TrainStep::ResultOf(int64_t course, const CourseStep& step) {

@@ -14,6 +14,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "absl/functional/function_ref.h"
@@ -63,6 +64,11 @@ class TrainStep {
   // Of a run with one course.
   absl::StatusOr<StepResult> Run(const CourseStep& course, Batches batches);
 
+  // Behind a step that was skipped, with what it was given: the first value of this rank's
+  // micro-batches that is not finite (engine/step/find_nonfinite.h), "" where they all are by
+  // themselves. All ranks call it.
+  absl::StatusOr<std::string> FindNonFinite(absl::Span<const CourseStep> courses, Batches batches);
+
   // Bytes of paged optimizer states that were moved to the device and back since the start.
   int64_t paged_in() const { return pager_ ? pager_->bytes_in() : 0; }
   int64_t paged_out() const { return pager_ ? pager_->bytes_out() : 0; }
@@ -70,6 +76,12 @@ class TrainStep {
   double waited_seconds() const { return waited_seconds_; }
 
  private:
+  // Puts micro-batch `j` of the global batch where the pieces read it.
+  absl::Status StageBatch(absl::Span<const CourseStep> courses, int64_t j, Batches batches);
+  // Of the first of this rank's micro-batches.
+  int64_t FirstBatch() const {
+    return comm_ == nullptr ? 0 : comm_->rank() * options_.micro_batches;
+  }
   absl::Status KeepSum(int64_t j);
   absl::Status SumPart(int64_t part);
   absl::Status SumOverRanks(int64_t part);

@@ -90,16 +90,35 @@ class InjectingDevice : public kernels::optest::ForwardingDevice {
 struct Site {
   const char* name;
   const char* op;
+  const char* tensor;  // that it is written into
 };
-constexpr Site kSites[] = {{"activation", "rms_norm_forward"},
-                           {"projection", "linear_forward"},
-                           {"attention", "attention_forward"},
-                           {"loss", "linear_cross_entropy"},
-                           {"gradient_of_activation", "linear_backward_input"},
-                           {"gradient_of_adapter", "linear_backward_adapter"}};
+constexpr Site kSites[] = {
+    {"activation", "rms_norm_forward", "layer 0 normed"},
+    {"projection", "linear_forward", "layer 0 adapter product"},
+    {"attention", "attention_forward", "layer 0 attention"},
+    {"loss", "linear_cross_entropy", "loss"},
+    {"gradient_of_activation", "linear_backward_input", "layer 1 adapter gradient"},
+    {"gradient_of_adapter", "linear_backward_adapter",
+     "the gradient of model.layers.1.mlp.down_proj.lora_A.weight"}};
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kValues[] = {std::numeric_limits<float>::quiet_NaN(), kInfinity, -kInfinity};
 constexpr float kBf16Max = 3.38953139e38f;
+
+// What the run finds where that step was skipped.
+std::string FirstBad(ModelRun* run, const Dataset& data, Ranks* ranks = nullptr) {
+  const int64_t mine = 2 / (ranks == nullptr ? 1 : ranks->size());
+  const Batcher batcher(&data,
+                        {.rows_per_micro_batch = 1, .micro_batches_per_step = 2, .shuffle = false});
+  const std::vector<MicroBatch> batch = batcher.Step(0);
+  TrainStep step(&run->execution(), {.micro_batches = mine},
+                 ranks == nullptr ? nullptr : &ranks->comm());
+  const CourseStep course{.seed = 3};
+  const auto first = step.FindNonFinite(
+      absl::MakeConstSpan(&course, 1),
+      [&](int64_t j) -> absl::StatusOr<MicroBatchInputs> { return batch[j].inputs(); });
+  EXPECT_TRUE(first.ok()) << first.status();
+  return first.value_or("");
+}
 
 class NonFinite : public testing::TestWithParam<Site> {
  protected:
@@ -138,7 +157,13 @@ TEST_P(NonFinite, SkipsTheStepItComesInAndNothingElse) {
     injection_.armed = true;
     EXPECT_TRUE(Step(&run, 0).skipped) << value;
     EXPECT_TRUE(Trained(&run) == before) << value;
+    const char* const shown = std::isnan(value) ? "NaN" : value > 0 ? "infinity" : "-infinity";
+    EXPECT_EQ(FirstBad(&run, data_),
+              absl::StrCat(GetParam().tensor, " (", shown, " in row 0, column 0, written by ",
+                           GetParam().op, ") in micro-batch 0"));
+    EXPECT_TRUE(Trained(&run) == before) << value;
     injection_.armed = false;
+    EXPECT_EQ(FirstBad(&run, data_), "");
   }
   EXPECT_FALSE(Step(&run, 0).skipped);
   EXPECT_FALSE(Step(&undisturbed, 0).skipped);
@@ -160,7 +185,7 @@ TEST_P(NonFinite, TheLargestValueDoesNotBecomeOneUnseen) {
 
 TEST_P(NonFinite, OnOneRankSkipsOnAll) {
   std::vector<StepResult> results(2);
-  std::vector<std::string> after(2);
+  std::vector<std::string> after(2), first(2);
   injection_.value = kValues[0];
   injection_.armed = true;
   Injection none;
@@ -171,17 +196,22 @@ TEST_P(NonFinite, OnOneRankSkipsOnAll) {
                                      CpuDevice(1), ranks.rank() == 1 ? &injection_ : &none));
         results[ranks.rank()] = Step(&run, 0, &ranks);
         after[ranks.rank()] = Trained(&run);
+        first[ranks.rank()] = FirstBad(&run, data_, &ranks);
       });
   EXPECT_TRUE(results[0].skipped && results[1].skipped);
   EXPECT_TRUE(after[0] == after[1]);
+  EXPECT_EQ(first[0], "");
+  EXPECT_THAT(first[1], testing::StartsWith(GetParam().tensor));
+  EXPECT_THAT(first[1], testing::EndsWith("in micro-batch 1"));
 }
 
 INSTANTIATE_TEST_SUITE_P(Sites, NonFinite, testing::ValuesIn(kSites),
                          [](const auto& info) { return info.param.name; });
 
-class NonFiniteState : public testing::TestWithParam<float> {};
+class NonFiniteState : public testing::TestWithParam<std::tuple<float, StateField>> {};
 
-// A state that goes bad between steps spoils the update; what it spoils is not saved.
+// A state that goes bad between steps spoils the update, or, where it is an infinite second moment,
+// holds one parameter still for ever; neither is saved.
 TEST_P(NonFiniteState, IsNeverSaved) {
   const Dataset data = GoldenDocuments(kModel);
   ModelRun run({.model = kModel, .record = TrainingOptions(kModel, data, 1, 1)}, CpuDevice(1));
@@ -193,8 +223,9 @@ TEST_P(NonFiniteState, IsNeverSaved) {
   state.set_step(1);
   ASSERT_TRUE(SaveCheckpoint(&env, "out", &run.execution(), files, state).ok());
 
-  const float bad = GetParam();
-  ASSERT_TRUE(run.execution().Write(run.storage().windows[0].m, &bad, sizeof(bad)).ok());
+  const auto& [bad, field] = GetParam();
+  const Tensor& spoiled = run.storage().windows[0].Get(field);
+  ASSERT_TRUE(run.execution().Write(spoiled, &bad, sizeof(bad)).ok());
   RunSteps(&run, data, 1, 1, 1, 1);
   state.set_step(2);
   const absl::Status saved = SaveCheckpoint(&env, "out", &run.execution(), files, state);
@@ -203,20 +234,28 @@ TEST_P(NonFiniteState, IsNeverSaved) {
   EXPECT_EQ(*env.List("out"), std::vector<std::string>{"checkpoint-1"});
 }
 
-INSTANTIATE_TEST_SUITE_P(Values, NonFiniteState, testing::ValuesIn(kValues));
+INSTANTIATE_TEST_SUITE_P(Values, NonFiniteState,
+                         testing::Combine(testing::ValuesIn(kValues),
+                                          testing::Values(StateField::kMaster, StateField::kM,
+                                                          StateField::kV)));
 
-// A scale of the frozen base that is not finite makes every step's loss so.
+// A scale of the frozen base that is not finite makes every step's loss so, and is what is named.
 TEST(NonFiniteBase, SkipsEveryStep) {
   const Dataset data = GoldenDocuments(kModel);
-  ModelRun run({.model = kModel, .record = TrainingOptions(kModel, data, 1, 1)}, CpuDevice(1));
+  ModelRun run({.model = kModel, .record = TrainingOptions(kModel, data, 1, 2)}, CpuDevice(1));
+  std::string name;
   for (const WeightSlot& slot : run.storage().weights) {
     const Tensor scales =
         slot.quantized.nested_absmax ? slot.quantized.nested_absmax : slot.quantized.absmax;
     if (!scales) continue;
     ASSERT_TRUE(run.execution().Write(scales, &kValues[0], sizeof(float)).ok());
+    name = slot.row.name;
     break;
   }
-  for (const StepResult& step : RunSteps(&run, data, 1, 1, 3)) EXPECT_TRUE(step.skipped);
+  for (const StepResult& step : RunSteps(&run, data, 1, 2, 3)) EXPECT_TRUE(step.skipped);
+  EXPECT_THAT(FirstBad(&run, data),
+              testing::MatchesRegex(name + ".* \\(NaN in row 0, column 0, read by linear_forward "
+                                           "for layer 0 .*\\) in micro-batch 0"));
 }
 
 }  // namespace

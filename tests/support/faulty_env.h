@@ -57,6 +57,8 @@ class FaultyEnv : public engine::Env {
   // True once an operation has failed by order.
   bool faulted() const { return faulted_; }
   void set_now(double seconds) { now_ = seconds; }
+  // What FreeSpace says; nothing is held against it.
+  void set_free_space(int64_t bytes) { free_space_ = bytes; }
   // Copies of every operation's name, for messages.
   const std::vector<std::string>& log() const { return log_; }
 
@@ -82,7 +84,11 @@ class FaultyEnv : public engine::Env {
   absl::Status RemoveEmptyFolder(const std::string& path) override { return Remove(path, true); }
   absl::StatusOr<std::vector<std::string>> List(const std::string& path) override;
   absl::StatusOr<engine::FileStat> Stat(const std::string& path, bool follow) override;
-  absl::StatusOr<int64_t> FreeSpace(const std::string&) override { return int64_t{1} << 40; }
+  absl::StatusOr<int64_t> FreeSpace(const std::string& path) override {
+    std::lock_guard<std::recursive_mutex> lock(mutex_);
+    if (int error = Enter("space", path)) return Fail(error, "ask for space at", path);
+    return free_space_;
+  }
   double NowSeconds() override { return now_; }
   double MonotonicSeconds() override { return now_; }
   std::string RandomId() override { return absl::StrFormat("%016x", ++ids_); }
@@ -177,6 +183,7 @@ class FaultyEnv : public engine::Env {
   bool faulted_ = false;
   std::vector<std::string> log_;
   double now_ = 1.7e9;
+  int64_t free_space_ = int64_t{1} << 40;
   uint64_t ids_ = 0;
 };
 

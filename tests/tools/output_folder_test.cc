@@ -119,6 +119,33 @@ TEST_F(OutputFolder, DamagedCheckpointIsNamedAndTheOneBeforeUsed) {
   EXPECT_TRUE(Adapter() == adapter);
 }
 
+// Rot since it was written must not become the result.
+TEST_F(OutputFolder, TheBestCheckpointIsTheResultOnlyWhereItIsWhole) {
+  job_ =
+      "mode: QLORA training { max_steps: 4 gradient_accumulation_steps: 1 learning_rate: 1 "
+      "eval_steps: 1 save_steps: 1 load_best_model_at_end: true } num_threads: 1\n";
+  data_ = "format: PROMPT_COMPLETION eval_fraction: 0.25";
+  const CommandResult first = Run("train");
+  ASSERT_EQ(first.exit_code, 0) << first.err;
+  const std::string said = "the best held-out loss was that of " + Path("out/");
+  const size_t at = first.out.find(said);
+  ASSERT_NE(at, std::string::npos) << first.out;
+  const std::string best = "out/" + first.out.substr(at + said.size(), sizeof("checkpoint-1") - 1);
+  ASSERT_NE(best, "out/checkpoint-4");
+  const std::string adapter = Adapter();
+  std::string states = Read(best + "/optimizer.safetensors");
+  states[states.size() - 5] ^= 1;
+  Write(best + "/optimizer.safetensors", states);
+
+  const CommandResult again = Run("train");
+  EXPECT_EQ(again.exit_code, 65) << again.out;
+  EXPECT_THAT(again.err, HasSubstr(best + "/optimizer.safetensors is damaged"));
+  EXPECT_THAT(again.err, HasSubstr("training.load_best_model_at_end: false"));
+  EXPECT_TRUE(Adapter() == adapter);
+  EXPECT_EQ(Run("train", {"--set", "training.load_best_model_at_end=false"}).exit_code, 0);
+  EXPECT_TRUE(Adapter() == Read("out/checkpoint-4/adapter_model.safetensors"));
+}
+
 TEST_F(OutputFolder, WhereAllCheckpointsAreDamagedNothingStartsByItself) {
   Train();
   for (const char* step : {"1", "2", "3"}) {

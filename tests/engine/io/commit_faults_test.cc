@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/io/atomic_file.h"
 #include "engine/io/atomic_folder.h"
+#include "tests/support/fault_scale.h"
 #include "tests/support/faulty_env.h"
 
 namespace qlora::engine {
@@ -150,6 +151,7 @@ TEST(CommitFaultsTest, KilledAtEveryOperation) {
 
 TEST(CommitFaultsTest, PowerLostAtEveryOperation) {
   const int64_t count = CountOperations();
+  const uint64_t subsets = uint64_t(tests::Times(16, 400));
   int64_t states = 0;
   for (int64_t k = 0; k <= count; ++k) {
     ASSERT_EQ(DieAndCheck(k, Loss::kAllUnsynced, 0), "") << "operation " << k;
@@ -157,11 +159,11 @@ TEST(CommitFaultsTest, PowerLostAtEveryOperation) {
     for (uint64_t torn = 1; torn <= 3; ++torn, ++states) {
       ASSERT_EQ(DieAndCheck(k, Loss::kTornSector, 4 * torn), "") << "operation " << k;
     }
-    for (uint64_t seed = 1; seed <= 16; ++seed, ++states) {
+    for (uint64_t seed = 1; seed <= subsets; ++seed, ++states) {
       ASSERT_EQ(DieAndCheck(k, Loss::kRandom, seed), "") << "operation " << k << " seed " << seed;
     }
   }
-  EXPECT_GE(states, 1000);
+  EXPECT_GE(states, tests::Times(1000, 20'000));
 }
 
 TEST(CommitFaultsTest, EveryOperationFails) {
