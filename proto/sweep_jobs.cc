@@ -4,6 +4,7 @@
 #include <set>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "proto/job_defaults.h"
 #include "proto/job_rules.h"
@@ -69,6 +70,8 @@ int64_t GridSize(const Sweep& sweep) {
          choices(sweep.seeds_size());
 }
 
+int64_t AdapterCount(const Sweep& sweep) { return sweep.adapter_size() + GridSize(sweep); }
+
 // Of a folder below output_dir that no other file of a sweep or checkpoint can have.
 void CheckName(const std::string& name, const std::string& path, JobProblems& problems) {
   bool plain = !name.empty() && name.size() <= 100 && name[0] != '.';
@@ -80,9 +83,9 @@ void CheckName(const std::string& name, const std::string& path, JobProblems& pr
                  "at most 100 letters, digits, '.', '_' and '-', not beginning with '.'",
                  "it is the name of a folder");
   }
-  if (name.compare(0, 11, "checkpoint-") == 0) {
+  if (absl::StartsWith(name, "checkpoint-") || absl::StartsWith(name, "sweep_report.")) {
     problems.Add(path + ".name", absl::StrCat("\"", name, "\""), "another beginning",
-                 "it would be taken for a checkpoint");
+                 "it would be taken for a checkpoint, or stand where the report goes");
   }
 }
 
@@ -107,6 +110,7 @@ void CheckRaise(const Job& job, JobProblems& problems) {
 std::vector<SweepJob> SweepJobs(const Job& job) {
   const Sweep& sweep = job.sweep();
   std::vector<SweepJob> jobs;
+  if (AdapterCount(sweep) > kMaxAdapters) return jobs;
   for (int i = 0; i < sweep.adapter_size(); ++i) {
     const SweepAdapter& adapter = sweep.adapter(i);
     jobs.push_back(WithOverrides(job, NameOf(adapter, i), PathOf(i), adapter));
@@ -138,8 +142,8 @@ void CheckSweep(const Job& job, JobProblems& problems) {
     CheckName(NameOf(sweep.adapter(i), i), PathOf(i), problems);
     CheckTargetNames(sweep.adapter(i).target_modules(), PathOf(i) + ".target_modules", problems);
   }
-  if (sweep.adapter_size() + GridSize(sweep) > kMaxAdapters) {
-    problems.Add("sweep", absl::StrCat(sweep.adapter_size() + GridSize(sweep), " adapters"),
+  if (AdapterCount(sweep) > kMaxAdapters) {
+    problems.Add("sweep", absl::StrCat(AdapterCount(sweep), " adapters"),
                  absl::StrCat("at most ", kMaxAdapters), "split it into several sweeps");
     return;
   }
@@ -154,7 +158,7 @@ void CheckSweep(const Job& job, JobProblems& problems) {
 }
 
 void CheckSweepCommand(const Job& job, JobProblems& problems) {
-  if (job.sweep().adapter().empty() && GridSize(job.sweep()) == 0) {
+  if (AdapterCount(job.sweep()) == 0) {
     problems.AddAbsent("sweep",
                        "give sweep.adapter, or one of sweep.ranks, .learning_rates, .seeds");
   }

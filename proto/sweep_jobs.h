@@ -18,7 +18,8 @@ struct SweepJob {
 };
 
 // The adapters of `sweep.adapter` in order, then one for each combination of the lists: ranks
-// outermost, seeds innermost. `job` has its defaults.
+// outermost, seeds innermost. None where they are more than CheckSweep allows: a grid grows fast.
+// `job` has its defaults.
 std::vector<SweepJob> SweepJobs(const Job& job);
 
 // What can be judged of `job.sweep` without opening a file; nothing where the job has none.

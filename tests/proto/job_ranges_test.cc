@@ -13,40 +13,21 @@
 #include "gtest/gtest.h"
 #include "proto/exit_codes.h"
 #include "proto/job_check.h"
+#include "tests/proto/job_walk.h"
 
 namespace qlora::proto {
 namespace {
 
-using google::protobuf::Descriptor;
 using google::protobuf::FieldDescriptor;
 using google::protobuf::Message;
 
-struct Numeric {
-  std::string path;
-  const FieldDescriptor* field;
-};
-
-void Collect(const Descriptor& message, const std::string& prefix, std::vector<Numeric>& out) {
-  for (int i = 0; i < message.field_count(); ++i) {
-    const FieldDescriptor* field = message.field(i);
-    const std::string path = prefix + field->name();
-    switch (field->cpp_type()) {
-      case FieldDescriptor::CPPTYPE_MESSAGE:
-        Collect(*field->message_type(), path + ".", out);
-        break;
-      case FieldDescriptor::CPPTYPE_STRING:
-      case FieldDescriptor::CPPTYPE_BOOL:
-      case FieldDescriptor::CPPTYPE_ENUM:
-        break;
-      default:
-        out.push_back({path, field});
-    }
-  }
-}
-
-std::vector<Numeric> NumericFields() {
-  std::vector<Numeric> fields;
-  Collect(*Job::descriptor(), "", fields);
+std::vector<JobField> NumericFields() {
+  std::vector<JobField> fields = JobFields();
+  std::erase_if(fields, [](const JobField& f) {
+    const auto type = f.field->cpp_type();
+    return type == FieldDescriptor::CPPTYPE_STRING || type == FieldDescriptor::CPPTYPE_BOOL ||
+           type == FieldDescriptor::CPPTYPE_ENUM;
+  });
   return fields;
 }
 
@@ -62,27 +43,15 @@ Message* Parent(Job& job, const std::string& path) {
   return message;
 }
 
-// "sweep.adapter.r" as the first item of its lists: "sweep.adapter[0].r".
-std::string AsFirstItem(const std::string& path) {
-  const Descriptor* message = Job::descriptor();
-  std::string result;
-  for (const std::string& name : std::vector<std::string>(absl::StrSplit(path, '.'))) {
-    const FieldDescriptor* field = message->FindFieldByName(name);
-    absl::StrAppend(&result, result.empty() ? "" : ".", name, field->is_repeated() ? "[0]" : "");
-    message = field->message_type();
-  }
-  return result;
-}
-
 // Whether CheckJob names this very field.
-bool Complains(const Job& job, const std::string& path) {
+bool Complains(const Job& job, const JobField& field) {
   const absl::Status status = CheckJob(job, Command::kPlan);
   if (status.ok()) return false;
   EXPECT_EQ(ExitCodeOf(status), kExitBadJob) << status;
-  return absl::StrContains(status.message(), absl::StrCat("\n  ", AsFirstItem(path), ": found "));
+  return absl::StrContains(status.message(), absl::StrCat("\n  ", field.item, ": found "));
 }
 
-bool ComplainsOfInt(const Numeric& numeric, int64_t value) {
+bool ComplainsOfInt(const JobField& numeric, int64_t value) {
   Job job;
   job.set_model("m");
   Message* parent = Parent(job, numeric.path);
@@ -103,24 +72,24 @@ bool ComplainsOfInt(const Numeric& numeric, int64_t value) {
     default:
       ADD_FAILURE() << numeric.path << " has a type that this test does not know";
   }
-  return Complains(job, numeric.path);
+  return Complains(job, numeric);
 }
 
-bool ComplainsOfReal(const Numeric& numeric, double value) {
+bool ComplainsOfReal(const JobField& numeric, double value) {
   Job job;
   job.set_model("m");
   Message* parent = Parent(job, numeric.path);
   const auto& reflection = *parent->GetReflection();
   numeric.field->is_repeated() ? reflection.AddDouble(parent, numeric.field, value)
                                : reflection.SetDouble(parent, numeric.field, value);
-  return Complains(job, numeric.path);
+  return Complains(job, numeric);
 }
 
 TEST(JobRangesTest, EveryNumericFieldHasARangeAndEveryRangeAField) {
   std::set<std::string> with_range, fields;
   for (const RealRange& r : RealRanges()) EXPECT_TRUE(with_range.emplace(r.path).second) << r.path;
   for (const IntRange& r : IntRanges()) EXPECT_TRUE(with_range.emplace(r.path).second) << r.path;
-  for (const Numeric& n : NumericFields()) {
+  for (const JobField& n : NumericFields()) {
     fields.insert(n.path);
     const bool real = n.field->cpp_type() == FieldDescriptor::CPPTYPE_DOUBLE;
     EXPECT_EQ(FindRealRange(n.path) != nullptr, real) << n.path;
@@ -131,7 +100,7 @@ TEST(JobRangesTest, EveryNumericFieldHasARangeAndEveryRangeAField) {
 }
 
 TEST(JobRangesTest, IntegersAtAndBeyondTheirEnds) {
-  for (const Numeric& n : NumericFields()) {
+  for (const JobField& n : NumericFields()) {
     const IntRange* range = FindIntRange(n.path);
     if (range == nullptr) continue;
     const bool narrow = n.field->cpp_type() == FieldDescriptor::CPPTYPE_INT32;
@@ -154,7 +123,7 @@ TEST(JobRangesTest, IntegersAtAndBeyondTheirEnds) {
 
 TEST(JobRangesTest, RealsAtAndBeyondTheirEnds) {
   const double inf = std::numeric_limits<double>::infinity();
-  for (const Numeric& n : NumericFields()) {
+  for (const JobField& n : NumericFields()) {
     const RealRange* r = FindRealRange(n.path);
     if (r == nullptr) continue;
     EXPECT_EQ(ComplainsOfReal(n, r->min), r->min_open) << n.path;

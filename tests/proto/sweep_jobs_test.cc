@@ -3,6 +3,7 @@
 #include "gmock/gmock.h"
 #include "google/protobuf/text_format.h"
 #include "gtest/gtest.h"
+#include "proto/job_check.h"
 #include "proto/job_defaults.h"
 
 namespace qlora::proto {
@@ -47,6 +48,32 @@ TEST(SweepJobsTest, WhatAnEntryLeavesOutIsTheJobs) {
   EXPECT_FALSE(jobs[1].job.lora().has_target_modules_regex());
   EXPECT_EQ(jobs[1].job.data().eval_file(), "e");
   EXPECT_EQ(jobs[1].job.data().eval_fraction(), 0) << "an own file instead of a share";
+}
+
+// Lists that fit into a job give grids that fit nowhere: counted, not made.
+TEST(SweepJobsTest, AHugeGridIsRefusedWithoutBeingMade) {
+  Job job;
+  job.set_model("m");
+  job.set_output_dir("out");
+  job.mutable_data()->set_train_file("t");
+  for (int i = 1; i <= 100'000; ++i) {
+    job.mutable_sweep()->add_ranks(1 + i % 1024);
+    job.mutable_sweep()->add_seeds(i);
+  }
+  EXPECT_TRUE(SweepJobs(job).empty());
+  const absl::Status status = CheckJob(job, Command::kSweep);
+  EXPECT_THAT(std::string(status.message()),
+              testing::HasSubstr("sweep: found 10000000000 adapters"));
+}
+
+TEST(SweepJobsTest, AnAdaptersFolderIsNoOtherFile) {
+  for (const char* name : {"checkpoint-1", "sweep_report.txt", "..", ".hidden", "a/b", ""}) {
+    Job job;
+    job.mutable_sweep()->add_adapter()->set_name(name);
+    EXPECT_THAT(std::string(CheckJob(job, Command::kSweep).message()),
+                testing::HasSubstr("sweep.adapter[0].name: found \""))
+        << name;
+  }
 }
 
 }  // namespace
