@@ -27,6 +27,7 @@ one() {
     echo "$target: broken"
     return 1
   fi
+  rm -rf "$build/found/$target"
   cp -r "$new" "$build/found/$target"
   rm -r "$new"
   grep -oE 'average_exec_per_sec: +[0-9]+' "$build/found/$target.log" | sed "s/^/$target: /"
