@@ -1,8 +1,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/cross_entropy_chunks.h"
 #include "kernels/cuda/elements.h"
-#include "kernels/cuda/linear_cross_entropy_plan.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/ops/linear_cross_entropy.h"
 #include "kernels/ops/reduce.h"
@@ -261,19 +261,6 @@ QLORA_KERNEL void SumResultsKernel(const RowResult* results, const int32_t* coun
 }
 
 // ---- The host side
-
-void Bind(const LinearCrossEntropy& op, ChunkPlan& plan) {
-  uint8_t* base = static_cast<uint8_t*>(op.workspace.data);
-  const Tensor inner = {base + plan.inner_at, DType::kU8, 1, plan.bytes - plan.inner_at,
-                        plan.bytes - plan.inner_at};
-  plan.forward.x.data = plan.backward_weight.x.data = base;
-  plan.forward.y.data = base + plan.logits_at;
-  plan.backward_input.dy.data = plan.backward_weight.dy.data = base + plan.logits_at;
-  plan.backward_input.dx.data = base + plan.dh_at;
-  plan.forward.live_rows.data = plan.backward_input.live_rows.data =
-      plan.backward_weight.live_rows.data = base + plan.live_at;
-  plan.forward.workspace = plan.backward_input.workspace = plan.backward_weight.workspace = inner;
-}
 
 // Calls f(Unit(), units of a row, elements in a unit) with the widest unit that rows of these views
 // consist of.

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <variant>
 
-#include "kernels/cuda/linear_cross_entropy_plan.h"
 #include "kernels/cuda/linear_dequantized_layout.h"
 #include "kernels/cuda/views.h"
 
@@ -56,6 +55,10 @@ QLORA_NO_WORKSPACE(Unpack)
 
 int64_t WorkspaceBytes(const Op& op, const gpu::Properties& card) {
   return std::visit([&](const auto& o) { return WorkspaceBytes(o, card); }, op);
+}
+
+ChunkPlan PlanOf(const LinearCrossEntropy& op, const gpu::Properties& card) {
+  return PlanChunks(op, [&](const Op& product) { return WorkspaceBytes(product, card); });
 }
 
 int64_t SlabOf(int64_t rows, int64_t columns, int64_t depth) {

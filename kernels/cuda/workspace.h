@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "kernels/cross_entropy_chunks.h"
 #include "kernels/cuda/runtime.h"
 #include "kernels/op_list.h"
 
@@ -19,12 +20,15 @@ QLORA_FOR_EACH_OP(QLORA_DECLARE_WORKSPACE)
 #undef QLORA_DECLARE_WORKSPACE
 int64_t WorkspaceBytes(const Op& op, const gpu::Properties& card);
 
+ChunkPlan PlanOf(const LinearCrossEntropy& op, const gpu::Properties& card);
+
 // Products with a long depth and few results, such as an adapter's gradients, are cut into slabs so
 // that they fill the card. The depth of one, 0 for no cut; bytes of their partial sums.
 int64_t SlabOf(int64_t rows, int64_t columns, int64_t depth);
 int64_t PartialBytes(int64_t rows, int64_t columns, int64_t depth);
 
-// Of Quantize: sums of the means at 0, then the scales, then the count of blocks that are done.
+// Of Quantize: chunk sums of the scales at 0, the scales in fp32 where they are quantized again,
+// and a count that nobody asked for.
 struct QuantizeLayout {
   int64_t absmax_at, count_at, bytes;
 };

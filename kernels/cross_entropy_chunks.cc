@@ -1,10 +1,8 @@
-#include "kernels/cuda/linear_cross_entropy_plan.h"
+#include "kernels/cross_entropy_chunks.h"
 
 #include <algorithm>
 
-#include "kernels/cuda/workspace.h"
-
-namespace qlora::kernels::cuda {
+namespace qlora::kernels {
 namespace {
 
 constexpr int64_t kAlignment = 64;
@@ -17,7 +15,8 @@ bool IsGiven(const ConstTensor& t) { return t.data != nullptr || t.cols > 0; }
 
 }  // namespace
 
-ChunkPlan PlanOf(const LinearCrossEntropy& op, const gpu::Properties& card) {
+ChunkPlan PlanChunks(const LinearCrossEntropy& op,
+                     const std::function<int64_t(const Op&)>& workspace_bytes) {
   ChunkPlan plan;
   const int64_t capacity = op.rows.rows;
   plan.rows = op.chunk_rows > 0 ? std::min(op.chunk_rows, capacity) : capacity;
@@ -43,23 +42,36 @@ ChunkPlan PlanOf(const LinearCrossEntropy& op, const gpu::Properties& card) {
   plan.forward.base = op.head;
   plan.forward.live_rows = live;
   plan.forward.y = logits;
-  int64_t inner = WorkspaceBytes(plan.forward, card);
+  int64_t inner = workspace_bytes(plan.forward);
   if (IsGiven(op.dh)) {
     plan.backward_input.dy = dlogits;
     plan.backward_input.base = op.head;
     plan.backward_input.live_rows = live;
     plan.backward_input.dx = h;
-    inner = std::max(inner, WorkspaceBytes(plan.backward_input, card));
+    inner = std::max(inner, workspace_bytes(plan.backward_input));
   }
   if (IsGiven(op.dhead)) {
     plan.backward_weight.x = h;
     plan.backward_weight.dy = dlogits;
     plan.backward_weight.live_rows = live;
     plan.backward_weight.dweight = op.dhead;
-    inner = std::max(inner, WorkspaceBytes(plan.backward_weight, card));
+    inner = std::max(inner, workspace_bytes(plan.backward_weight));
   }
   plan.bytes = plan.inner_at + inner;
   return plan;
 }
 
-}  // namespace qlora::kernels::cuda
+void Bind(const LinearCrossEntropy& op, ChunkPlan& plan) {
+  uint8_t* base = static_cast<uint8_t*>(op.workspace.data);
+  const Tensor inner = {base + plan.inner_at, DType::kU8, 1, plan.bytes - plan.inner_at,
+                        plan.bytes - plan.inner_at};
+  plan.forward.x.data = plan.backward_weight.x.data = base;
+  plan.forward.y.data = base + plan.logits_at;
+  plan.backward_input.dy.data = plan.backward_weight.dy.data = base + plan.logits_at;
+  plan.backward_input.dx.data = base + plan.dh_at;
+  plan.forward.live_rows.data = plan.backward_input.live_rows.data =
+      plan.backward_weight.live_rows.data = base + plan.live_at;
+  plan.forward.workspace = plan.backward_input.workspace = plan.backward_weight.workspace = inner;
+}
+
+}  // namespace qlora::kernels
