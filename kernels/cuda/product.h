@@ -97,7 +97,14 @@ QLORA_DEVICE Range RangeWithin(const int32_t* range, int64_t count) {
 QLORA_DEVICE bool IsKept(const Mask& mask, int64_t row, int64_t column) {
   if (mask.range != nullptr) row -= mask.range[0];
   const uint64_t element = uint64_t(row * mask.columns + column);
-  return DropoutBits(mask.counter, mask.key, element / 4)[element % 4] >= mask.threshold;
+  const auto bits = DropoutBits(mask.counter, mask.key, element / 4);
+  // Not by an index that is unknown when it is compiled: the four would lie in local memory.
+  uint32_t own = bits[0];
+  QLORA_UNROLL
+  for (uint32_t i = 1; i < 4; ++i) {
+    if (element % 4 == i) own = bits[i];
+  }
+  return own >= mask.threshold;
 }
 
 }  // namespace qlora::kernels::cuda

@@ -42,7 +42,7 @@ while read -r file local budget; do
     fi
   done
 done <<END
-product_bf16 32 15600
+product_bf16 0 15600
 attention_forward 0 4500
 attention_backward 0 3700
 linear_skinny 0 2900
