@@ -27,7 +27,7 @@ struct DenseMatmul {
   void* workspace = nullptr;  // kDenseMatmulWorkspaceBytes at a multiple of 256
 };
 
-// What cuBLASLt's own users give it on Hopper.
+// What NVIDIA recommends for Hopper.
 inline constexpr int64_t kDenseMatmulWorkspaceBytes = int64_t{32} << 20;
 
 // NotFound, with the names that were looked for, where the library is not on this machine. Nothing

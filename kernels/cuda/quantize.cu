@@ -190,8 +190,6 @@ QLORA_KERNEL void EncodeScales(const float* absmax, int64_t blocks, CodeTable ne
   codes[i] = nested == 0.0f ? uint8_t{0} : EncodeDynamic(borders, d * (1.0f / nested));
 }
 
-// The workspace: chunk sums, the block scales in fp32 where they are quantized again, a count that
-// nobody asked for.
 }  // namespace
 
 void Run(const Quantize& op, const Context& context) {

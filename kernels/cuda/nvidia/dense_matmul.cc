@@ -14,8 +14,6 @@
 namespace qlora::gpu {
 namespace {
 
-// What the library recommends for Hopper.
-
 // The library's functions that are used, by the types of its header.
 struct Library {
   decltype(&cublasLtCreate) Create;
