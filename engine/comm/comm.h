@@ -10,7 +10,6 @@
 #ifndef QLORA_ENGINE_COMM_COMM_H_
 #define QLORA_ENGINE_COMM_COMM_H_
 
-#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -31,9 +30,10 @@ class Comm {
 
   // data[i] = the sum of all ranks' data[i] by a balanced tree over ranks: with a power of two of
   // them ((0 + 1) + (2 + 3)) + ..., so that the sums of one rank over the same terms are continued.
-  // Each rank sums its equal share of the elements and gives it to the others. f32 or f64;
-  // `scratch` has room for ScratchCount(count, size()) elements. Equal bytes on all ranks.
-  virtual absl::Status StartSum(kernels::DType dtype, void* data, void* scratch, int64_t count) = 0;
+  // Each rank sums its equal share of the elements and gives it to the others: it sends
+  // (size − 1)/size of the data twice, as little as any sum that leaves equal bytes everywhere.
+  // f32 or f64; `scratch` has room for ScratchCount(count, size()) elements.
+  absl::Status StartSum(kernels::DType dtype, void* data, void* scratch, int64_t count);
   // The first half of it: the same sums, each only where its rank has its share; elsewhere `data`
   // stays as it was. Shares are of elements; `scratch` has room for (size() − 1) · the own share.
   virtual absl::Status StartSumShares(kernels::DType dtype, void* data, void* scratch,
@@ -53,12 +53,7 @@ class Comm {
 
   // `count` in `size` shares as equal as whole multiples of `unit` allow; the last one may end in
   // a part of a unit.
-  static Shares EqualShares(int64_t count, int size, int64_t unit = 1) {
-    const int64_t units = (count + unit - 1) / unit;
-    Shares shares(size + 1);
-    for (int r = 0; r <= size; ++r) shares[r] = std::min(units * r / size * unit, count);
-    return shares;
-  }
+  static Shares EqualShares(int64_t count, int size, int64_t unit = 1);
   static int64_t ScratchCount(int64_t count, int size) {
     return (size - 1) * ((count + size - 1) / size);
   }

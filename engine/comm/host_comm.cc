@@ -2,7 +2,12 @@
 
 #include <algorithm>
 #include <bit>
+#include <condition_variable>
+#include <deque>
+#include <mutex>
+#include <thread>
 #include <utility>
+#include <vector>
 
 namespace qlora::engine {
 namespace {
@@ -27,21 +32,54 @@ void TreeSum(const T* const* terms, int count, int64_t n, T* sum) {
   for (int64_t i = 0; i < n; ++i) sum[i] += right[i];
 }
 
-}  // namespace
+class HostComm : public Comm {
+ public:
+  HostComm(ControlChannel* control, kernels::Device* device)
+      : rank_(control->rank()), size_(control->size()), control_(control), device_(device) {}
+  // What has been started is done first.
+  ~HostComm() override;
+  // Comes back when the link is open, or can't be.
+  absl::Status Open(const OpenHostLink& open);
 
-absl::StatusOr<std::unique_ptr<HostComm>> HostComm::Create(ControlChannel* control,
-                                                           kernels::Device* device,
-                                                           const OpenLink& open) {
-  std::unique_ptr<HostComm> comm(new HostComm(control, device));
-  comm->worker_ = std::thread([raw = comm.get(), open] { raw->Work(open); });
-  absl::Status opened;
-  {
-    std::unique_lock lock(comm->mutex_);
-    comm->changed_.wait(lock, [&] { return comm->open_; });
-    opened = comm->status_;
-  }
-  if (!opened.ok()) return opened;
-  return comm;
+  int rank() const override { return rank_; }
+  int size() const override { return size_; }
+  absl::Status StartSumShares(kernels::DType dtype, void* data, void* scratch,
+                              const Shares& shares) override;
+  absl::Status StartAllGather(const void* mine, void* all, const Shares& shares) override;
+  absl::Status StartBroadcast(void* data, int64_t bytes, absl::Span<const int> ranks) override;
+  absl::Status Await(int64_t last) override;
+
+ private:
+  absl::Status Start(std::function<absl::Status()> task);
+  absl::Status AwaitWorker(int64_t last);
+  void Work(const OpenHostLink& open);
+  absl::Status Exchange(int to, const void* send, int64_t send_bytes, int from, void* receive,
+                        int64_t receive_bytes);
+  template <class T>
+  absl::Status SumShares(T* data, T* scratch, const Shares& shares);
+  absl::Status AllGather(const uint8_t* mine, uint8_t* all, const Shares& shares);
+  absl::Status Broadcast(uint8_t* data, int64_t bytes, absl::Span<const int> ranks);
+
+  const int rank_, size_;
+  ControlChannel* const control_;
+  kernels::Device* const device_;
+  std::unique_ptr<HostLink> link_;  // the worker's
+
+  std::mutex mutex_;                 // guards what follows, up to status_
+  std::condition_variable changed_;  // any of it
+  bool open_ = false;
+  bool ending_ = false;
+  int64_t done_ = 0;
+  std::deque<std::function<absl::Status()>> tasks_;
+  absl::Status status_;  // the first error; nothing is done after it
+  std::thread worker_;
+};
+
+absl::Status HostComm::Open(const OpenHostLink& open) {
+  worker_ = std::thread([this, open] { Work(open); });
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return open_; });
+  return status_;
 }
 
 HostComm::~HostComm() {
@@ -53,7 +91,7 @@ HostComm::~HostComm() {
   worker_.join();
 }
 
-void HostComm::Work(const OpenLink& open) {
+void HostComm::Work(const OpenHostLink& open) {
   absl::StatusOr<std::unique_ptr<HostLink>> link = open();
   std::unique_lock lock(mutex_);
   status_ = link.status();
@@ -97,14 +135,6 @@ absl::Status HostComm::AwaitWorker(int64_t last) {
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [&] { return !status_.ok() || done_ >= last; });
   return status_;
-}
-
-absl::Status HostComm::StartSum(kernels::DType dtype, void* data, void* scratch, int64_t count) {
-  const Shares shares = EqualShares(count, size_);
-  if (absl::Status s = StartSumShares(dtype, data, scratch, shares); !s.ok()) return s;
-  Shares bytes = shares;
-  for (int64_t& begin : bytes) begin *= kernels::SizeOf(dtype);
-  return StartAllGather(static_cast<uint8_t*>(data) + bytes[rank_], data, bytes);
 }
 
 absl::Status HostComm::StartSumShares(kernels::DType dtype, void* data, void* scratch,
@@ -178,8 +208,7 @@ absl::Status HostComm::SumShares(T* data, T* scratch, const Shares& shares) {
   return absl::OkStatus();
 }
 
-// Every rank sends its share to each other one. Behind SumShares it makes a sum in which a rank
-// sends (size − 1)/size of the data twice: as little as any that leaves equal bytes everywhere.
+// Every rank sends its share to each other one.
 absl::Status HostComm::AllGather(const uint8_t* mine, uint8_t* all, const Shares& shares) {
   const auto bytes = [&](int rank) { return shares[rank + 1] - shares[rank]; };
   for (int k = 1; k < size_; ++k) {
@@ -208,6 +237,16 @@ absl::Status HostComm::Broadcast(uint8_t* data, int64_t bytes, absl::Span<const 
     control_->Progress();
   }
   return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Comm>> CreateHostComm(ControlChannel* control,
+                                                     kernels::Device* device,
+                                                     const OpenHostLink& open) {
+  auto comm = std::make_unique<HostComm>(control, device);
+  if (absl::Status s = comm->Open(open); !s.ok()) return s;
+  return comm;
 }
 
 }  // namespace qlora::engine

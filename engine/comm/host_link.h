@@ -1,4 +1,4 @@
-// A way for the bytes of ranks on CPUs. Not thread safe; HostComm uses it from one thread.
+// A way for the bytes of ranks on CPUs. Not thread safe; host_comm.h uses it from one thread.
 
 #ifndef QLORA_ENGINE_COMM_HOST_LINK_H_
 #define QLORA_ENGINE_COMM_HOST_LINK_H_

@@ -30,6 +30,7 @@ static_assert(sizeof(UniqueId) == sizeof(ncclUniqueId) && sizeof(Config) <= size
 static_assert(offsetof(Config, magic) == offsetof(ncclConfig_t, magic) &&
               offsetof(Config, version) == offsetof(ncclConfig_t, version) &&
               offsetof(Config, blocking) == offsetof(ncclConfig_t, blocking) &&
+              offsetof(Config, max_ctas) == offsetof(ncclConfig_t, maxCTAs) &&
               offsetof(Config, net_name) == offsetof(ncclConfig_t, netName) &&
               offsetof(Config, split_share) == offsetof(ncclConfig_t, splitShare));
 #endif

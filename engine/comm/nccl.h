@@ -41,7 +41,8 @@ struct Config {
   unsigned magic = 0xcafebeef;
   unsigned version = kVersion;
   int blocking = 0;  // calls return kInProgress; CommGetAsyncError tells when they are done
-  int cga_cluster_size = INT_MIN, min_ctas = INT_MIN, max_ctas = INT_MIN;  // as NCCL chooses
+  int cga_cluster_size = INT_MIN, min_ctas = INT_MIN;  // as NCCL chooses
+  int max_ctas = INT_MIN;                              // channels, at most
   const char* net_name = nullptr;
   int split_share = INT_MIN;
   int unused = INT_MIN;  // of later versions; here it only fills the struct

@@ -2,14 +2,19 @@
 
 #include <bit>
 #include <chrono>
+#include <cstdlib>
 #include <cstring>
 #include <string>
 #include <thread>
 #include <utility>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
+#include "engine/comm/nccl.h"
+#include "engine/comm/nccl_memory.h"
 #include "kernels/cuda/cuda_device.h"
+#include "kernels/side_queue.h"
 #include "proto/errors.h"
 
 namespace qlora::engine {
@@ -56,20 +61,57 @@ class TreeSum {
   std::vector<kernels::Op> ops_;
 };
 
-}  // namespace
+class NcclComm : public Comm {
+ public:
+  NcclComm(ControlChannel* control, kernels::Device* device,
+           std::unique_ptr<kernels::SideQueue> queue, nccl::Library library)
+      : rank_(control->rank()),
+        size_(control->size()),
+        control_(control),
+        device_(device),
+        queue_(std::move(queue)),
+        nccl_(std::move(library)) {}
+  ~NcclComm() override { Abort(); }
+  absl::Status Open();
 
-absl::StatusOr<std::unique_ptr<NcclComm>> NcclComm::Create(ControlChannel* control,
-                                                           kernels::Device* device) {
-  absl::StatusOr<nccl::Library> library = nccl::Load();
-  if (!library.ok()) return library.status();
-  absl::StatusOr<std::unique_ptr<kernels::SideQueue>> queue =
-      kernels::cuda::CreateSideQueue(device);
-  if (!queue.ok()) return queue.status();
-  std::unique_ptr<NcclComm> comm(
-      new NcclComm(control, device, *std::move(queue), *std::move(library)));
-  if (absl::Status s = comm->Open(); !s.ok()) return s;
-  return comm;
-}
+  int rank() const override { return rank_; }
+  int size() const override { return size_; }
+  absl::Status StartSumShares(DType dtype, void* data, void* scratch,
+                              const Shares& shares) override;
+  absl::Status StartAllGather(const void* mine, void* all, const Shares& shares) override;
+  absl::Status StartBroadcast(void* data, int64_t bytes, absl::Span<const int> ranks) override;
+  absl::Status Await(int64_t last) override;
+
+ private:
+  // Aborts where `body` fails; does nothing after an error.
+  absl::Status Do(absl::FunctionRef<absl::Status()> body);
+  // Puts what `body` starts on the queue, behind what the device was told, as one collective.
+  absl::Status Start(absl::FunctionRef<absl::Status()> body);
+  // The same, of all ranks, told to whoever watches.
+  absl::Status Collective(absl::FunctionRef<absl::Status()> body);
+  // Gives NCCL the calls of `calls` as one group, and waits until they are on the queue.
+  absl::Status Group(absl::FunctionRef<void()> calls);
+  // Keeps the first error of the calls of a group.
+  void Note(nccl::Result result);
+  absl::Status Poll(absl::FunctionRef<absl::StatusOr<bool>()> is_done);
+  // Whether NCCL has done what it was told; its errors, also those of other ranks.
+  absl::StatusOr<bool> IsReady();
+  absl::Status ErrorOf(nccl::Result result);
+  // Ends what NCCL still does, and waits until the queue has run dry: till then memory is in use.
+  void Abort();
+  absl::Status SumShares(DType dtype, uint8_t* data, uint8_t* scratch, const Shares& shares);
+  absl::Status AllGather(const uint8_t* mine, uint8_t* all, const Shares& shares);
+
+  const int rank_, size_;
+  ControlChannel* const control_;
+  kernels::Device* const device_;
+  const std::unique_ptr<kernels::SideQueue> queue_;
+  const nccl::Library nccl_;
+  nccl::Communicator comm_ = nullptr;  // none after an error
+  nccl::Result noted_ = nccl::Result::kSuccess;
+  int64_t marks_ = 0;    // put on the queue
+  absl::Status status_;  // the first error; nothing is done after it
+};
 
 absl::Status NcclComm::Open() {
   nccl::UniqueId id = {};
@@ -86,6 +128,7 @@ absl::Status NcclComm::Open() {
   control_->BeginCollective("NCCL's start");
   const absl::Status opened = Do([&] {
     nccl::Config config;
+    config.max_ctas = SettingsOfNccl(std::getenv).channels;
     const Result begun = nccl_.CommInitRankConfig(&comm_, size_, id, rank_, &config);
     if (begun != Result::kSuccess && begun != Result::kInProgress) return ErrorOf(begun);
     return Poll([this] { return IsReady(); });
@@ -93,8 +136,6 @@ absl::Status NcclComm::Open() {
   control_->EndCollective();
   return opened;
 }
-
-NcclComm::~NcclComm() { Abort(); }
 
 void NcclComm::Abort() {
   if (comm_ == nullptr) return;
@@ -191,19 +232,6 @@ absl::Status NcclComm::Group(absl::FunctionRef<void()> calls) {
   return Poll([this] { return IsReady(); });
 }
 
-absl::Status NcclComm::StartSum(DType dtype, void* data, void* scratch, int64_t count) {
-  const Shares shares = EqualShares(count, size_);
-  Shares bytes = shares;
-  for (int64_t& begin : bytes) begin *= kernels::SizeOf(dtype);
-  auto* const all = static_cast<uint8_t*>(data);
-  return Collective([&]() -> absl::Status {
-    if (absl::Status s = SumShares(dtype, all, static_cast<uint8_t*>(scratch), shares); !s.ok()) {
-      return s;
-    }
-    return AllGather(all + bytes[rank_], all, bytes);
-  });
-}
-
 absl::Status NcclComm::StartSumShares(DType dtype, void* data, void* scratch,
                                       const Shares& shares) {
   return Collective([&] {
@@ -289,6 +317,20 @@ absl::Status NcclComm::Await(int64_t last) {
   });
   control_->EndCollective();
   return status;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Comm>> CreateNcclComm(ControlChannel* control,
+                                                     kernels::Device* device) {
+  absl::StatusOr<nccl::Library> library = nccl::Load();
+  if (!library.ok()) return library.status();
+  absl::StatusOr<std::unique_ptr<kernels::SideQueue>> queue =
+      kernels::cuda::CreateSideQueue(device);
+  if (!queue.ok()) return queue.status();
+  auto comm = std::make_unique<NcclComm>(control, device, *std::move(queue), *std::move(library));
+  if (absl::Status s = comm->Open(); !s.ok()) return s;
+  return comm;
 }
 
 }  // namespace qlora::engine

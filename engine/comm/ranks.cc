@@ -14,19 +14,15 @@ absl::StatusOr<std::unique_ptr<Ranks>> Ranks::Join(const World& world,
   return std::unique_ptr<Ranks>(new Ranks(*std::move(control)));
 }
 
-absl::Status Ranks::OpenComm(kernels::Device* device, HostComm::OpenLink link) {
-  if (!device->info().is_host) {
-    absl::StatusOr<std::unique_ptr<NcclComm>> comm = NcclComm::Create(control_.get(), device);
-    if (!comm.ok()) return comm.status();
-    comm_ = *std::move(comm);
-    return absl::OkStatus();
-  }
+absl::Status Ranks::OpenComm(kernels::Device* device, OpenHostLink link) {
   if (link == nullptr) {
     link = [this] {
       return OpenMpiLink(rank(), size(), [this] { return control_->CheckOthers(); });
     };
   }
-  absl::StatusOr<std::unique_ptr<HostComm>> comm = HostComm::Create(control_.get(), device, link);
+  absl::StatusOr<std::unique_ptr<Comm>> comm = device->info().is_host
+                                                   ? CreateHostComm(control_.get(), device, link)
+                                                   : CreateNcclComm(control_.get(), device);
   if (!comm.ok()) return comm.status();
   comm_ = *std::move(comm);
   return absl::OkStatus();

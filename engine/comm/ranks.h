@@ -29,7 +29,7 @@ class Ranks {
 
   // What links the devices' memory: NCCL for GPUs; for CPUs MPI, unless told otherwise. `device`
   // must outlive it, which is until CloseComm() or the end of this.
-  absl::Status OpenComm(kernels::Device* device, HostComm::OpenLink link = nullptr);
+  absl::Status OpenComm(kernels::Device* device, OpenHostLink link = nullptr);
   Comm& comm() { return *comm_; }
   void CloseComm() { comm_.reset(); }
 

@@ -1,7 +1,9 @@
 #include "engine/plan/plan_limits.h"
 
 #include <algorithm>
+#include <cstdlib>
 
+#include "engine/comm/nccl_memory.h"
 #include "engine/model/load_weights.h"
 #include "engine/plan/host_memory.h"
 #include "proto/errors.h"
@@ -13,6 +15,20 @@ namespace {
 // What a CUDA context with the kernels and cuBLASLt takes beside a plan; where the card is here, it
 // is no longer among its free memory.
 constexpr int64_t kContextBytes = int64_t{600} << 20;
+
+// GPUs of a machine where ranks on many are planned.
+constexpr int kPlannedLocalRanks = 8;
+
+// What NCCL takes beside the program's buffers, where the job has several ranks.
+void AddNccl(const Setup& setup, PlanLimits* limits) {
+  const int ranks = setup.world();
+  if (ranks < 2) return;
+  const int local_ranks = setup.ranks != nullptr ? setup.ranks->control().local_size()
+                                                 : std::min(ranks, kPlannedLocalRanks);
+  const NcclSettings settings = SettingsOfNccl(std::getenv);
+  limits->other.push_back({DescribeNccl(settings), NcclDeviceBytes(ranks, local_ranks, settings)});
+  limits->other.push_back({"what is handed from rank to rank", HostExchange::kStagingBytes});
+}
 
 // Ranks of one machine share its memory.
 int64_t ShareOfMemory(const Setup& setup) {
@@ -81,9 +97,7 @@ absl::StatusOr<PlanLimits> LimitsOf(const Setup& setup, bool writes_cache) {
   } else if (setup.device_is_planned) {
     limits.other = {{"the driver's context, with kernels and libraries", kContextBytes}};
   }
-  if (!is_host && setup.world() > 1) {
-    limits.other.push_back({"what is handed from rank to rank", HostExchange::kStagingBytes});
-  }
+  if (!is_host) AddNccl(setup, &limits);
   if (absl::Status s = ChoosePaging(setup, &limits); !s.ok()) return s;
   if (!setup.job.has_model_init()) {
     limits.loading_bytes = LoadingBytes(setup.model ? &*setup.model : nullptr, setup.spec,

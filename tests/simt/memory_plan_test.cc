@@ -4,6 +4,7 @@
 #include <string>
 #include <utility>
 
+#include "engine/comm/nccl_memory.h"
 #include "engine/lora/targets.h"
 #include "engine/model/config_reader.h"
 #include "engine/model/families.h"
@@ -50,7 +51,8 @@ TEST_P(LargeModel, FitsByPlan) {
                           .memory_source = "the card",
                           .paging = {.allowed = true},
                           .may_offload = true,
-                          .other = {{"context and libraries", kContextBytes}}};
+                          .other = {{"context and libraries", kContextBytes},
+                                    {"NCCL", NcclDeviceBytes(c.ranks, c.ranks, {})}}};
   const absl::StatusOr<Plan> plan =
       MakePlan(*spec, record, *device, {.matmul_flops = 5e14, .memory_bytes = 2e12}, limits);
   ASSERT_TRUE(plan.ok()) << plan.status();

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "engine/comm/nccl_memory.h"
 #include "tests/support/paths.h"
 #include "tests/tools/workplace.h"
 
@@ -129,6 +130,20 @@ TEST_F(PlanCommand, RanksShareAStepAndPayForTheSum) {
   EXPECT_EQ(Number(many["time"]["tokens_per_step"]), 1000 * Number(one["time"]["tokens_per_step"]));
   EXPECT_LT(many["time"]["tokens_per_second"].get<double>(),
             1000 * one["time"]["tokens_per_second"].get<double>());
+}
+
+TEST_F(PlanCommand, CountsWhatNcclTakesForItself) {
+  const std::string job = Shape("llama_7b") + "plan { card: 'H100' explore: false world_size: ";
+  const auto nccl = [&](int ranks) {
+    int64_t bytes = 0;
+    for (const auto& item : Report(absl::StrCat(job, ranks, " }"))["items"]) {
+      if (item["name"].get<std::string>().starts_with("NCCL: ")) bytes += Number(item["bytes"]);
+    }
+    return bytes;
+  };
+  EXPECT_EQ(nccl(1), 0);
+  EXPECT_EQ(nccl(2), engine::NcclDeviceBytes(2, 2, {}));
+  EXPECT_EQ(nccl(64), engine::NcclDeviceBytes(64, 8, {}));
 }
 
 TEST_F(PlanCommand, ReportsAreReadableAndHarmless) {

@@ -237,8 +237,12 @@ Result ncclGetUniqueId(UniqueId* id) {
 
 Result ncclCommInitRankConfig(ncclComm** comm, int size, UniqueId id, int rank, Config* config) {
   const bool known = config->size >= sizeof(Config) && config->magic == 0xcafebeef;
-  if (!known || config->blocking != 0 || size > kMostRanks || the_comm != nullptr) {
-    call_error = "a communicator that does not block, the only one of its process, is asked for";
+  // Without a bound on channels nobody knows what memory NCCL takes.
+  const bool is_bounded = config->max_ctas > 0;
+  if (!known || !is_bounded || config->blocking != 0 || size > kMostRanks || the_comm != nullptr) {
+    call_error =
+        "a communicator that does not block, with a bound on its channels, the only one of its "
+        "process, is asked for";
     return Result::kInvalidArgument;
   }
   if (fault.Is("init", rank)) {
