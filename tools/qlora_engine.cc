@@ -235,14 +235,7 @@ absl::Status RunJob(const Arguments& arguments, proto::Command command, engine::
   absl::StatusOr<std::unique_ptr<engine::Ranks>> ranks =
       JoinRanks(arguments, command, *job, console);
   if (!ranks.ok()) return ranks.status();
-  const absl::Status status = RunPrepared(*job, command, env, ranks->get(), console);
-  // Stopped, or missed a gate: all ranks ended well before.
-  const bool is_failure = !status.ok() && !absl::IsCancelled(status) &&
-                          proto::ExitCodeOf(status) != proto::kExitGateMissed;
-  if (is_failure && *ranks != nullptr) {
-    (*ranks)->control().Abort(status);
-  }
-  return status;
+  return RunPrepared(*job, command, env, ranks->get(), console);
 }
 
 int Main(const std::vector<std::string>& words) {

@@ -13,6 +13,20 @@
 #include "proto/errors.h"
 
 namespace qlora::engine {
+namespace {
+
+std::string TextOf(const proto::Job& job) {
+  std::string text;
+  google::protobuf::TextFormat::PrintToString(job, &text);
+  return text;
+}
+
+// "cpu (avx512, 2 threads)": the number of threads changes nothing.
+std::string DeviceLine(const std::string& device) {
+  return absl::StrCat("# ", device.substr(0, device.find(',')), "\n");
+}
+
+}  // namespace
 
 absl::StatusOr<std::string> HashBase(Env* env, const std::string& config_file,
                                      const std::optional<ShardedModel>& model) {
@@ -64,16 +78,22 @@ std::string DecisiveJobText(const proto::Job& job, const std::string& device, in
   data->clear_train_file();
   data->clear_eval_file();
   data->clear_max_eval_samples();
-  std::string text;
-  google::protobuf::TextFormat::PrintToString(decisive, &text);
-  // "cpu (avx512, 2 threads)": the number of threads changes nothing.
-  absl::StrAppend(&text, "# ", device.substr(0, device.find(',')), "\n");
+  std::string text = TextOf(decisive) + DeviceLine(device);
   const auto is_power_of_two = [](int64_t n) { return (n & (n - 1)) == 0; };
   if (ranks > 1 && (training->gradient_sum() == proto::GradientSum::SEQUENTIAL ||
                     !is_power_of_two(training->gradient_accumulation_steps()))) {
     absl::StrAppend(&text, "# ", ranks, " ranks: the order of these sums depends on it\n");
   }
   return text;
+}
+
+std::string AgreedJobText(const proto::Job& job, const std::string& device) {
+  proto::Job agreed = job;
+  agreed.clear_num_threads();
+  agreed.clear_cpu_isa();
+  agreed.clear_device();
+  agreed.clear_memory_limit();
+  return TextOf(agreed) + DeviceLine(device);
 }
 
 absl::Status AgreeOnJob(Ranks* ranks, const std::string& mine) {

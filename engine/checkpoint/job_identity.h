@@ -24,6 +24,10 @@ absl::StatusOr<std::string> HashBase(Env* env, const std::string& config_file,
 // evaluation, limits. The device stands in it, since backends round differently.
 std::string DecisiveJobText(const proto::Job& job, const std::string& device, int ranks);
 
+// The job in text format without what each machine may choose for itself: beside the result the
+// rest decides in which order ranks exchange what.
+std::string AgreedJobText(const proto::Job& job, const std::string& device);
+
 // Refuses, on all ranks, a job in which not all of them give the same lines: ranks that train
 // something else, or were built otherwise, must not be summed.
 absl::Status AgreeOnJob(Ranks* ranks, const std::string& mine);

@@ -8,20 +8,17 @@
 #include "engine/checkpoint/job_identity.h"
 #include "engine/input_error.h"
 #include "proto/errors.h"
+#include "proto/exit_codes.h"
 
 namespace qlora::engine {
 
 absl::Status JoinRanks(Setup* setup) {
   Setup& s = *setup;
   if (s.ranks == nullptr) return absl::OkStatus();
-  const proto::Data& data = s.job.data();
-  // What decides the result, and the inputs, which one rank of a machine reads for all.
-  const std::string job = absl::StrCat(
-      DecisiveJobText(s.job, s.device->info().name, s.world()), "model: ", s.model_folder,
-      "\nconfig: ", s.config_file, "\ntokenizer: ", s.tokenizer_folder,
-      "\ntrain_file: ", data.train_file(), "\neval_file: ", data.eval_file(),
-      "\nmax_eval_samples: ", data.max_eval_samples(), "\n");
-  absl::Status status = AgreeOnJob(s.ranks, job);
+  absl::Status status =
+      AgreeOnJob(s.ranks, absl::StrCat(AgreedJobText(s.job, s.device->info().name),
+                                       "model: ", s.model_folder, "\nconfig: ", s.config_file,
+                                       "\ntokenizer: ", s.tokenizer_folder, "\n"));
   if (!status.ok()) return status;
   if (status = s.ranks->OpenComm(s.device.get()); !status.ok()) return status;
   if (!s.device->info().is_host) {
@@ -49,7 +46,10 @@ absl::Status TakeBaseHash(Setup* setup) {
 }
 
 void LeaveRanks(Ranks* ranks, const absl::Status& status) {
-  if (!status.ok() && !absl::IsCancelled(status)) ranks->control().Abort(status);
+  // Where they were stopped, or missed a gate, all ranks have ended well.
+  const bool is_well = status.ok() || absl::IsCancelled(status) ||
+                       proto::ExitCodeOf(status) == proto::kExitGateMissed;
+  if (!is_well) ranks->control().Abort(status);
   ranks->CloseComm();
 }
 

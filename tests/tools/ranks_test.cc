@@ -102,6 +102,20 @@ TEST_F(RanksTest, RanksThatShareOutGiveTheSameBytes) {
   EXPECT_TRUE(Results("of2", kSteps) == expected);
 }
 
+TEST_F(RanksTest, OneRankKeepsTheQuantizedBaseForAll) {
+  constexpr int kSteps = 2;
+  ASSERT_EQ(Train(1, "one", kSteps).exit_code, 0);
+  const std::vector<std::string> cache = {
+      "--set", absl::StrCat("quantization.quantize_cache=", Path("cache"))};
+  for (const auto& [output, note] :
+       {std::pair{"writes", "the 4-bit base was written to"}, {"reads", "base was loaded from"}}) {
+    const CommandResult result = Train(2, output, kSteps, {}, cache);
+    ASSERT_EQ(result.exit_code, 0) << result.out << result.err;
+    EXPECT_THAT(result.out, HasSubstr(note));
+    EXPECT_TRUE(Results(output, kSteps) == Results("one", kSteps)) << output;
+  }
+}
+
 // Of each machine one rank reads: what it finds wrong ends all with its message and its code.
 TEST_F(RanksTest, WhatTheReaderFindsWrongEndsAll) {
   Write("data.jsonl", "{\"prompt\": \"a\", \"completion\": 3}\n");
@@ -196,6 +210,9 @@ TEST_F(RanksTest, RanksWithAnotherJobAreRefused) {
       {{"--set", "training.learning_rate=1e-3"}, "learning_rate: 0.001"},
       {{"--set", "data.max_train_samples=5"}, "max_train_samples: 5"},
       {{"--set", "lora.r=8"}, "r: 8"},
+      // What changes no byte of the result, but what ranks exchange.
+      {{"--set", "parallel.shard_base=true"}, "+   shard_base: true"},
+      {{"--set", "training.eval_steps=3"}, "eval_steps: 3"},
   };
   for (const auto& [other, word] : cases) {
     const std::string place = NewRendezvous();
