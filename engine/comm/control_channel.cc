@@ -235,6 +235,7 @@ absl::StatusOr<std::vector<std::string>> ControlChannel::AllGather(const std::st
   } else {
     Send(peers_[0].get(), message, options_.silence_seconds).IgnoreError();
   }
+  ControlMessage agreed;
   std::vector<std::string> result;
   {
     std::unique_lock lock(mutex_);
@@ -247,17 +248,20 @@ absl::StatusOr<std::vector<std::string>> ControlChannel::AllGather(const std::st
       lock.unlock();
       return CheckOthers();
     }
-    result = std::move(open_[number].result);
+    Agreement& agreement = open_[number];
+    result = std::move(agreement.result);
     if (world_.rank == 0) {
       result.resize(world_.size);
-      for (ControlMessage::Part& p : open_[number].parts) {
+      for (ControlMessage::Part& p : agreement.parts) {
         result[std::clamp(p.rank(), 0, world_.size - 1)] = std::move(*p.mutable_contents());
       }
+      agreed.mutable_agreed()->set_collective(beat_.collective);
+    } else {
+      beat_.collective = agreement.collective;
     }
     open_.erase(number);
   }
   if (world_.rank == 0) {
-    ControlMessage agreed;
     agreed.mutable_agreed()->set_agreement(number);
     for (const std::string& contents : result) agreed.mutable_agreed()->add_contents(contents);
     SendToAll(agreed, options_.silence_seconds);
@@ -422,7 +426,9 @@ void ControlChannel::Handle(Peer* peer, const ControlMessage& message) {
     case ControlMessage::kAgreed: {
       std::lock_guard lock(mutex_);
       const auto& contents = message.agreed().contents();
-      open_[message.agreed().agreement()].result = {contents.begin(), contents.end()};
+      Agreement& agreement = open_[message.agreed().agreement()];
+      agreement.result = {contents.begin(), contents.end()};
+      agreement.collective = message.agreed().collective();
       changed_.notify_all();
       break;
     }

@@ -62,7 +62,8 @@ class ControlChannel {
   }
 
   // What every rank gives, by rank; all of them call it in the same order with the same `what`.
-  // Some megabytes at most. The abort's status where the job is aborted meanwhile.
+  // Some megabytes at most. The abort's status where the job is aborted meanwhile. Afterwards all
+  // count their collectives alike, also where some have had more of them among each other.
   absl::StatusOr<std::vector<std::string>> AllGather(const std::string& what,
                                                      const std::string& mine);
   // What rank 0 gives.
@@ -132,10 +133,12 @@ class ControlChannel {
   absl::Status status_;
   bool leaving_ = false;
   int64_t agreements_ = 0;
-  // By agreement. On rank 0 the contributions that have arrived; on the others the result.
+  // By agreement. On rank 0 the contributions that have arrived; on the others the result, and the
+  // collective's number on rank 0.
   struct Agreement {
     std::vector<proto::ControlMessage::Part> parts;
     std::vector<std::string> result;
+    int64_t collective = 0;
   };
   absl::flat_hash_map<int64_t, Agreement> open_;
 

@@ -21,7 +21,7 @@ enum class Phase : uint8_t {
   kLoading,     // reading and quantizing weights
   kComputing,   // forward, backward, update: until the next micro-batch or collective
   kCollective,  // in a sum, a broadcast or an agreement, by its number
-  kEvaluating,  // one batch, or one round of generated answers
+  kEvaluating,  // one batch, or one token of generated answers
   kSaving,      // a checkpoint, results
   kFinished,
 };

@@ -129,8 +129,9 @@ std::pair<int64_t, int64_t> LastTrainedRun(const Sample& sample) {
 }
 
 absl::StatusOr<int64_t> CountExactMatches(Execution* execution, const Dataset& dataset,
-                                          const Tokenizer& tokenizer,
-                                          const GenerationOptions& options, Ranks* ranks) {
+                                          const Tokenizer& tokenizer, GenerationOptions options,
+                                          Ranks* ranks) {
+  if (ranks != nullptr) options.on_token = [ranks] { ranks->control().Progress(); };
   // All ranks generate everything: how many tokens an answer takes only its end tells.
   if (RunsTogether(*execution)) ranks = nullptr;
   // Whole rounds of generation, as many sequences at a time as one rank alone would take.

@@ -54,8 +54,8 @@ std::pair<int64_t, int64_t> LastTrainedRun(const Sample& sample);
 // those whose text equals the run's, white space at both ends aside. Spread over the ranks
 // likewise.
 absl::StatusOr<int64_t> CountExactMatches(Execution* execution, const Dataset& dataset,
-                                          const Tokenizer& tokenizer,
-                                          const GenerationOptions& options, Ranks* ranks = nullptr);
+                                          const Tokenizer& tokenizer, GenerationOptions options,
+                                          Ranks* ranks = nullptr);
 
 }  // namespace qlora::engine
 

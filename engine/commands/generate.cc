@@ -75,6 +75,7 @@ class GenerationRun {
       }
       for (int64_t n = 0; n < options_.max_new_tokens && !group.empty(); ++n) {
         if (absl::Status s = Decode(&group); !s.ok()) return s;
+        if (options_.on_token) options_.on_token();
       }
     }
     return std::move(results_);

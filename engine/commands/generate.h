@@ -4,6 +4,7 @@
 #define QLORA_ENGINE_COMMANDS_GENERATE_H_
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -19,6 +20,8 @@ struct GenerationOptions {
   uint64_t seed = 0;
   std::vector<int32_t> stop_ids;  // end a sequence; included in what is returned
   int64_t course = 0;             // whose adapter it is that speaks
+  // Called behind each token of the sequences that are generated together; may be empty.
+  std::function<void()> on_token;
 };
 
 // The tokens that follow each prompt. Each prompt has at least one token and fits into the

@@ -15,6 +15,7 @@ namespace {
 absl::Status LoadBase(const Setup& setup, Execution* execution, Console* console) {
   const auto progress = [&](double share) {
     console->Live(absl::StrCat("loading ", Bar(share, 30)));
+    if (setup.ranks != nullptr) setup.ranks->control().Progress();
   };
   const std::string& folder = setup.job.quantization().quantize_cache();
   if (setup.job.mode() != proto::Mode::QLORA || folder.empty()) {

@@ -106,6 +106,26 @@ TEST(ControlChannel, RanksThatLoseStepAreNotMixedUp) {
   });
 }
 
+// Some have had collectives that others had not: loading, with a machine to themselves. Who is
+// behind afterwards is told all the same.
+TEST(ControlChannel, CountsCollectivesAlikeAfterAnAgreement) {
+  OnRanks(3, {.silence_seconds = 0.5}, nullptr, [](Ranks& ranks, kernels::Device*) {
+    ControlChannel& control = ranks.control();
+    for (int i = 0; i < 10 * ranks.rank(); ++i) {
+      control.BeginCollective("among some");
+      control.EndCollective();
+    }
+    ASSERT_TRUE(control.AllGather("all are here", "").ok());
+    control.BeginCollective("the first");
+    if (ranks.rank() != 1) {
+      control.EndCollective();
+      control.BeginCollective("the second");
+    }
+    while (!control.aborted()) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    EXPECT_THAT(std::string(control.status().message()), HasSubstr("rank 1 does not get past"));
+  });
+}
+
 TEST(ControlChannel, LastResortEndsAMainThreadThatHangs) {
   std::atomic<int> ended{0};
   ControlOptions options;

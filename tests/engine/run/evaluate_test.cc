@@ -67,10 +67,13 @@ TEST_P(Generation, EndsAtAStopToken) {
   record.storage.rope_positions = 40;
   record.generate = {.sequences = 1, .context = 40, .prefill = 16};
   ModelRun run({.model = GetParam(), .record = record}, CpuDevice());
-  const auto all = Generate(&run.execution(), prompts, {.max_new_tokens = 8});
+  int told = 0;
+  const auto all =
+      Generate(&run.execution(), prompts, {.max_new_tokens = 8, .on_token = [&told] { ++told; }});
   ASSERT_TRUE(all.ok()) << all.status();
   const std::vector<int32_t>& tokens = all->front();
   ASSERT_EQ(tokens.size(), 8u);
+  EXPECT_EQ(told, 8);
   const auto stopped =
       Generate(&run.execution(), prompts, {.max_new_tokens = 8, .stop_ids = {tokens[3]}});
   const auto first = std::find(tokens.begin(), tokens.end(), tokens[3]);
