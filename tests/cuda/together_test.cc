@@ -2,17 +2,13 @@
 // are the same ones.
 
 #include "gtest/gtest.h"
-#include "kernels/cuda/cuda_device.h"
+#include "tests/cuda/cuda_device.h"
 #include "tests/engine/run/together_run.h"
 
 namespace qlora::engine {
 namespace {
 
-std::unique_ptr<kernels::Device> CudaDevice() {
-  auto device = kernels::cuda::CreateCudaDevice({});
-  EXPECT_TRUE(device.ok()) << device.status();
-  return *std::move(device);
-}
+using tests::CudaDevice;
 
 TEST(CudaTogether, HasTheBytesThatItHasAlone) {
   const std::vector<Customer> customers = Customers();

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <memory>
 #include <string>
 #include <utility>
@@ -15,26 +14,18 @@
 #include "engine/commands/generate.h"
 #include "engine/plan/rematerialize.h"
 #include "gtest/gtest.h"
-#include "kernels/cuda/cuda_device.h"
+#include "tests/cuda/cuda_device.h"
 #include "tests/engine/run/model_run.h"
 
 namespace qlora::engine {
 namespace {
 
+using tests::CudaDevice;
+
 constexpr int64_t kRows = 1, kMicroBatches = 2;
 
-std::unique_ptr<kernels::Device> CudaDevice(bool capture = true) {
-  auto device = kernels::cuda::CreateCudaDevice({.capture = capture});
-  if (!device.ok()) std::abort();
-  return *std::move(device);
-}
-
 struct Case {
-  const char* name;
-  const char* model;
-  proto::Mode::Value mode = proto::Mode::QLORA;
-  kernels::DType compute = kernels::DType::kBf16;
-  bool eight_bit_states = false;
+  RunKind kind;
   float dropout = 0;
   proto::KernelSelection::Value kernels = proto::KernelSelection::FUSED;
 };
@@ -45,13 +36,9 @@ class CudaTraining : public testing::TestWithParam<Case> {
 
   ModelRun::Options Options(proto::Recompute::Value recompute = proto::Recompute::NONE) {
     const Case& c = GetParam();
-    RecordOptions record = TrainingOptions(c.model, data_, kRows, kMicroBatches);
-    record.storage.mode = c.mode;
-    if (c.mode == proto::Mode::FULL) record.storage.lora = {};
-    record.storage.compute = c.compute;
-    record.storage.eight_bit_states = c.eight_bit_states;
+    RecordOptions record = TrainingOptions(c.kind, data_, kRows, kMicroBatches);
     for (LoraTargets& lora : record.storage.lora) lora.dropout = c.dropout;
-    return {.model = c.model, .record = record, .recompute = recompute, .kernels = c.kernels};
+    return {.model = c.kind.model, .record = record, .recompute = recompute, .kernels = c.kernels};
   }
 
   std::vector<double> Losses(ModelRun* run, int64_t steps) {
@@ -98,7 +85,7 @@ TEST_P(CudaTraining, TheFirstStepIsTheCpusWithinTheBound) {
   }
   EXPECT_EQ(library_ops > 10, by_library);
   const double expected = Losses(&cpu, 1)[0], found = Losses(&cuda, 1)[0];
-  const double bound = DistanceBound(GetParam().compute, cpu.storage().spec.layers);
+  const double bound = DistanceBound(GetParam().kind.compute, cpu.storage().spec.layers);
   EXPECT_NEAR(found, expected, bound * expected);
   const auto gradient = [](ModelRun* run) { return run->Values<float>(run->storage().gradient); };
   const double distance = RelativeDistance(gradient(&cuda), gradient(&cpu));
@@ -160,7 +147,7 @@ TEST_P(CudaTraining, TenStepsStayWithinHalfAPercent) {
 
 TEST_P(CudaTraining, CapturedRecomputedOrNotGivesTheSameBytes) {
   ModelRun captured(Options(), CudaDevice());
-  ModelRun started(Options(), CudaDevice(/*capture=*/false));
+  ModelRun started(Options(), CudaDevice({.capture = false}));
   ModelRun recomputed(Options(proto::Recompute::FULL), CudaDevice());
   EXPECT_GT(recomputed.plan().recompute_cost.ops, 0);
   const std::string before = captured.StateBytes();
@@ -201,7 +188,7 @@ TEST(CudaOffload, ChangesNoByte) {
   options.may_offload = true;
   options.memory_limit = whole.plan().total_bytes - 1;
   for (const bool capture : {true, false}) {
-    ModelRun run(options, CudaDevice(capture));
+    ModelRun run(options, CudaDevice({.capture = capture}));
     ASSERT_GT(run.plan().offloaded.shape.windows, kOffloadSlots);
     const auto found = RunSteps(&run, data, kRows, 2, 2);
     for (size_t i = 0; i < found.size(); ++i) EXPECT_EQ(found[i].loss_sum, expected[i].loss_sum);
@@ -211,22 +198,20 @@ TEST(CudaOffload, ChangesNoByte) {
 
 INSTANTIATE_TEST_SUITE_P(
     Runs, CudaTraining,
-    testing::Values(Case{"qlora", "llama3_tied"},
-                    Case{.name = "qlora_fp32", .model = "qwen3", .compute = kernels::DType::kF32},
-                    Case{.name = "qlora_8bit_states_dropout",
-                         .model = "mistral",
-                         .eight_bit_states = true,
-                         .dropout = 0.25f},
-                    Case{.name = "qlora_dequantized",
-                         .model = "llama3_tied",
-                         .kernels = proto::KernelSelection::DEQUANTIZED},
-                    Case{.name = "lora_dequantized",
-                         .model = "mistral",
-                         .mode = proto::Mode::LORA,
-                         .kernels = proto::KernelSelection::DEQUANTIZED},
-                    Case{.name = "lora_biases", .model = "qwen2_window", .mode = proto::Mode::LORA},
-                    Case{.name = "full_tied", .model = "llama3_tied", .mode = proto::Mode::FULL}),
-    [](const auto& info) { return std::string(info.param.name); });
+    testing::Values(
+        Case{{"qlora", "llama3_tied"}},
+        Case{{.name = "qlora_fp32", .model = "qwen3", .compute = kernels::DType::kF32}},
+        Case{.kind = {.name = "qlora_8bit_states_dropout",
+                      .model = "mistral",
+                      .eight_bit_states = true},
+             .dropout = 0.25f},
+        Case{.kind = {"qlora_dequantized", "llama3_tied"},
+             .kernels = proto::KernelSelection::DEQUANTIZED},
+        Case{.kind = {.name = "lora_dequantized", .model = "mistral", .mode = proto::Mode::LORA},
+             .kernels = proto::KernelSelection::DEQUANTIZED},
+        Case{{.name = "lora_biases", .model = "qwen2_window", .mode = proto::Mode::LORA}},
+        Case{{.name = "full_tied", .model = "llama3_tied", .mode = proto::Mode::FULL}}),
+    [](const auto& info) { return std::string(info.param.kind.name); });
 
 class CudaInference : public testing::TestWithParam<const char*> {};
 

@@ -6,17 +6,14 @@
 
 #include "gtest/gtest.h"
 #include "kernels/cuda/cuda_device.h"
+#include "tests/cuda/cuda_device.h"
 #include "tests/engine/run/model_run.h"
 #include "tests/support/simt/runtime.h"
 
 namespace qlora::engine {
 namespace {
 
-std::unique_ptr<kernels::Device> CudaDevice() {
-  auto device = kernels::cuda::CreateCudaDevice({});
-  EXPECT_TRUE(device.ok()) << device.status();
-  return *std::move(device);
-}
+using tests::CudaDevice;
 
 TEST(CudaDevice, AStepIsGraphsAndAllocatesNothing) {
   const Dataset data = GoldenDocuments("qlora_llama");

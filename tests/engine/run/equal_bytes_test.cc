@@ -17,11 +17,7 @@ using kernels::optest::DeferredDevice;
 constexpr int64_t kRows = 1, kMicroBatches = 4, kSteps = 3;
 
 struct Case {
-  const char* name;
-  const char* model;
-  proto::Mode::Value mode = proto::Mode::QLORA;
-  kernels::DType compute = kernels::DType::kBf16;
-  bool eight_bit_states = false;
+  RunKind kind;
   bool tree = true;
   float dropout = 0.25f;
 };
@@ -32,15 +28,11 @@ class EqualBytes : public testing::TestWithParam<Case> {
 
   ModelRun::Options Options(proto::Recompute::Value recompute = proto::Recompute::NONE) {
     const Case& c = GetParam();
-    RecordOptions record = TrainingOptions(c.model, data_, kRows, kMicroBatches);
-    record.storage.mode = c.mode;
-    if (c.mode == proto::Mode::FULL) record.storage.lora = {};
-    record.storage.compute = c.compute;
-    record.storage.eight_bit_states = c.eight_bit_states;
+    RecordOptions record = TrainingOptions(c.kind, data_, kRows, kMicroBatches);
     for (LoraTargets& lora : record.storage.lora) lora.dropout = c.dropout;
     record.storage.weight_decay = 0.1f;
     if (!c.tree) record.storage.pending_gradients = 0;
-    return {.model = c.model, .record = record, .recompute = recompute};
+    return {.model = c.kind.model, .record = record, .recompute = recompute};
   }
 
   struct Outcome {
@@ -193,7 +185,7 @@ TEST_P(EqualBytes, AfterARestart) {
     const absl::Status saved = SaveCheckpoint(
         Env::Default(), folder.path(), &run.execution(),
         {.adapter = {.r = 4, .lora_alpha = 8, .target_modules = {"q_proj"}},
-         .config_file = GoldenModelPath(std::string(GetParam().model) + "/config.json")},
+         .config_file = GoldenModelPath(std::string(GetParam().kind.model) + "/config.json")},
         state);
     ASSERT_TRUE(saved.ok()) << saved;
   }
@@ -252,15 +244,15 @@ TEST(EqualBytesOffloaded, WithAnyNumberOfLayerInputsInHostMemory) {
 
 INSTANTIATE_TEST_SUITE_P(
     Runs, EqualBytes,
-    testing::Values(Case{"qlora", "llama3_tied"},
-                    Case{.name = "qlora_fp32", .model = "qwen3", .compute = kernels::DType::kF32},
-                    Case{.name = "qlora_8bit_states", .model = "mistral", .eight_bit_states = true},
-                    Case{
-                        .name = "qlora_biases", .model = "llama_bias", .tree = false, .dropout = 0},
-                    Case{.name = "lora", .model = "qwen2_window", .mode = proto::Mode::LORA},
-                    Case{.name = "full", .model = "qwen3", .mode = proto::Mode::FULL},
-                    Case{.name = "full_tied", .model = "llama3_tied", .mode = proto::Mode::FULL}),
-    [](const auto& info) { return std::string(info.param.name); });
+    testing::Values(
+        Case{{"qlora", "llama3_tied"}},
+        Case{{.name = "qlora_fp32", .model = "qwen3", .compute = kernels::DType::kF32}},
+        Case{{.name = "qlora_8bit_states", .model = "mistral", .eight_bit_states = true}},
+        Case{.kind = {"qlora_biases", "llama_bias"}, .tree = false, .dropout = 0},
+        Case{{.name = "lora", .model = "qwen2_window", .mode = proto::Mode::LORA}},
+        Case{{.name = "full", .model = "qwen3", .mode = proto::Mode::FULL}},
+        Case{{.name = "full_tied", .model = "llama3_tied", .mode = proto::Mode::FULL}}),
+    [](const auto& info) { return std::string(info.param.kind.name); });
 
 }  // namespace
 }  // namespace qlora::engine

@@ -68,7 +68,11 @@ ModelRun::ModelRun(Options options, std::unique_ptr<kernels::Device> device, Ran
     : device_(std::move(device)) {
   SharedReading reading;
   if (ranks != nullptr) {
-    exchange_ = std::make_unique<HostExchange>(&ranks->comm(), device_.get(), nullptr, 0);
+    if (!device_->info().is_host) {
+      staging_ = Require(device_->Allocate(HostExchange::kStagingBytes));
+    }
+    exchange_ = std::make_unique<HostExchange>(&ranks->comm(), device_.get(), staging_.data(),
+                                               staging_.bytes());
     reading = {exchange_.get(), absl::MakeConstSpan(ranks->neighbours())};
   }
   Env* env = Env::Default();
@@ -163,6 +167,16 @@ RecordOptions TrainingOptions(const std::string& model, const Dataset& data, int
   options.storage.pending_gradients = PendingGradients(micro_batches);
   options.adam.max_grad_norm = 0.3f;
   options.train = Batcher(&data, {.rows_per_micro_batch = rows}).capacity();
+  return options;
+}
+
+RecordOptions TrainingOptions(const RunKind& kind, const Dataset& data, int64_t rows,
+                              int64_t micro_batches) {
+  RecordOptions options = TrainingOptions(kind.model, data, rows, micro_batches);
+  options.storage.mode = kind.mode;
+  if (kind.mode == proto::Mode::FULL) options.storage.lora.clear();
+  options.storage.compute = kind.compute;
+  options.storage.eight_bit_states = kind.eight_bit_states;
   return options;
 }
 

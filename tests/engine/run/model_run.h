@@ -70,6 +70,7 @@ class ModelRun {
   void Read(kernels::ConstTensor view, void* to);
 
   std::unique_ptr<kernels::Device> device_;
+  kernels::Buffer staging_;                 // of exchange_
   std::unique_ptr<HostExchange> exchange_;  // null without ranks
   Plan plan_;
   std::unique_ptr<Execution> execution_;
@@ -77,6 +78,17 @@ class ModelRun {
 
 // The options of a QLoRA training run over `data`, in micro-batches of `rows` samples.
 RecordOptions TrainingOptions(const std::string& model, const Dataset& data, int64_t rows,
+                              int64_t micro_batches);
+
+// A kind of training run, for tests that go through several.
+struct RunKind {
+  const char* name;
+  const char* model;
+  proto::Mode::Value mode = proto::Mode::QLORA;
+  kernels::DType compute = kernels::DType::kBf16;
+  bool eight_bit_states = false;
+};
+RecordOptions TrainingOptions(const RunKind& kind, const Dataset& data, int64_t rows,
                               int64_t micro_batches);
 
 // Runs `steps` steps with constant rate 1e-3 on micro-batches of `rows` samples; with `ranks`, this

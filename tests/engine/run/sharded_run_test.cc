@@ -24,11 +24,7 @@ constexpr int64_t kRows = 1, kMicroBatches = 4, kSteps = 3;
 constexpr int kRank = 56;
 
 struct Case {
-  const char* name;
-  const char* model;
-  proto::Mode::Value mode = proto::Mode::QLORA;
-  kernels::DType compute = kernels::DType::kBf16;
-  bool eight_bit_states = false;
+  RunKind kind;
   bool paged = false;
   proto::Recompute::Value recompute = proto::Recompute::NONE;
 };
@@ -37,6 +33,7 @@ struct Case {
 struct Sharing {
   int ranks = 1;
   bool states = false, base = false;
+  bool uneven = false;  // every other rank has memory for less, and recomputes all it can
 };
 
 class ShardedRun : public testing::TestWithParam<Case> {
@@ -45,21 +42,20 @@ class ShardedRun : public testing::TestWithParam<Case> {
 
   ModelRun::Options Options(const Sharing& sharing, int rank) const {
     const Case& c = GetParam();
-    RecordOptions record = TrainingOptions(c.model, data_, kRows, kMicroBatches / sharing.ranks);
-    const ModelSpec spec = *ReadModelConfig(Env::Default(), GoldenModelPath(c.model));
+    RecordOptions record = TrainingOptions(c.kind, data_, kRows, kMicroBatches / sharing.ranks);
     StorageOptions& storage = record.storage;
-    storage.mode = c.mode;
-    storage.lora = {AllLinears(spec, kRank, 8, false)};
-    if (c.mode == proto::Mode::FULL) storage.lora.clear();
-    storage.compute = c.compute;
-    storage.eight_bit_states = c.eight_bit_states;
+    if (!storage.lora.empty()) {
+      const ModelSpec spec = *ReadModelConfig(Env::Default(), GoldenModelPath(c.kind.model));
+      storage.lora = {AllLinears(spec, kRank, 8, false)};
+    }
     storage.weight_decay = 0.1f;
     storage.ranks = sharing.ranks;
     storage.rank = rank;
     storage.shard_states = sharing.states;
     storage.shard_base = sharing.base;
     record.least_part_bytes = 16 << 10;
-    ModelRun::Options options{.model = c.model, .record = record, .recompute = c.recompute};
+    ModelRun::Options options{.model = c.kind.model, .record = record, .recompute = c.recompute};
+    if (sharing.uneven && rank % 2 == 1) options.recompute = proto::Recompute::FULL;
     if (c.paged) {
       options.paging = {.allowed = true,
                         .budget_bytes = 2 * 16384,
@@ -93,7 +89,7 @@ class ShardedRun : public testing::TestWithParam<Case> {
         [&](Ranks& ranks, kernels::Device* device) {
           ModelRun run(Options(sharing, ranks.rank()), CpuDevice(1), &ranks);
           // A tiny model's weights are not enough for four.
-          if (GetParam().mode != proto::Mode::FULL) {
+          if (GetParam().kind.mode != proto::Mode::FULL) {
             EXPECT_FALSE(run.storage().windows.empty());
           }
           EXPECT_EQ(run.storage().gathered.empty(), !sharing.base);
@@ -144,7 +140,7 @@ class ShardedRun : public testing::TestWithParam<Case> {
     return SaveCheckpoint(
         Env::Default(), folder, execution,
         {.adapter = {.r = kRank, .lora_alpha = 8, .target_modules = {"q_proj"}},
-         .config_file = GoldenModelPath(std::string(GetParam().model) + "/config.json")},
+         .config_file = GoldenModelPath(std::string(GetParam().kind.model) + "/config.json")},
         state, exchange);
   }
 
@@ -172,7 +168,7 @@ TEST_P(ShardedRun, GivesTheBytesOfOneRank) {
   for (const int ranks : {2, 4}) {
     for (const bool states : {false, true}) {
       for (const bool base : {false, true}) {
-        if (base && GetParam().mode == proto::Mode::FULL) continue;  // nothing is frozen
+        if (base && GetParam().kind.mode == proto::Mode::FULL) continue;  // nothing is frozen
         EXPECT_TRUE(Train({ranks, states, base}, 0, kSteps) == expected)
             << ranks << " ranks, states " << states << ", base " << base;
       }
@@ -180,10 +176,17 @@ TEST_P(ShardedRun, GivesTheBytesOfOneRank) {
   }
 }
 
+// The order in which ranks exchange what does not tell what each of them recomputes.
+TEST_P(ShardedRun, EachRankMayRecomputeSomethingElse) {
+  if (GetParam().kind.mode == proto::Mode::FULL) return;  // nothing is gathered
+  const Outcome expected = Train({}, 0, kSteps);
+  EXPECT_TRUE(Train({.ranks = 2, .base = true, .uneven = true}, 0, kSteps) == expected);
+}
+
 TEST_P(ShardedRun, GoesOnUponAnotherNumberOfRanks) {
   const Outcome expected = Train({}, 0, kSteps);
   const tests::TempFolder folder;
-  const bool base = GetParam().mode != proto::Mode::FULL;
+  const bool base = GetParam().kind.mode != proto::Mode::FULL;
   const Sharing one, two = {2, true, base}, four = {4, true, base}, four_whole = {4};
   for (const auto& [before, after] :
        {std::pair{two, one}, {one, four}, {four, two}, {two, four_whole}}) {
@@ -199,7 +202,7 @@ TEST_P(ShardedRun, GoesOnUponAnotherNumberOfRanks) {
 // All ranks together have everything once, each its part, and the plan says so.
 TEST_P(ShardedRun, TakesItsShareOfMemory) {
   const std::unique_ptr<kernels::Device> device = CpuDevice();
-  const ModelSpec spec = *ReadModelConfig(Env::Default(), GoldenModelPath(GetParam().model));
+  const ModelSpec spec = *ReadModelConfig(Env::Default(), GoldenModelPath(GetParam().kind.model));
   struct Bytes {
     int64_t states = 0, base = 0;
   };
@@ -219,7 +222,7 @@ TEST_P(ShardedRun, TakesItsShareOfMemory) {
     }
     return bytes;
   };
-  const bool base = GetParam().mode != proto::Mode::FULL;
+  const bool base = GetParam().kind.mode != proto::Mode::FULL;
   const Bytes all = bytes_of({}, 0);
   Bytes sum;
   for (int rank = 0; rank < 4; ++rank) {
@@ -237,20 +240,20 @@ TEST_P(ShardedRun, TakesItsShareOfMemory) {
 
 INSTANTIATE_TEST_SUITE_P(
     Runs, ShardedRun,
-    testing::Values(Case{"qlora", "llama3_tied"},
-                    Case{.name = "qlora_paged", .model = "llama3_tied", .paged = true},
-                    Case{.name = "qlora_fp32_recomputed",
-                         .model = "qwen3",
-                         .compute = kernels::DType::kF32,
-                         .recompute = proto::Recompute::FULL},
-                    Case{.name = "qlora_8bit_states", .model = "mistral", .eight_bit_states = true},
-                    Case{.name = "lora_8bit_paged",
-                         .model = "qwen2_window",
-                         .mode = proto::Mode::LORA,
-                         .eight_bit_states = true,
-                         .paged = true},
-                    Case{.name = "full", .model = "qwen3", .mode = proto::Mode::FULL}),
-    [](const auto& info) { return std::string(info.param.name); });
+    testing::Values(
+        Case{{"qlora", "llama3_tied"}}, Case{.kind = {"qlora_paged", "llama3_tied"}, .paged = true},
+        Case{.kind = {.name = "qlora_fp32_recomputed",
+                      .model = "qwen3",
+                      .compute = kernels::DType::kF32},
+             .recompute = proto::Recompute::FULL},
+        Case{{.name = "qlora_8bit_states", .model = "mistral", .eight_bit_states = true}},
+        Case{.kind = {.name = "lora_8bit_paged",
+                      .model = "qwen2_window",
+                      .mode = proto::Mode::LORA,
+                      .eight_bit_states = true},
+             .paged = true},
+        Case{{.name = "full", .model = "qwen3", .mode = proto::Mode::FULL}}),
+    [](const auto& info) { return std::string(info.param.kind.name); });
 
 }  // namespace
 }  // namespace qlora::engine
