@@ -18,7 +18,6 @@
 #include "kernels/cuda/cuda_device.h"
 #include "proto/exit_codes.h"
 #include "tests/engine/io/temp_folder.h"
-#include "tests/engine/run/model_run.h"
 #include "tests/support/process_ranks.h"
 #include "tests/support/simt/runtime.h"
 
@@ -237,47 +236,6 @@ TEST(NcclComm, WaitsForTheFirstAndNotForTheLast) {
         if (absl::Status s = ranks.comm().Finish(); !s.ok()) return s;
         return "";
       }));
-}
-
-// What a run of two steps leaves. `ranks`: none, or those over whose devices it sums.
-absl::StatusOr<std::string> TrainedBytes(Ranks* ranks) {
-  constexpr int64_t kMicroBatches = 4, kSteps = 2;
-  const int size = ranks == nullptr ? 1 : ranks->size();
-  const Dataset data = GoldenDocuments("qlora_llama");
-  RecordOptions record = TrainingOptions("llama3_tied", data, 1, kMicroBatches / size);
-  record.storage.ranks = size;
-  record.least_part_bytes = 4 << 10;
-  auto device = kernels::cuda::CreateCudaDevice({});
-  ModelRun run({.model = "llama3_tied", .record = record}, *std::move(device));
-  if (ranks != nullptr) {
-    if (run.plan().run.train->gradient_parts.size() < 3) {
-      return absl::FailedPreconditionError("too few parts");
-    }
-    ranks->CloseComm();
-    if (absl::Status s = ranks->OpenComm(&run.device()); !s.ok()) return s;
-  }
-  std::string bytes;
-  for (const StepResult& step : RunSteps(&run, data, 1, kMicroBatches, kSteps, 0, ranks)) {
-    absl::StrAppend(&bytes, step.loss_sum, " ", step.gradient_norm, "\n");
-  }
-  bytes += run.StateBytes();
-  if (ranks != nullptr) {
-    if (absl::Status s = ranks->control().AllGather("the end", "").status(); !s.ok()) return s;
-    ranks->CloseComm();
-  }
-  return bytes;
-}
-
-TEST(NcclComm, OneTwoAndFourRanksTrainTheSameBytes) {
-  const std::string expected = *TrainedBytes(nullptr);
-  for (const int size : {2, 4}) {
-    const std::vector<ProcessOutcome> outcomes =
-        OnProcesses(size, {}, [](Ranks& ranks, kernels::Device*) { return TrainedBytes(&ranks); });
-    ExpectDone(outcomes);
-    for (int rank = 0; rank < size; ++rank) {
-      EXPECT_TRUE(outcomes[rank].text == expected) << "rank " << rank << " of " << size;
-    }
-  }
 }
 
 // Sums without end; rank `killed` is killed at its third.
