@@ -65,7 +65,7 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Values(Case{"llama3_8b_78000_tokens", "llama3_8b", 16, 78000, int64_t{24} << 30, true},
                     Case{"llama_33b", "llama_33b", 64, 1024, 24'000'000'000, false},
                     Case{"llama_65b", "llama_65b", 64, 2048, 48'000'000'000, false},
-                    Case{"llama3_70b_on_two", "llama3_70b", 16, 512, int64_t{24} << 30, false, 2}),
+                    Case{"llama3_70b_on_two", "llama3_70b", 16, 512, int64_t{24} << 30, true, 2}),
     [](const auto& info) { return std::string(info.param.name); });
 
 }  // namespace
