@@ -35,7 +35,7 @@ NcclSettings SettingsOfNccl(const EnvironmentOf& environment);
 // Bytes on the GPU of one of `ranks`, of which `local_ranks` run on its machine. 0 for one rank.
 int64_t NcclDeviceBytes(int ranks, int local_ranks, const NcclSettings& settings);
 
-// For the plan: "NCCL: up to 8 channels to each rank, buffers of 4096 KiB (NCCL_MAX_NCHANNELS, ...)".
+// For the plan: "NCCL: up to 8 channels to each rank, buffers of 4096 KiB (...)".
 std::string DescribeNccl(const NcclSettings& settings);
 
 }  // namespace qlora::engine
