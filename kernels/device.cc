@@ -1,6 +1,9 @@
 #include "kernels/device.h"
 
 #include <utility>
+#include <variant>
+
+#include "absl/strings/str_cat.h"
 
 namespace qlora::kernels {
 
@@ -18,6 +21,12 @@ const char* NameOf(LinearVariant variant) {
 
 std::vector<LinearVariant> Device::Variants(const Op&) const { return {LinearVariant::kFused}; }
 int64_t Device::TailColumns(const Op&) const { return 0; }
+
+absl::Status Device::Accept(const Op& op) const {
+  return AsksForLibrary(op)
+             ? absl::UnimplementedError(absl::StrCat(info().name, " has its own attention only"))
+             : absl::OkStatus();
+}
 
 absl::Status Device::RunOnce(std::vector<Op> ops) {
   absl::StatusOr<std::unique_ptr<Piece>> piece = Prepare(std::move(ops));

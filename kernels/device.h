@@ -49,6 +49,10 @@ class Device {
   // Columns behind its input that a linear op in its variant can use as `tail`, by shapes and
   // types; 0 for every other op.
   virtual int64_t TailColumns(const Op& op) const;
+  // Whether the device can run the op as it is; Unimplemented with the reason where not, NotFound
+  // where what it needs for that is not on this machine. Only ops that ask for a library are ever
+  // refused; their shapes must have been given to WorkspaceBytes, which is 0 for what is refused.
+  virtual absl::Status Accept(const Op& op) const;
   // Memory that the device itself keeps for all ops together (per-thread panels), beside buffers
   // and workspaces.
   virtual int64_t PrivateBytes() const = 0;

@@ -62,6 +62,17 @@ inline double FlopsOf(const Op& op) {
 inline double BytesOf(const Op& op) {
   return std::visit([](const auto& o) { return Bytes(o); }, op);
 }
+// Whether an op names the vendor's library as the one to compute it.
+inline bool AsksForLibrary(const Op& op) {
+  return std::visit(
+      [](const auto& o) {
+        if constexpr (requires { o.shape.kernel; }) {
+          return o.shape.kernel == AttentionKernel::kLibrary;
+        }
+        return false;
+      },
+      op);
+}
 
 }  // namespace qlora::kernels
 

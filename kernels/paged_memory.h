@@ -5,12 +5,19 @@
 // This is the mechanism; when a window moves is decided by whoever owns it (engine/optim's
 // StatePager, or the moves of a program). Between Await(w) or Claim(w) and Evict(w) or Drop(w)
 // pieces may use window w at Address(w), at no other time.
+//
+// Slots may be lent: lie in memory that has another use, the activations' while there are none. A
+// lent slot takes a window with Bring(w), behind all pieces started before, and is given back with
+// Reclaim, when the window has been evicted: pieces started from then on may use its bytes for
+// something else. So what the device holds at a time changes with the phases of a step.
 
 #ifndef QLORA_KERNELS_PAGED_MEMORY_H_
 #define QLORA_KERNELS_PAGED_MEMORY_H_
 
 #include <cstdint>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 
@@ -28,14 +35,26 @@ struct PagedShape {
   // The bytes of a window lie in page-locked host memory while it is away, and are copied. Else the
   // device chooses between this and managed memory.
   bool page_locked = false;
+  // Where in the memory at `lent` each slot begins, where slots are lent; empty: they are this
+  // memory's own. Windows are then copied, so page_locked must be set: managed pages would take
+  // memory beside that which was lent.
+  std::vector<int64_t> lent_offsets;
+  void* lent = nullptr;
   // Where a device whose own memory is the host's keeps the windows that are not in memory: a
   // folder for a file without a name.
   std::string folder;
 
   bool IsResident(int64_t w) const { return w < resident; }
   int64_t SlotOf(int64_t w) const { return (w - resident) % slots; }
-  int64_t DeviceBytes() const { return (resident + slots) * window_bytes; }
+  bool IsLent() const { return !lent_offsets.empty(); }
+  void* LentSlot(int64_t slot) const { return static_cast<uint8_t*>(lent) + lent_offsets[slot]; }
+  // Device memory that is this memory's own.
+  int64_t DeviceBytes() const { return (resident + (IsLent() ? 0 : slots)) * window_bytes; }
+  // The most that the device holds of the windows at a time.
+  int64_t MostBytesThere() const { return (resident + slots) * window_bytes; }
   int64_t TotalBytes() const { return windows * window_bytes; }
+  // Whether window w + 1 lies right behind window w, and one piece may use both.
+  bool AreNeighbours(int64_t w) const;
 };
 
 // A page of host memory; and of a GPU, which large windows should be multiples of.
@@ -60,6 +79,10 @@ class PagedMemory {
   virtual absl::Status Await(int64_t w) = 0;
   // Behind the pieces started so far, starts to move window w back to the host.
   virtual absl::Status Evict(int64_t w) = 0;
+
+  // Of a lent slot, from which the last window was evicted: pieces started from now on run once it
+  // has left. Nothing where none was there.
+  virtual absl::Status Reclaim(int64_t slot) = 0;
 
   // As Bring and Await, for a window that will be written: what it held is lost.
   virtual absl::Status Claim(int64_t w) = 0;

@@ -112,6 +112,7 @@ Job WithDefaults(const Job& given) {
   QLORA_DEFAULT(job, num_threads, 0);
   QLORA_DEFAULT(job, cpu_isa, CpuIsa::AUTO);
   QLORA_DEFAULT(job, kernel_selection, KernelSelection::TABLE);
+  QLORA_DEFAULT(job, attention_kernel, AttentionKernel::OWN);
   if (job.mode() == Mode::QLORA) FillQuantization(*job.mutable_quantization());
   if (job.mode() != Mode::FULL) FillLora(*job.mutable_lora());
   FillTraining(job.mode(), *job.mutable_training());

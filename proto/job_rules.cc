@@ -69,6 +69,16 @@ void CheckModelAndMode(const Job& job, JobProblems& problems) {
     problems.Add("cpu_isa", CpuIsa::Value_Name(job.cpu_isa()), "AUTO with device CUDA",
                  "remove cpu_isa, or set device: CPU");
   }
+  if (job.attention_kernel() == AttentionKernel::CUDNN) {
+    if (job.device() == DeviceKind::CPU) {
+      problems.Add("attention_kernel", "CUDNN with device CPU", "OWN",
+                   "remove it, or set device: CUDA");
+    }
+    if (job.compute_dtype() == ComputeDtype::FP32) {
+      problems.Add("attention_kernel", "CUDNN with compute_dtype FP32", "CUDNN with BF16",
+                   "remove attention_kernel, or set compute_dtype: BF16");
+    }
+  }
   if (job.has_memory_limit()) {
     if (const auto bytes = ParseMemorySize(job.memory_limit()); !bytes.ok()) {
       problems.AddAt("memory_limit", bytes.status().message());

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/checkpoint/check_finite.h"
+#include "engine/checkpoint/state_file.h"
 #include "engine/input_error.h"
 #include "engine/io/atomic_file.h"
 #include "engine/io/json_file.h"
@@ -14,7 +15,6 @@
 #include "engine/io/safetensors_writer.h"
 #include "engine/model/element_convert.h"
 #include "engine/model/load_weights.h"
-#include "engine/optim/state_file.h"
 
 namespace qlora::engine {
 namespace {

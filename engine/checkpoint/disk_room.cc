@@ -5,9 +5,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "engine/checkpoint/state_file.h"
 #include "engine/io/atomic_folder.h"
 #include "engine/io/model_files.h"
-#include "engine/optim/state_file.h"
 #include "engine/plan/plan_limits.h"
 
 namespace qlora::engine {

@@ -5,6 +5,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "engine/plan/join_updates.h"
+#include "engine/plan/lent_slots.h"
 #include "engine/plan/plan_changes.h"
 #include "engine/plan/rematerialize.h"
 #include "engine/step/gather.h"
@@ -27,7 +29,7 @@ absl::flat_hash_set<BufferId> DroppedBy(const RecomputeChoice& choice, const Tra
   return dropped;
 }
 
-// Windows on their way: one that is updated, one that arrives, one that leaves.
+// The fewest windows on their way: one that is updated, one that arrives, one that leaves.
 constexpr int64_t kPagingSlots = 3;
 
 // The shape with room for `places` windows on the device.
@@ -97,17 +99,14 @@ class Planner {
     Plan plan = LeastRecomputed(paged);
     const int64_t left = limits_.memory_bytes - plan.total_bytes;
     if (paging.budget_bytes.has_value() || left < plan.paging.window_bytes) return plan;
-    return With(paged, plan.recompute,
-                plan.paging.resident + plan.paging.slots + left / plan.paging.window_bytes);
+    return With(paged, plan.recompute, left / plan.paging.window_bytes);
   }
 
   bool Fits(const Plan& plan) const { return plan.total_bytes <= limits_.memory_bytes; }
 
  private:
-  // `places`: windows that the device has room for; none: as the budget has it, or as few as can
-  // be.
-  Plan With(const RecordOptions& options, RecomputeChoice choice,
-            std::optional<int64_t> places = std::nullopt) const {
+  // `spare`: windows that the device has room for beside the fewest there can be.
+  Plan With(const RecordOptions& options, RecomputeChoice choice, int64_t spare = 0) const {
     Plan plan{.run = Record(spec_, options, device_)};
     plan.recompute = choice;
     if (plan.run.train.has_value() && (choice.level > 0 || choice.layers > 0)) {
@@ -122,7 +121,7 @@ class Planner {
     }
     GatherAhead(&plan.run.program, plan.run.storage.gathered);
     plan.placement = PlaceTransients(plan.run.program);
-    ChoosePaging(places, &plan);
+    ChoosePaging(spare, &plan);
     ListItems(device_, limits_, &plan);
     return plan;
   }
@@ -149,7 +148,7 @@ class Planner {
     return With(options, Choice(high));
   }
 
-  void ChoosePaging(std::optional<int64_t> given, Plan* plan) const {
+  void ChoosePaging(int64_t spare, Plan* plan) const {
     const Storage& storage = plan->run.storage;
     if (storage.paged_window_bytes == 0) return;
     kernels::PagedShape shape{.window_bytes = storage.paged_window_bytes,
@@ -159,7 +158,27 @@ class Planner {
     if (limits_.paging.budget_bytes) places = *limits_.paging.budget_bytes / shape.window_bytes;
     // A host's pieces can only reach a window by taking it into memory.
     if (device_.info().is_host) places = std::max<int64_t>(places, 1);
-    plan->paging = ShapeFor(given.value_or(places), shape);
+    plan->paging = ShapeFor(places + spare, shape);
+    if (limits_.paging.may_lend) Lend(spare, plan);
+    JoinUpdates(plan->paging, &plan->run);
+  }
+
+  // Slots in the arena instead of slots of their own, where it has room for as many as windows on
+  // their way need. A budget counts them too; without one every window that is not resident may
+  // have its slot.
+  void Lend(int64_t spare, Plan* plan) const {
+    kernels::PagedShape& shape = plan->paging;
+    const bool counted = limits_.paging.budget_bytes.has_value();
+    const int64_t resident = counted ? shape.resident : std::min(spare, shape.windows);
+    const int64_t wanted = counted ? shape.slots : shape.windows - resident;
+    std::vector<LentSlot> slots = FindLentSlots(plan->run, plan->placement, shape.window_bytes);
+    if (wanted == 0 || int64_t(slots.size()) < std::min(wanted, kPagingSlots)) return;
+    shape.resident = resident;
+    shape.slots = std::min(wanted, int64_t(slots.size()));
+    slots.resize(shape.slots);
+    shape.page_locked = true;
+    for (const LentSlot& slot : slots) shape.lent_offsets.push_back(slot.offset);
+    LendSlots(slots, plan->placement, shape.window_bytes, &plan->run);
   }
 
   static constexpr int64_t kLevels = ModelPass::kRecomputeLevels;
@@ -223,8 +242,8 @@ void AddTimes(const MachineRates& rates, Plan* plan) {
     for (const int64_t piece : plan->run.train->finish) {
       plan->update_seconds += BoundSeconds(pieces[piece].ops, rates);
     }
-    for (const int64_t piece : plan->run.train->update) {
-      plan->update_seconds += BoundSeconds(pieces[piece].ops, rates);
+    for (const UpdatePiece& update : plan->run.train->update) {
+      plan->update_seconds += BoundSeconds(pieces[update.piece].ops, rates);
     }
   }
   if (plan->run.eval.has_value()) {
@@ -260,10 +279,20 @@ std::string Describe(const RecomputeChoice& choice, int64_t layers) {
   return text;
 }
 
-std::string Describe(const kernels::PagedShape& paging) {
-  return absl::StrCat("optimizer states in ", paging.windows, " windows of ",
-                      FormatBytes(paging.window_bytes), ": ", paging.resident,
-                      " stay on the device, ", paging.slots, " at a time pass through");
+std::string DescribePaging(const Plan& plan) {
+  const kernels::PagedShape& paging = plan.paging;
+  std::string text = absl::StrCat("optimizer states in ", paging.windows, " windows of ",
+                                  FormatBytes(paging.window_bytes), ": ", paging.resident,
+                                  " stay on the device, ", paging.slots, " at a time pass through");
+  if (!paging.IsLent()) return text;
+  absl::StrAppend(&text, " memory that activations lend; on the device are ",
+                  FormatBytes(paging.resident * paging.window_bytes), " in forward");
+  for (const Move& move : plan.run.program.pieces()[plan.run.train->micro_batch].moves) {
+    if (move.kind != Move::Kind::kLend) continue;
+    absl::StrAppend(&text, ", then ",
+                    FormatBytes((paging.resident + move.window) * paging.window_bytes));
+  }
+  return text;
 }
 
 double StepSeconds(const Plan& plan, int64_t micro_batches) {
@@ -331,7 +360,7 @@ std::string PlanTable(const Plan& plan, const PlanLimits& limits) {
                         FormatBytes(limits.memory_bytes), limits.memory_source);
   if (plan.run.train.has_value()) {
     absl::StrAppend(&text, "  ", Describe(plan.recompute, plan.run.storage.spec.layers), "\n");
-    if (plan.paging.windows > 0) absl::StrAppend(&text, "  ", Describe(plan.paging), "\n");
+    if (plan.paging.windows > 0) absl::StrAppend(&text, "  ", DescribePaging(plan), "\n");
   }
   return text;
 }

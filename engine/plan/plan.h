@@ -27,6 +27,7 @@ struct PlanItem {
 struct PagingLimits {
   bool allowed = false;                 // the job's optimizer is a paged one
   std::optional<int64_t> budget_bytes;  // on the device; none: what the rest of the plan leaves
+  bool may_lend = true;                 // activations may lend them memory: lent_slots.h
   int64_t window_bytes = int64_t{16} << 20;
   std::string folder;  // PagedShape::folder
 };
@@ -56,7 +57,6 @@ struct RecomputeChoice {
   int64_t offloaded_layers = 0;
 };
 std::string Describe(const RecomputeChoice& choice, int64_t layers);
-std::string Describe(const kernels::PagedShape& paging);
 
 struct Plan {
   RecordedRun run;
@@ -85,13 +85,17 @@ struct Plan {
   double eval_batch_seconds = 0;
 };
 
+// How the states are paged, with the budget of each phase.
+std::string DescribePaging(const Plan& plan);
+
 // Seconds of a step of so many micro-batches, all full, on one rank.
 double StepSeconds(const Plan& plan, int64_t micro_batches);
 
-// Records the run. Where not everything fits, states that may be paged leave the device first, but
-// for a few windows; then, with AUTO, as little is recomputed as makes the rest fit; what is left
-// over takes windows back. ResourceExhausted, with the three largest items and what would make it
-// fit, where nothing does.
+// Records the run. Where not everything fits, states that may be paged leave the device first: they
+// pass through memory that activations lend, or where that has no room through a few windows of
+// their own; then, with AUTO, as little is recomputed as makes the rest fit; what is left over
+// takes windows back. ResourceExhausted, with the three largest items and what would make it fit,
+// where nothing does.
 absl::StatusOr<Plan> MakePlan(const ModelSpec& spec, const RecordOptions& options,
                               const kernels::Device& device, const MachineRates& rates,
                               const PlanLimits& limits);

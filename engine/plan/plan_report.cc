@@ -43,7 +43,7 @@ void AddMemory(const Setup& setup, const Plan& plan, Report* report) {
   report->set_host_bytes(is_host ? 0 : plan.HostBytes());
   report->set_fits(Fits(plan, setup.limits));
   report->add_choices(Describe(plan.recompute, plan.run.storage.spec.layers));
-  if (plan.paging.windows > 0) report->add_choices(Describe(plan.paging));
+  if (plan.paging.windows > 0) report->add_choices(DescribePaging(plan));
 }
 
 // Bytes that ranks sum after a step: the gradient and the loss.

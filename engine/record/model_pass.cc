@@ -162,7 +162,8 @@ kernels::AttentionShape ModelPass::AttentionShapeOf(int64_t layer) const {
           .head_size = spec_.head_size,
           .scale = spec_.attention_scale,
           .softcap = spec_.attention_softcap,
-          .window = spec_.window[layer]};
+          .window = spec_.window[layer],
+          .kernel = s_.options.attention};
 }
 
 void ModelPass::ForwardLayer(int64_t layer, int64_t window_of, Tensor x, Tensor residual,
@@ -195,12 +196,14 @@ void ModelPass::ForwardLayer(int64_t layer, int64_t window_of, Tensor x, Tensor 
   }
   t.o = LinearInput("attention", t.q.cols, layer);
   t.lse = r_.Transient("attention lse", DType::kF32, t.q.rows, spec_.query_heads, int(layer));
+  kernels::AttentionShape shape = AttentionShapeOf(window_of);
+  if (cache != nullptr) shape.kernel = kernels::AttentionKernel::kOwn;
   r_.Emit(kernels::AttentionForward{.q = t.q,
                                     .k = keys,
                                     .v = values,
                                     .documents = batch_.documents,
                                     .document_count = batch_.document_count,
-                                    .shape = AttentionShapeOf(window_of),
+                                    .shape = shape,
                                     .o = t.o,
                                     .lse = t.lse},
           int(layer));

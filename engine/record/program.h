@@ -52,9 +52,22 @@ struct BufferInfo {
 // Something that happens between two ops, outside the captured parts of a piece. To a window of
 // class kOffloaded, under the names of kernels::PagedMemory; kSum: part `window` of the gradient is
 // finished (gradient_parts.h); kGather: weights begin to arrive from all ranks in a transient
-// buffer, and kArrive: the ones that began first are there (gather.h).
+// buffer, and kArrive: the ones that began first are there (gather.h); kLend: in a step's last
+// micro-batch, `window` slots of paged states have room from here on, and kReclaim: the bytes of
+// slot `window` are used by what follows (lent_slots.h).
 struct Move {
-  enum class Kind : uint8_t { kClaim, kEvict, kBring, kAwait, kDrop, kSum, kGather, kArrive };
+  enum class Kind : uint8_t {
+    kClaim,
+    kEvict,
+    kBring,
+    kAwait,
+    kDrop,
+    kSum,
+    kGather,
+    kArrive,
+    kLend,
+    kReclaim
+  };
   int64_t before = 0;  // index of the op; ops.size(): behind the last
   Kind kind = Kind::kClaim;
   int64_t window = 0;    // of kGather: the group in Storage::gathered

@@ -222,13 +222,14 @@ class RunRecorder {
                                       .skip = own(t->skip, c)});
       }));
     }
-    for (const StateWindow& window : s.windows) {
+    for (int64_t w = 0; w < int64_t(s.windows.size()); ++w) {
+      const StateWindow& window = s.windows[w];
       const auto part = [&](const Tensor& flat) {
         if (!flat) return flat;
         return kernels::Slice(flat, 0, 1, window.first_block * kernels::kParameterBlock,
                               window.blocks * kernels::kParameterBlock);
       };
-      t->update.push_back(Piece("update", [&](Recorder& r) {
+      const int64_t piece = Piece("update", [&](Recorder& r) {
         r.Emit(kernels::AdamW{.gradient = part(s.gradient),
                               .segments = s.segments,
                               .scalars = t->update_inputs.scalars,
@@ -244,7 +245,8 @@ class RunRecorder {
                               .m_absmax = window.m_absmax,
                               .v_absmax = window.v_absmax,
                               .compute = part(s.compute)});
-      }));
+      });
+      t->update.push_back({.windows = {w, 1}, .piece = piece});
     }
   }
 

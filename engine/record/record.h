@@ -7,6 +7,7 @@
 #include <optional>
 #include <vector>
 
+#include "engine/optim/state_pager.h"
 #include "engine/record/model_pass.h"
 #include "engine/record/program.h"
 #include "engine/record/storage.h"
@@ -50,6 +51,12 @@ struct LossViews {
   kernels::Tensor correct;   // i32 [S, 1]; evaluation only
 };
 
+// The update of windows of one course.
+struct UpdatePiece {
+  WindowRange windows;  // in Storage::windows
+  int64_t piece = -1;
+};
+
 struct TrainPieces {
   BatchViews inputs;
   UpdateViews update_inputs;
@@ -64,7 +71,7 @@ struct TrainPieces {
   std::vector<int64_t> keep;                                  // pending[i] = gradients, loss
   int64_t sum_chunks = -1;                                    // of this rank's share: chunk_sums
   std::vector<int64_t> finish;                                // norm, clip factor of each course
-  std::vector<int64_t> update;                                // of each window of states
+  std::vector<UpdatePiece> update;                            // of all windows, in order
   std::vector<std::vector<std::vector<BufferId>>> recompute;  // of micro_batch
   std::vector<BufferId> layer_inputs;                         // likewise
 };

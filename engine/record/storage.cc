@@ -287,30 +287,33 @@ class Builder {
         AddPagedWindow({.course = course,
                         .first_block = own.first_block + done,
                         .blocks = std::min(per_window, own.blocks - done)},
-                       with_master);
+                       per_window, with_master);
       }
     }
   }
 
-  void AddPagedWindow(StateWindow window, bool with_master) {
+  // Laid out as if it had `most_blocks`: so a state of neighbouring windows is one view, a row a
+  // window.
+  void AddPagedWindow(StateWindow window, int64_t most_blocks, bool with_master) {
     const bool coded = s_.options.eight_bit_states;
     const Tensor bytes =
         program_.AddBuffer(absl::StrCat("optimizer states, window ", s_.windows.size()),
                            BufferClass::kPagedStates, DType::kU8, 1, s_.paged_window_bytes);
     int64_t offset = 0;
-    const auto part = [&](DType dtype, int64_t count) {
+    const auto part = [&](DType dtype, int64_t per_block) {
+      const int64_t count = window.blocks * per_block;
       const Tensor view{Program::AddressOf(Program::IdOf(bytes.data), offset), dtype, 1, count,
                         count};
-      offset += count * kernels::SizeOf(dtype);
+      offset += most_blocks * per_block * kernels::SizeOf(dtype);
       return view;
     };
-    const int64_t n = window.blocks * kernels::kParameterBlock;
-    window.master = with_master ? part(DType::kF32, n) : MasterOf(window);
-    window.m = part(coded ? DType::kU8 : DType::kF32, n);
-    window.v = part(coded ? DType::kU8 : DType::kF32, n);
+    const DType state = coded ? DType::kU8 : DType::kF32;
+    window.master = with_master ? part(DType::kF32, kernels::kParameterBlock) : MasterOf(window);
+    window.m = part(state, kernels::kParameterBlock);
+    window.v = part(state, kernels::kParameterBlock);
     if (coded) {
-      window.m_absmax = part(DType::kF32, window.blocks);
-      window.v_absmax = part(DType::kF32, window.blocks);
+      window.m_absmax = part(DType::kF32, 1);
+      window.v_absmax = part(DType::kF32, 1);
     }
     s_.windows.push_back(window);
   }

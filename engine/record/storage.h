@@ -12,6 +12,7 @@
 #include "engine/model/model_spec.h"
 #include "engine/optim/parameter_space.h"
 #include "engine/record/program.h"
+#include "kernels/ops/attention.h"
 #include "kernels/ops/quantize.h"
 #include "proto/job.pb.h"
 
@@ -21,6 +22,8 @@ struct StorageOptions {
   proto::Mode::Value mode = proto::Mode::QLORA;
   kernels::DType compute = kernels::DType::kBf16;  // kBf16 or kF32
   quant::QuantSpec quant;
+  // In passes without a cache of keys and values.
+  kernels::AttentionKernel attention = kernels::AttentionKernel::kOwn;
   // An adapter a course: several are trained beside each other over one base. None in FULL, where
   // the weights are the one course, and where there is no adapter.
   std::vector<LoraTargets> lora;

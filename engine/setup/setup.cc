@@ -53,7 +53,8 @@ class Preparation {
                &Preparation::CheckJobAgainstModel, &Preparation::OpenDevice,
                &Preparation::JoinOthers, &Preparation::ReadData, &Preparation::ReadPrompts,
                &Preparation::MeasureDevice, &Preparation::ChooseOptions, &Preparation::LimitMemory,
-               &Preparation::ChooseKernels, &Preparation::HashModel, &Preparation::Identify});
+               &Preparation::ChooseAttention, &Preparation::ChooseKernels, &Preparation::HashModel,
+               &Preparation::Identify});
   }
 
   // Over the base that `first` has opened.
@@ -397,6 +398,20 @@ class Preparation {
     absl::StatusOr<PlanLimits> limits = LimitsOf(s_, writes_cache);
     if (!limits.ok()) return limits.status();
     s_.limits = *std::move(limits);
+    return absl::OkStatus();
+  }
+
+  absl::Status ChooseAttention() {
+    if (s_.job.attention_kernel() != proto::AttentionKernel::CUDNN) return absl::OkStatus();
+    s_.record.storage.attention = kernels::AttentionKernel::kLibrary;
+    for (const kernels::Op& op : Record(s_.spec, s_.record, *s_.device).program.Ops()) {
+      const absl::Status accepted = s_.device->Accept(op);
+      if (accepted.ok()) continue;
+      const std::string text =
+          absl::StrCat("attention_kernel: CUDNN was asked for, but ", accepted.message(),
+                       " (attention_kernel: OWN needs nothing else)");
+      return absl::IsNotFound(accepted) ? proto::NoDeviceError(text) : proto::BadJobError(text);
+    }
     return absl::OkStatus();
   }
 

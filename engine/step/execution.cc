@@ -51,7 +51,9 @@ absl::Status Execution::Allocate() {
     }
   }
   if (plan_.paging.windows > 0) {
-    auto paged = AllocatePaged(plan_.paging, BufferClass::kPagedStates);
+    kernels::PagedShape shape = plan_.paging;
+    shape.lent = arenas_[int(BufferClass::kTransient)].data();
+    auto paged = AllocatePaged(shape, BufferClass::kPagedStates);
     if (!paged.ok()) return paged.status();
     paged_ = *std::move(paged);
     int64_t window = 0;
@@ -97,10 +99,10 @@ absl::StatusOr<std::vector<Execution::Part>> Execution::Prepare(const PieceProgr
   return parts;
 }
 
-absl::Status Execution::Run(int64_t piece, SumPart sum) {
+absl::Status Execution::Run(int64_t piece, AtMove at_move) {
   for (const Part& part : pieces_[piece]) {
     for (const Move& move : part.moves) {
-      if (absl::Status s = Do(move, sum); !s.ok()) return s;
+      if (absl::Status s = Do(move, at_move); !s.ok()) return s;
     }
     if (part.ops == nullptr) continue;
     if (absl::Status s = part.ops->Run(); !s.ok()) return s;
@@ -113,7 +115,8 @@ absl::Status Execution::RunWatched(int64_t piece, Look look) {
   auto move = program.moves.begin();
   for (int64_t i = 0; i <= int64_t(program.ops.size()); ++i) {
     for (; move != program.moves.end() && move->before == i; ++move) {
-      if (absl::Status s = Do(*move, [](int64_t) { return absl::OkStatus(); }); !s.ok()) return s;
+      if (absl::Status s = Do(*move, [](const Move&) { return absl::OkStatus(); }); !s.ok())
+        return s;
     }
     if (i == int64_t(program.ops.size())) break;
     const kernels::Op& op = program.ops[i];
@@ -125,7 +128,7 @@ absl::Status Execution::RunWatched(int64_t piece, Look look) {
   return absl::OkStatus();
 }
 
-absl::Status Execution::Do(const Move& move, SumPart sum) {
+absl::Status Execution::Do(const Move& move, AtMove at_move) {
   switch (move.kind) {
     case Move::Kind::kClaim:
       return offloaded_->Claim(move.window);
@@ -138,7 +141,10 @@ absl::Status Execution::Do(const Move& move, SumPart sum) {
     case Move::Kind::kDrop:
       return offloaded_->Drop(move.window);
     case Move::Kind::kSum:
-      return sum(move.window);
+    case Move::Kind::kLend:
+      return at_move(move);
+    case Move::Kind::kReclaim:
+      return paged_->Reclaim(move.window);
     case Move::Kind::kGather:
       return Gather(move);
     case Move::Kind::kArrive:

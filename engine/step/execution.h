@@ -28,13 +28,13 @@ class Execution {
   const Plan& plan() const { return plan_; }
   kernels::Device& device() { return *device_; }
 
-  // Starts a piece; results are there after device().Synchronize(). `sum` is called at each of its
-  // moves kSum with the part: what it tells the device runs between the ops there, and must leave
-  // transient buffers alone.
-  using SumPart = absl::FunctionRef<absl::Status(int64_t part)>;
-  absl::Status Run(int64_t piece, SumPart sum);
+  // Starts a piece; results are there after device().Synchronize(). `at_move` is called at each of
+  // its moves kSum and kLend: what it tells the device runs between the ops there, and must leave
+  // transient buffers alone that are not lent.
+  using AtMove = absl::FunctionRef<absl::Status(const Move& move)>;
+  absl::Status Run(int64_t piece, AtMove at_move);
   absl::Status Run(int64_t piece) {
-    return Run(piece, [](int64_t) { return absl::OkStatus(); });
+    return Run(piece, [](const Move&) { return absl::OkStatus(); });
   }
 
   // For who looks for a fault: Run, one op at a time, each waited for and then shown as the program
@@ -60,7 +60,7 @@ class Execution {
 
   // The real address of a program's view.
   kernels::Tensor Bind(kernels::Tensor view) const { return Program::Bind(view, base_); }
-  // The transient arena, at least PlanLimits::loading_bytes long: free while no piece runs.
+  // The transient arena, at least PlanLimits::loading_bytes long: free before the first step.
   void* LoadingScratch() const;
   // The windows of class kPagedStates; null where the plan pages nothing.
   kernels::PagedMemory* paged_states() { return paged_.get(); }
@@ -82,7 +82,7 @@ class Execution {
   absl::StatusOr<std::unique_ptr<kernels::PagedMemory>> AllocatePaged(
       const kernels::PagedShape& shape, BufferClass c);
   absl::StatusOr<std::vector<Part>> Prepare(const PieceProgram& piece);
-  absl::Status Do(const Move& move, SumPart sum);
+  absl::Status Do(const Move& move, AtMove at_move);
   absl::Status Gather(const Move& move);
   absl::Status Arrive();
   // The window that a view lies in, where it lies in paged memory.

@@ -16,7 +16,10 @@ TrainStep::TrainStep(Execution* execution, const StepOptions& options, Comm* com
       storage_(execution->plan().run.storage),
       options_(options),
       comm_(comm) {
-  if (execution->paged_states() != nullptr) pager_.emplace(execution->paged_states());
+  if (execution->paged_states() == nullptr) return;
+  std::vector<WindowRange> ranges;
+  for (const UpdatePiece& update : pieces_.update) ranges.push_back(update.windows);
+  pager_.emplace(execution->paged_states(), std::move(ranges));
 }
 
 absl::StatusOr<StepResult> TrainStep::Run(const CourseStep& course, Batches batches) {
@@ -33,12 +36,8 @@ absl::StatusOr<std::vector<StepResult>> TrainStep::Run(absl::Span<const CourseSt
       if (absl::Status s = execution_.Run(pieces_.begin_sum); !s.ok()) return s;
     }
     const bool is_last = j + 1 == options_.micro_batches;
-    const auto at_part = [&](int64_t part) { return is_last ? SumPart(part) : absl::OkStatus(); };
-    if (absl::Status s = execution_.Run(pieces_.micro_batch, at_part); !s.ok()) return s;
-    // The first windows arrive while the last micro-batch still runs.
-    if (pager_ && is_last) {
-      if (absl::Status s = pager_->Prepare(); !s.ok()) return s;
-    }
+    const auto at_move = [&](const Move& m) { return is_last ? AtMove(m) : absl::OkStatus(); };
+    if (absl::Status s = execution_.Run(pieces_.micro_batch, at_move); !s.ok()) return s;
     if (options_.tree_sum && !is_last) {
       if (absl::Status s = KeepSum(j); !s.ok()) return s;
     }
@@ -136,6 +135,10 @@ absl::Status TrainStep::Gather(kernels::Tensor view, const Shares& bytes) {
   return AwaitRanks();
 }
 
+absl::Status TrainStep::AtMove(const Move& move) {
+  return move.kind == Move::Kind::kLend ? pager_->Grow(move.window) : SumPart(move.window);
+}
+
 // The last micro-batch takes what is left of the tree, lowest level first, so that its buffer ends
 // with the whole sum: of the part that its backward has just finished, then over ranks.
 absl::Status TrainStep::SumPart(int64_t part) {
@@ -177,14 +180,14 @@ absl::Status TrainStep::Update(absl::Span<const CourseStep> courses) {
     if (!courses[i].is_active) continue;
     if (absl::Status s = execution_.Run(pieces_.finish[i]); !s.ok()) return s;
   }
-  const std::vector<StateWindow>& windows = storage_.windows;
-  const auto update = [&](int64_t window) {
-    if (!courses[windows[window].course].is_active) return absl::OkStatus();
-    return execution_.Run(pieces_.update[window]);
+  const auto update = [&](int64_t range) {
+    const UpdatePiece& piece = pieces_.update[range];
+    const int64_t course = storage_.windows[piece.windows.first].course;
+    return courses[course].is_active ? execution_.Run(piece.piece) : absl::OkStatus();
   };
   if (pager_) return pager_->Sweep(update);
-  for (int64_t window = 0; window < int64_t(pieces_.update.size()); ++window) {
-    if (absl::Status s = update(window); !s.ok()) return s;
+  for (int64_t range = 0; range < int64_t(pieces_.update.size()); ++range) {
+    if (absl::Status s = update(range); !s.ok()) return s;
   }
   return absl::OkStatus();
 }

@@ -83,6 +83,7 @@ class TrainStep {
     return comm_ == nullptr ? 0 : comm_->rank() * options_.micro_batches;
   }
   absl::Status KeepSum(int64_t j);
+  absl::Status AtMove(const Move& move);
   absl::Status SumPart(int64_t part);
   absl::Status SumOverRanks(int64_t part);
   absl::Status AwaitRanks();

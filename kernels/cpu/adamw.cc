@@ -28,12 +28,18 @@ ParameterSegment SegmentOf(const ConstTensor& segments, int64_t block) {
   return SegmentNumber(segments, low);
 }
 
+// Where element i of a range lies in its windows.
+uint8_t* ElementOf(const Tensor& windows, int64_t i) {
+  return static_cast<uint8_t*>(windows.data) +
+         (i / windows.cols * windows.pitch + i % windows.cols) * SizeOf(windows.dtype);
+}
+
 }  // namespace
 
 void Run(const AdamW& op, const Context& context) {
   if (op.skip.Scalar<int32_t>() != 0) return;
   const SimdKernels& simd = SimdFor(context.isa);
-  const int64_t n = op.parameter.Count();
+  const int64_t n = op.gradient.Count();
   const int64_t blocks = (n + kParameterBlock - 1) / kParameterBlock;
   const bool codes = op.m.dtype == DType::kU8;
   const DynamicCode* m_code = codes ? &SignedDynamicCode() : nullptr;
@@ -48,11 +54,11 @@ void Run(const AdamW& op, const Context& context) {
       simd.adamw({
           .n = std::min(kParameterBlock, n - at),
           .gradient = op.gradient.Row<float>(0) + at,
-          .parameter = op.parameter.Row<float>(0) + at,
-          .m = op.m.Row<uint8_t>(0) + at * SizeOf(op.m.dtype),
-          .v = op.v.Row<uint8_t>(0) + at * SizeOf(op.v.dtype),
-          .m_absmax = codes ? op.m_absmax.Row<float>(0) + b : nullptr,
-          .v_absmax = codes ? op.v_absmax.Row<float>(0) + b : nullptr,
+          .parameter = reinterpret_cast<float*>(ElementOf(op.parameter, at)),
+          .m = ElementOf(op.m, at),
+          .v = ElementOf(op.v, at),
+          .m_absmax = codes ? reinterpret_cast<float*>(ElementOf(op.m_absmax, b)) : nullptr,
+          .v_absmax = codes ? reinterpret_cast<float*>(ElementOf(op.v_absmax, b)) : nullptr,
           .m_code = m_code,
           .v_code = v_code,
           .compute = op.compute ? op.compute.Row<uint16_t>(0) + at : nullptr,

@@ -1,5 +1,6 @@
 // Paged memory of the CPU backend: resident windows in memory, the others in a memory-mapped file
-// without a name, whose pages are asked for ahead of use and given back after it.
+// without a name, whose pages are asked for ahead of use and given back after it. To lent slots
+// windows are copied from the file, and back.
 
 #ifndef QLORA_KERNELS_CPU_PAGED_MEMORY_H_
 #define QLORA_KERNELS_CPU_PAGED_MEMORY_H_

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "kernels/cuda/dynamic_code.h"
 #include "kernels/cuda/elements.h"
 #include "kernels/cuda/ops.h"
@@ -8,9 +10,15 @@ namespace qlora::kernels::cuda {
 namespace {
 
 // One thread an element; a CUDA block takes kBlocks parameter blocks one after another. Their
-// segments are searched for at the start, side by side.
+// segments and places are found at the start, side by side.
 constexpr int kThreads = int(kParameterBlock);
 constexpr int kBlocks = 8;
+
+// Windows of a state: `blocks` parameter blocks a row.
+struct Windows {
+  uint32_t blocks;
+  int64_t pitch;  // elements
+};
 
 struct Arguments {
   const float* gradient;
@@ -26,6 +34,7 @@ struct Arguments {
   float epsilon;
   int64_t first_block, n;
   float* parameter;
+  Windows parameter_rows, m_rows, v_rows, m_absmax_rows, v_absmax_rows;
   void* m;
   void* v;
   float* m_absmax;
@@ -42,9 +51,18 @@ QLORA_DEVICE uint32_t WordAt(const uint8_t* bytes) {
 // What a parameter block's elements share.
 struct BlockScalars {
   float gradient_scale, keep, step, root_correction2;
+  int64_t parameter, m, v;     // where its first element lies,
+  int64_t m_absmax, v_absmax;  // and its scales
 };
 
-QLORA_DEVICE BlockScalars ScalarsOf(const Arguments& a, int64_t block) {
+// Where block `b` of the range begins in a state that has `per_block` values of it.
+QLORA_DEVICE int64_t PlaceOf(uint32_t b, const Windows& windows, int per_block) {
+  const uint32_t row = b / windows.blocks;
+  return row * windows.pitch + int64_t(b - row * windows.blocks) * per_block;
+}
+
+QLORA_DEVICE BlockScalars ScalarsOf(const Arguments& a, uint32_t b) {
+  const int64_t block = a.first_block + b;
   // The last segment that begins at or before the block.
   int low = 0, high = a.segment_count;
   while (high - low > 1) {
@@ -62,9 +80,15 @@ QLORA_DEVICE BlockScalars ScalarsOf(const Arguments& a, int64_t block) {
   const float* scalars = a.scalars + adapter * a.scalar_pitch;
   // In fp64, rounded once: so they cost no accuracy.
   const double rate = double(scalars[UpdateScalars::kLearningRate]) * rate_factor;
-  return {a.gradient_scale[adapter * a.scale_pitch], float(1.0 - rate * weight_decay),
+  return {a.gradient_scale[adapter * a.scale_pitch],
+          float(1.0 - rate * weight_decay),
           float(rate / scalars[UpdateScalars::kBiasCorrection1]),
-          float(sqrt(double(scalars[UpdateScalars::kBiasCorrection2])))};
+          float(sqrt(double(scalars[UpdateScalars::kBiasCorrection2]))),
+          PlaceOf(b, a.parameter_rows, kThreads),
+          PlaceOf(b, a.m_rows, kThreads),
+          PlaceOf(b, a.v_rows, kThreads),
+          PlaceOf(b, a.m_absmax_rows, 1),
+          PlaceOf(b, a.v_absmax_rows, 1)};
 }
 
 struct CodeTables {
@@ -73,14 +97,15 @@ struct CodeTables {
 
 // p, m, v of one element; new moments are returned through m and v.
 QLORA_DEVICE void Update(const Arguments& a, const BlockScalars& s, int64_t i, float* m, float* v) {
+  float* const parameter = a.parameter + s.parameter + gpu::ThreadX();
   const float beta1 = float(a.beta1), rest1 = float(1.0 - a.beta1);
   const float beta2 = float(a.beta2), rest2 = float(1.0 - a.beta2);
   const float g = a.gradient[i] * s.gradient_scale;
   const float new_m = beta1 * *m + rest1 * g;
   const float new_v = beta2 * *v + rest2 * (g * g);
-  const float p = a.parameter[i] * s.keep;
+  const float p = *parameter * s.keep;
   const float new_p = p - s.step * (new_m / (sqrtf(new_v) / s.root_correction2 + a.epsilon));
-  a.parameter[i] = new_p;
+  *parameter = new_p;
   if (a.compute != nullptr) a.compute[i] = gpu::ToBf16(new_p);
   *m = new_m;
   *v = new_v;
@@ -89,7 +114,7 @@ QLORA_DEVICE void Update(const Arguments& a, const BlockScalars& s, int64_t i, f
 QLORA_DEVICE void FindScalars(const Arguments& a, gpu::Shared<BlockScalars> scalars) {
   const int64_t block = gpu::BlockX() * kBlocks + gpu::ThreadX();
   if (gpu::ThreadX() < kBlocks && block * kThreads < a.n) {
-    scalars[gpu::ThreadX()] = ScalarsOf(a, a.first_block + block);
+    scalars[gpu::ThreadX()] = ScalarsOf(a, uint32_t(block));
   }
 }
 
@@ -105,7 +130,7 @@ QLORA_KERNEL void AdamWFloat(Arguments a) {
     const int64_t i = (gpu::BlockX() * kBlocks + b) * kThreads + gpu::ThreadX();
     if (i >= a.n) return;
     const BlockScalars s = scalars[b];
-    Update(a, s, i, &m[i], &v[i]);
+    Update(a, s, i, m + s.m + gpu::ThreadX(), v + s.v + gpu::ThreadX());
   }
 }
 
@@ -134,23 +159,25 @@ QLORA_KERNEL void AdamWCoded(Arguments a, CodeTables m_tables, CodeTables v_tabl
     if (block * kThreads >= a.n) return;  // all threads together
     const int64_t i = block * kThreads + gpu::ThreadX();
     const bool live = i < a.n;
+    const BlockScalars s = scalars[b];
+    uint8_t* const m_code = m_codes + s.m + gpu::ThreadX();
+    uint8_t* const v_code = v_codes + s.v + gpu::ThreadX();
     float m = 0.0f, v = 0.0f;
     if (live) {
-      const float m_value = m_map[m_codes[i]], v_value = v_map[v_codes[i]];
-      m = m_value * a.m_absmax[block];
-      v = v_value * a.v_absmax[block];
-      const BlockScalars s = scalars[b];
+      const float m_value = m_map[*m_code], v_value = v_map[*v_code];
+      m = m_value * a.m_absmax[s.m_absmax];
+      v = v_value * a.v_absmax[s.v_absmax];
       Update(a, s, i, &m, &v);
     }
     // Its barriers stand between the reads of the old absmax and the writes of the new one.
     const float m_absmax = BlockMax(fabsf(m), partial), v_absmax = BlockMax(fabsf(v), partial);
     if (gpu::ThreadX() == 0) {
-      a.m_absmax[block] = m_absmax;
-      a.v_absmax[block] = v_absmax;
+      a.m_absmax[s.m_absmax] = m_absmax;
+      a.v_absmax[s.v_absmax] = v_absmax;
     }
     if (!live) continue;
-    m_codes[i] = EncodeState(m, m_absmax, m_next);
-    v_codes[i] = EncodeState(v, v_absmax, v_next);
+    *m_code = EncodeState(m, m_absmax, m_next);
+    *v_code = EncodeState(v, v_absmax, v_next);
   }
 }
 
@@ -171,7 +198,16 @@ void Run(const AdamW& op, const Context& context) {
   a.beta2 = op.beta2;
   a.epsilon = op.epsilon;
   a.first_block = op.first_block;
-  a.n = op.parameter.Count();
+  a.n = op.gradient.Count();
+  // Never 0, which the kernel would divide by: empty views have no columns.
+  const auto rows = [](const Tensor& t, int64_t per_block) {
+    return Windows{uint32_t(std::max<int64_t>(CeilDiv(t.cols, per_block), 1)), t.pitch};
+  };
+  a.parameter_rows = rows(op.parameter, kParameterBlock);
+  a.m_rows = rows(op.m, kParameterBlock);
+  a.v_rows = rows(op.v, kParameterBlock);
+  a.m_absmax_rows = rows(op.m_absmax, 1);
+  a.v_absmax_rows = rows(op.v_absmax, 1);
   a.parameter = static_cast<float*>(op.parameter.data);
   a.m = op.m.data;
   a.v = op.v.data;

@@ -4,6 +4,7 @@
 #include "kernels/cuda/attention_f32.h"
 #include "kernels/cuda/attention_tiles.h"
 #include "kernels/cuda/fragments.h"
+#include "kernels/cuda/library_attention.h"
 #include "kernels/cuda/warp.h"
 
 namespace qlora::kernels::cuda {
@@ -252,6 +253,7 @@ void LaunchDelta(const AttentionBackward& op, const Arguments& a, const Context&
 }  // namespace
 
 void Run(const AttentionBackward& op, const Context& context) {
+  if (op.shape.kernel == AttentionKernel::kLibrary) return RunLibraryAttention(op, context);
   if (op.shape.head_size > 256) {
     context.launcher.Fail(absl::UnimplementedError(
         absl::StrCat("attention on CUDA takes heads of up to 256 elements, this model has ",

@@ -4,6 +4,7 @@
 #include "kernels/cuda/attention_f32.h"
 #include "kernels/cuda/attention_tiles.h"
 #include "kernels/cuda/fragments.h"
+#include "kernels/cuda/library_attention.h"
 
 namespace qlora::kernels::cuda {
 namespace {
@@ -151,6 +152,7 @@ QLORA_KERNEL void QLORA_LAUNCH_BOUNDS(kThreads, 1) ForwardBf16(Arguments a) {
 }  // namespace
 
 void Run(const AttentionForward& op, const Context& context) {
+  if (op.shape.kernel == AttentionKernel::kLibrary) return RunLibraryAttention(op, context);
   if (op.shape.head_size > 256) {
     context.launcher.Fail(absl::UnimplementedError(
         absl::StrCat("attention on CUDA takes heads of up to 256 elements, this model has ",

@@ -7,6 +7,7 @@
 #include <variant>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/cuda/library_attention.h"
 #include "kernels/cuda/linear_table.h"
 #include "kernels/cuda/linear_variants.h"
 #include "kernels/cuda/ops.h"
@@ -80,7 +81,13 @@ class CudaDevice : public Device {
   ~CudaDevice() override { gpu::DestroyStream(stream_); }
 
   const DeviceInfo& info() const override { return info_; }
-  int64_t WorkspaceBytes(const Op& op) const override { return cuda::WorkspaceBytes(op, card_); }
+  int64_t WorkspaceBytes(const Op& op) const override {
+    if (AsksForLibrary(op)) return LibraryAttentionBytes(op, card_).value_or(0);
+    return cuda::WorkspaceBytes(op, card_);
+  }
+  absl::Status Accept(const Op& op) const override {
+    return AsksForLibrary(op) ? LibraryAttentionBytes(op, card_).status() : absl::OkStatus();
+  }
   std::vector<LinearVariant> Variants(const Op& op) const override { return VariantsOf(op, card_); }
   int64_t TailColumns(const Op& op) const override { return TailColumnsOf(op); }
   int64_t PrivateBytes() const override { return 0; }

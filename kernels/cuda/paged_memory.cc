@@ -4,6 +4,8 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
+
 namespace qlora::kernels::cuda {
 namespace {
 
@@ -53,6 +55,11 @@ class CudaPagedMemory : public PagedMemory {
   absl::Status Bring(int64_t w) override {
     if (shape().slots == 0) return absl::OkStatus();
     Slot& slot = slots_[shape().SlotOf(w)];
+    if (shape().IsLent()) {
+      // Until here pieces may have used the slot for something else.
+      if (absl::Status s = gpu::Record(slot.used, compute_); !s.ok()) return s;
+      if (absl::Status s = gpu::Wait(in_, slot.used); !s.ok()) return s;
+    }
     if (slot.was_evicted) {
       if (absl::Status s = gpu::Wait(in_, slot.evicted); !s.ok()) return s;
     }
@@ -75,6 +82,17 @@ class CudaPagedMemory : public PagedMemory {
     slot.window = -1;
     slot.was_evicted = true;
     return gpu::Record(slot.evicted, out_);
+  }
+
+  absl::Status Reclaim(int64_t i) override {
+    Slot& slot = slots_[i];
+    if (slot.window >= 0) {
+      return absl::InternalError(absl::StrCat("slot ", i, " is wanted back, and window ",
+                                              slot.window, " of paged memory is still there"));
+    }
+    if (!slot.was_evicted) return absl::OkStatus();
+    slot.was_evicted = false;
+    return gpu::Wait(compute_, slot.evicted);
   }
 
   absl::Status Claim(int64_t w) override {
@@ -181,7 +199,8 @@ class ManagedMemory : public CudaPagedMemory {
 };
 
 // Resident windows are on the card alone; the others at home in page-locked memory, which a card
-// without managed access can still read over the bus.
+// without managed access can still read over the bus, and copied to slots: behind the resident
+// windows, or lent.
 class PinnedMemory : public CudaPagedMemory {
  public:
   using CudaPagedMemory::CudaPagedMemory;
@@ -200,12 +219,15 @@ class PinnedMemory : public CudaPagedMemory {
     if (!host.ok()) return host.status();
     host_ = static_cast<uint8_t*>(*host);
     if (host_ != nullptr) std::memset(host_, 0, host_bytes);
-    return gpu::FillZeroAsync(device_, shape().DeviceBytes(), compute());
+    absl::Status s = gpu::FillZeroAsync(device_, shape().DeviceBytes(), compute());
+    // No window that is brought may be overtaken by it.
+    return s.ok() ? gpu::Synchronize(compute()) : s;
   }
 
   void* Address(int64_t w) const override {
     if (shape().IsResident(w)) return device_ + w * shape().window_bytes;
     if (shape().slots == 0) return HostAddress(w);
+    if (shape().IsLent()) return shape().LentSlot(shape().SlotOf(w));
     return device_ + (shape().resident + shape().SlotOf(w)) * shape().window_bytes;
   }
 

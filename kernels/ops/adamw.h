@@ -14,6 +14,10 @@
 // absmax being the new largest magnitude (an all-zero block stores absmax 0 and the codes of 0).
 // Codes are those of quant::EncodeDynamic. The scalars lr · decay, lr / (1 − β1^t), 1 − β and √(1 −
 // β2^t) are formed in fp64 and rounded to fp32 once.
+//
+// States may lie in windows one behind the other, with other things between them: a row a window.
+// Element i of the range is that of row i / cols, column i % cols; the last row may be filled in
+// part, and what is behind the range is not touched.
 
 #ifndef QLORA_KERNELS_OPS_ADAMW_H_
 #define QLORA_KERNELS_OPS_ADAMW_H_
@@ -49,9 +53,9 @@ struct AdamW {
   double beta1 = 0.9, beta2 = 0.999;
   float epsilon = 1e-8f;
   int64_t first_block = 0;    // of the flat space: the views below begin there
-  Tensor parameter;           // f32 [1, n]: the master
-  Tensor m, v;                // f32 [1, n], or u8 [1, n]
-  Tensor m_absmax, v_absmax;  // f32 [1, blocks]; empty with f32 states
+  Tensor parameter;           // f32 [1, n] or [R, C]: the master
+  Tensor m, v;                // f32 or u8, [R, C]; C is a multiple of kParameterBlock where R > 1
+  Tensor m_absmax, v_absmax;  // f32 [R, blocks of C]; empty with f32 states
   Tensor compute;             // bf16 [1, n], or empty where forward reads the master
 
   static constexpr const char* kName = "adamw";
@@ -63,10 +67,10 @@ struct AdamW {
   }
 };
 
-inline double Flops(const AdamW& op) { return 14.0 * op.parameter.Count(); }
+inline double Flops(const AdamW& op) { return 14.0 * op.gradient.Count(); }
 inline double Bytes(const AdamW& op) {
   const double states = op.m.dtype == DType::kU8 ? 4.0 : 16.0;
-  return op.parameter.Count() * (4.0 + 8.0 + states + (op.compute ? 2.0 : 0.0));
+  return op.gradient.Count() * (4.0 + 8.0 + states + (op.compute ? 2.0 : 0.0));
 }
 
 }  // namespace qlora::kernels

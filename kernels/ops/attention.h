@@ -22,6 +22,10 @@
 
 namespace qlora::kernels {
 
+// Who computes it. kLibrary: the vendor's library, where query i and key i of a document stand at
+// the same position; what it cannot do Device::Accept says.
+enum class AttentionKernel : uint8_t { kOwn, kLibrary };
+
 struct AttentionShape {
   int64_t query_heads = 0;
   int64_t kv_heads = 0;  // divides query_heads
@@ -29,6 +33,7 @@ struct AttentionShape {
   float scale = 0.0f;
   float softcap = 0.0f;  // 0: none
   int64_t window = 0;    // 0: none
+  AttentionKernel kernel = AttentionKernel::kOwn;
 };
 
 struct AttentionForward {

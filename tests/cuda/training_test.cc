@@ -163,13 +163,17 @@ TEST_P(CudaTraining, AnyBudgetOfPagedStatesGivesTheSameBytes) {
   constexpr int64_t kWindow = 8192;
   ModelRun whole(Options(), CudaDevice());
   const std::vector<double> losses = Losses(&whole, 2);
-  for (const int64_t places : {0, 3}) {
+  for (const int64_t places : {0, 5}) {
     ModelRun::Options options = Options();
-    options.paging = {
-        .allowed = true, .budget_bytes = places * kWindow, .window_bytes = kWindow, .folder = ""};
+    options.paging = {.allowed = true,
+                      .budget_bytes = places * kWindow,
+                      .may_lend = places == 5,
+                      .window_bytes = kWindow,
+                      .folder = ""};
     ModelRun paged(options, CudaDevice());
-    ASSERT_GT(paged.plan().paging.windows, 3);
-    ASSERT_EQ(paged.plan().paging.DeviceBytes(), places * kWindow);
+    ASSERT_GT(paged.plan().paging.windows, places);
+    ASSERT_EQ(paged.plan().paging.MostBytesThere(), places * kWindow);
+    ASSERT_EQ(paged.plan().paging.IsLent(), places == 5);
     EXPECT_EQ(Losses(&paged, 2), losses) << places;
     EXPECT_TRUE(paged.StateBytes() == whole.StateBytes()) << places;
   }

@@ -148,6 +148,8 @@ struct UpdateParams {
   bool coded_states = false, compute = true, skip = false;
   bool fresh = false;  // moments are zero, as at the first step
   int64_t first_block = 0;
+  int64_t window_blocks = 0;  // states lie in windows of so many; 0: one behind the other
+  bool whole_master = false;  // but for the master
   int adapters = 1;
   int segments = 1;
   // Zero.

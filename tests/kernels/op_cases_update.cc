@@ -22,12 +22,15 @@ Tensor NewNormal(OperandMemory& memory, DType dtype, int64_t n, double deviation
   return t;
 }
 
+// Element i of a view's rows one behind the other.
+void PutAt(const Tensor& t, int64_t i, double value) { Put(t, i / t.cols, i % t.cols, value); }
+
 void SpoilSome(OperandMemory& memory, const Tensor& t, int64_t count) {
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
   for (int64_t i = 0; i < count && t.Count() > 0; ++i) {
     const int64_t at = memory.random().Below(t.Count());
-    Put(t, at / t.cols, at % t.cols,
-        memory.random().Pick({kInfinity, -kInfinity, std::numeric_limits<double>::quiet_NaN()}));
+    PutAt(t, at,
+          memory.random().Pick({kInfinity, -kInfinity, std::numeric_limits<double>::quiet_NaN()}));
   }
 }
 
@@ -51,6 +54,15 @@ OpCase<AdamW> MakeAdamW(const UpdateParams& p) {
   auto memory = NewMemory(p.seed, p.pitched);
   CountedRandom& random = memory->random();
   const int64_t blocks = (p.n + kParameterBlock - 1) / kParameterBlock;
+  const int64_t rows = p.window_blocks > 0 ? (blocks + p.window_blocks - 1) / p.window_blocks : 1;
+  const auto new_state = [&](DType dtype) {
+    return p.window_blocks > 0 ? memory->New(dtype, rows, p.window_blocks * kParameterBlock)
+                               : memory->NewRow(dtype, p.n);
+  };
+  const auto new_scales = [&] {
+    return p.window_blocks > 0 ? memory->New(DType::kF32, rows, p.window_blocks)
+                               : memory->NewRow(DType::kF32, blocks);
+  };
   AdamW op;
   op.first_block = p.first_block;
   const Tensor gradient = NewNormal(*memory, DType::kF32, p.n, 5);
@@ -81,12 +93,13 @@ OpCase<AdamW> MakeAdamW(const UpdateParams& p) {
   }
   op.scalars = scalars, op.gradient_scale = scale;
   op.skip = memory->NewI32(p.skip ? 1 : 0);
-  op.parameter = NewNormal(*memory, DType::kF32, p.n, 0.1);
+  op.parameter = p.whole_master ? memory->NewRow(DType::kF32, p.n) : new_state(DType::kF32);
+  FillNormal(random, op.parameter, 0.1);
   if (p.coded_states) {
-    op.m = memory->NewRow(DType::kU8, p.n);
-    op.v = memory->NewRow(DType::kU8, p.n);
-    op.m_absmax = memory->NewRow(DType::kF32, blocks);
-    op.v_absmax = memory->NewRow(DType::kF32, blocks);
+    op.m = new_state(DType::kU8);
+    op.v = new_state(DType::kU8);
+    op.m_absmax = new_scales();
+    op.v_absmax = new_scales();
     if (p.fresh) {
       FillValue(op.m, quant::EncodeDynamic(quant::SignedDynamicMap().data(), 0.0f));
       FillValue(op.v, 0);
@@ -96,22 +109,23 @@ OpCase<AdamW> MakeAdamW(const UpdateParams& p) {
       FillIntegers(random, op.m, 0, 256);
       FillIntegers(random, op.v, 0, 256);
       for (int64_t b = 0; b < blocks; ++b) {
-        Put(op.m_absmax, 0, b, 0.01 + 0.1 * random.Uniform());
-        Put(op.v_absmax, 0, b, 0.001 + 0.01 * random.Uniform());
+        PutAt(op.m_absmax, b, 0.01 + 0.1 * random.Uniform());
+        PutAt(op.v_absmax, b, 0.001 + 0.01 * random.Uniform());
       }
     }
   } else {
-    op.m = NewNormal(*memory, DType::kF32, p.n, p.fresh ? 0 : 0.1);
-    op.v = memory->NewRow(DType::kF32, p.n);
+    op.m = new_state(DType::kF32);
+    FillNormal(random, op.m, p.fresh ? 0 : 0.1);
+    op.v = new_state(DType::kF32);
     for (int64_t i = 0; i < p.n; ++i) {
-      Put(op.v, 0, i, p.fresh ? 0 : 0.01 * random.Normal() * random.Normal());
-      if (Get(op.v, 0, i) < 0) Put(op.v, 0, i, -Get(op.v, 0, i));
+      PutAt(op.v, i, p.fresh ? 0 : std::abs(0.01 * random.Normal() * random.Normal()));
     }
   }
   if (p.compute) op.compute = memory->NewRow(DType::kBf16, p.n);
   return {absl::StrCat("n ", p.n, p.coded_states ? " 8-bit" : " f32", " block ", p.first_block,
                        " segments ", p.segments, " adapters ", p.adapters, p.skip ? " skip" : "",
-                       p.fresh ? " fresh" : "", p.compute ? " compute" : "",
+                       p.fresh ? " fresh" : "", p.compute ? " compute" : "", " windows of ",
+                       p.window_blocks, p.whole_master ? ", master whole" : "",
                        p.pitched ? " misaligned" : "", " seed ", p.seed),
           memory, op};
 }
@@ -300,6 +314,8 @@ OpCase<AdamW> OpCases<AdamW>::Make(int index, uint64_t seed) {
   p.first_block = random.Pick<int64_t>({0, 0, 1, 5, 1000});
   p.adapters = random.Pick({1, 1, 2, 3});
   p.segments = random.Pick({1, 2, 3, 8});
+  p.window_blocks = random.Pick<int64_t>({0, 0, 1, 2, 3, 20});
+  p.whole_master = random.Chance(0.3);
   return MakeAdamW(p);
 }
 

@@ -58,6 +58,45 @@ TEST(CpuPagedMemory, KeepsItsContentsAndGivesPagesBack) {
   }
 }
 
+// Windows take turns in memory that has another use between two rounds; the file has them then.
+TEST(CpuPagedMemory, KeepsWhatPassesThroughLentMemory) {
+  constexpr int64_t kWindow = 8192, kWindows = 5, kSlots = 2;
+  auto device = Cpu();
+  Buffer lent = *device->Allocate(kSlots * kWindow);
+  auto memory = *device->AllocatePaged({.window_bytes = kWindow,
+                                        .windows = kWindows,
+                                        .resident = 1,
+                                        .slots = kSlots,
+                                        .page_locked = true,
+                                        .lent_offsets = {kWindow, 0},
+                                        .lent = lent.data(),
+                                        .folder = testing::TempDir()});
+  for (int round = 0; round < 3; ++round) {
+    std::memset(lent.data(), 0xcd, lent.bytes());
+    for (int64_t w = 1; w < kWindows; ++w) {
+      ASSERT_TRUE(memory->Bring(w).ok());
+      ASSERT_TRUE(memory->Await(w).ok());
+      uint8_t* at = static_cast<uint8_t*>(memory->Address(w));
+      EXPECT_EQ(at, static_cast<uint8_t*>(lent.data()) + (w % 2 == 1 ? kWindow : 0));
+      for (int64_t i = 0; i < kWindow; ++i) {
+        ASSERT_EQ(at[i], round * (w + i) % 256) << w;
+        at[i] = uint8_t(at[i] + w + i);
+      }
+      // The host sees it while it is there, and when it is away.
+      uint8_t byte = 0;
+      for (const bool is_away : {false, true}) {
+        if (is_away) {
+          ASSERT_TRUE(memory->Evict(w).ok());
+          ASSERT_TRUE(memory->Reclaim((w - 1) % kSlots).ok());
+          std::memset(at, 0xcd, kWindow);
+        }
+        ASSERT_TRUE(memory->Read(w, 100, &byte, 1).ok());
+        EXPECT_EQ(byte, (round + 1) * (w + 100) % 256);
+      }
+    }
+  }
+}
+
 TEST(CpuPagedMemory, NamesAFolderThatCannotHoldIt) {
   auto device = Cpu();
   const auto memory = device->AllocatePaged(

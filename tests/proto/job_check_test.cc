@@ -105,6 +105,8 @@ TEST(JobCheckTest, ContradictionsNameTheirField) {
       {R"(memory_limit: "8")", "memory_limit"},
       {R"(memory_limit: "")", "memory_limit"},
       {R"(training { paged_states_budget: "8" })", "training.paged_states_budget"},
+      {"device: CPU attention_kernel: CUDNN", "attention_kernel"},
+      {"compute_dtype: FP32 attention_kernel: CUDNN", "attention_kernel"},
       {R"(training { optim: ADAMW_8BIT paged_states_budget: "1MiB" })",
        "training.paged_states_budget"},
       {R"(generate { prompt: "a" messages { role: "user" content: "b" } })", "generate.messages"},

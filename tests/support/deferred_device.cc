@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "tests/support/counted_random.h"
 
 namespace qlora::kernels::optest {
@@ -142,15 +143,17 @@ class DeferredPagedMemory : public PagedMemory {
   ~DeferredPagedMemory() override { std::erase(device_.paged_, this); }
 
   static int64_t PlacesOf(const PagedShape& shape) {
+    if (shape.IsLent()) return shape.resident;
     return shape.slots > 0 ? shape.resident + shape.slots : shape.windows;
   }
 
   void* Address(int64_t w) const override {
+    if (shape().IsLent() && !shape().IsResident(w)) return shape().LentSlot(shape().SlotOf(w));
     return static_cast<uint8_t*>(on_device_.data()) + Place(w) * shape().window_bytes;
   }
   absl::Status Bring(int64_t w) override {
     if (shape().slots == 0) return absl::OkStatus();
-    RequireFreeSlot(w, "Bring");
+    TakeSlot(w, "Bring");
     state_[w] = State::kOnItsWay;
     device_.moved_in_ += shape().window_bytes;
     return device_.Enqueue({"bring",
@@ -168,7 +171,7 @@ class DeferredPagedMemory : public PagedMemory {
   absl::Status Evict(int64_t w) override {
     if (shape().IsResident(w) || shape().slots == 0) return absl::OkStatus();
     Require(state_[w] == State::kUsable, "Evict", w);
-    state_[w] = State::kAway;
+    state_[w] = shape().IsLent() ? State::kLeaving : State::kAway;
     device_.moved_out_ += shape().window_bytes;
     return device_.Enqueue({"evict",
                             [this, w] {
@@ -178,9 +181,17 @@ class DeferredPagedMemory : public PagedMemory {
                             },
                             {SpanOf(w)}});
   }
+  absl::Status Reclaim(int64_t slot) override {
+    for (int64_t w = shape().resident; w < shape().windows; ++w) {
+      if (shape().SlotOf(w) != slot) continue;
+      Require(state_[w] == State::kAway || state_[w] == State::kLeaving, "Reclaim", w);
+      state_[w] = State::kAway;
+    }
+    return absl::OkStatus();
+  }
   absl::Status Claim(int64_t w) override {
     if (shape().IsResident(w) || shape().slots == 0) return absl::OkStatus();
-    RequireFreeSlot(w, "Claim");
+    TakeSlot(w, "Claim");
     state_[w] = State::kUsable;
     return Spoil(w);
   }
@@ -201,8 +212,14 @@ class DeferredPagedMemory : public PagedMemory {
     return absl::OkStatus();
   }
 
-  // Ends the test where an op uses bytes of a slot that holds no awaited window.
+  // Ends the test where an op uses bytes of a slot that holds no awaited window; where the slot is
+  // lent, where any op but the update uses bytes that were not given back.
   void CheckUse(const char* op, uintptr_t begin, uintptr_t end) const {
+    for (int64_t w = shape().resident; shape().IsLent() && w < shape().windows; ++w) {
+      const Span slot = SpanOf(w);
+      if (state_[w] == State::kAway || begin >= slot.end || slot.begin >= end) continue;
+      Require(state_[w] == State::kUsable && op == absl::string_view(AdamW::kName), op, w);
+    }
     const uintptr_t base = reinterpret_cast<uintptr_t>(on_device_.data());
     if (begin >= base + on_device_.bytes() || end <= base) return;
     const int64_t place = int64_t(begin - base) / shape().window_bytes;
@@ -213,17 +230,21 @@ class DeferredPagedMemory : public PagedMemory {
   }
 
  private:
-  enum class State { kAway, kOnItsWay, kUsable };
+  using Span = DeferredDevice::Span;
+  enum class State { kAway, kOnItsWay, kUsable, kLeaving };
 
   static void Require(bool condition, const char* what, int64_t number) {
     if (condition) return;
     std::fprintf(stderr, "paged memory used out of turn: %s %lld\n", what, (long long)number);
     std::abort();
   }
-  void RequireFreeSlot(int64_t w, const char* what) const {
+  // What leaves is out of the way before what comes: their moves are ordered.
+  void TakeSlot(int64_t w, const char* what) {
     Require(!shape().IsResident(w), what, w);
     for (int64_t other = shape().resident; other < shape().windows; ++other) {
-      Require(state_[other] == State::kAway || Place(other) != Place(w), what, w);
+      if (Place(other) != Place(w)) continue;
+      Require(state_[other] == State::kAway || state_[other] == State::kLeaving, what, w);
+      state_[other] = State::kAway;
     }
   }
   absl::Status Spoil(int64_t w) {
@@ -238,13 +259,16 @@ class DeferredPagedMemory : public PagedMemory {
     if (shape().IsResident(w) || shape().slots == 0) return w;
     return shape().resident + shape().SlotOf(w);
   }
-  DeferredDevice::Span SpanOf(int64_t w) const {
+  Span SpanOf(int64_t w) const {
     const uintptr_t begin = reinterpret_cast<uintptr_t>(Address(w));
     return {begin, begin + uintptr_t(shape().window_bytes), true};
   }
   uint8_t* Open(int64_t w) const { return Mappings::Get().Open(Address(w), shape().window_bytes); }
   std::vector<uint8_t>& Home(int64_t w) { return home_[w - shape().resident]; }
-  uint8_t* Where(int64_t w) { return state_[w] == State::kAway ? Home(w).data() : Open(w); }
+  uint8_t* Where(int64_t w) {
+    const bool is_home = state_[w] == State::kAway || state_[w] == State::kLeaving;
+    return is_home ? Home(w).data() : Open(w);
+  }
 
   DeferredDevice& device_;
   const Buffer on_device_;

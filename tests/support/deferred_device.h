@@ -13,7 +13,8 @@
 //   - Paged windows lie elsewhere while they are not on the device, and what they leave behind in
 //   their slot is overwritten. A move is queued like an op. Moves out of turn, and ops on a window
 //   that nobody awaited, end the test: no use before arrival, no eviction before use is done, never
-//   more windows on the device than there are slots.
+//   more windows on the device than there are slots; and none in bytes that were lent and are in
+//   use by something else.
 //
 // So what runs on the CPU and here with equal bytes declares its operands rightly, waits where it
 // must, and never looks at device memory from the host: what a device that runs at once would hide

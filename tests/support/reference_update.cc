@@ -26,6 +26,12 @@ ParameterSegment SegmentOf(const AdamW& op, int64_t block) {
   return found;
 }
 
+// Element i of a range whose windows are a view's rows.
+double GetAt(const ConstTensor& t, int64_t i) { return Get(t, i / t.cols, i % t.cols); }
+void SetAt(Expected* e, int64_t i, double value, double bound) {
+  e->Set(i / e->view.cols, i % e->view.cols, value, bound);
+}
+
 // Distance from x to the nearest of a map's values.
 double NearestDistance(const std::array<float, quant::kDynamicMapSize>& map, double x) {
   double best = std::numeric_limits<double>::infinity();
@@ -49,7 +55,7 @@ Expectation Reference(const AdamW& op) {
   if (op.skip.Scalar<int32_t>() != 0) return result;
 
   const double beta1 = op.beta1, beta2 = op.beta2;
-  const int64_t n = op.parameter.cols, blocks = (n + kParameterBlock - 1) / kParameterBlock;
+  const int64_t n = op.gradient.cols, blocks = (n + kParameterBlock - 1) / kParameterBlock;
   for (int64_t block = 0; block < blocks; ++block) {
     const ParameterSegment segment = SegmentOf(op, op.first_block + block);
     const double lr = Get(op.scalars, segment.adapter, UpdateScalars::kLearningRate) *
@@ -61,10 +67,10 @@ Expectation Reference(const AdamW& op) {
     const int64_t begin = block * kParameterBlock, end = std::min(n, begin + kParameterBlock);
     for (int64_t i = begin; i < end; ++i) {
       const double g = Get(op.gradient, 0, i) * gradient_scale;
-      double old_m = Get(op.m, 0, i), old_v = Get(op.v, 0, i);
+      double old_m = GetAt(op.m, i), old_v = GetAt(op.v, i);
       if (coded) {
-        old_m = double(quant::SignedDynamicMap()[int(old_m)]) * Get(op.m_absmax, 0, block);
-        old_v = double(quant::UnsignedDynamicMap()[int(old_v)]) * Get(op.v_absmax, 0, block);
+        old_m = double(quant::SignedDynamicMap()[int(old_m)]) * GetAt(op.m_absmax, block);
+        old_v = double(quant::UnsignedDynamicMap()[int(old_v)]) * GetAt(op.v_absmax, block);
       }
       const double m = beta1 * old_m + (1 - beta1) * g;
       const double m_error = 5 * kU32 * (std::abs(beta1 * old_m) + std::abs((1 - beta1) * g));
@@ -74,11 +80,11 @@ Expectation Reference(const AdamW& op) {
       const double step = lr / c1 * m / denominator;
       const double step_error =
           std::abs(lr / c1 / denominator) * m_error + std::abs(step) * (v_relative / 2 + 8 * kU32);
-      const double decayed = Get(op.parameter, 0, i) * (1 - lr * double(segment.weight_decay));
+      const double decayed = GetAt(op.parameter, i) * (1 - lr * double(segment.weight_decay));
       const double p = decayed - step;
       const double p_error = 4 * kU32 * std::abs(decayed) + step_error;
       const double p_bound = Bound(1, std::abs(decayed) + std::abs(step), DType::kF32, p, p_error);
-      result[0].Set(0, i, p, p_bound);
+      SetAt(&result[0], i, p, p_bound);
       if (op.compute) {
         result[compute_at].Set(0, i, p, p_bound + HalfUlp(op.compute.dtype, std::abs(p) + p_bound));
       }
@@ -87,19 +93,20 @@ Expectation Reference(const AdamW& op) {
         m_error_max = std::max(m_error_max, m_error);
         v_absmax = std::max(v_absmax, v);
       } else {
-        result[1].Set(0, i, m, Bound(0, 0, DType::kF32, m, m_error));
-        result[2].Set(0, i, v, Bound(0, 0, DType::kF32, v, v_relative * v));
+        SetAt(&result[1], i, m, Bound(0, 0, DType::kF32, m, m_error));
+        SetAt(&result[2], i, v, Bound(0, 0, DType::kF32, v, v_relative * v));
       }
     }
     if (coded) {
-      result[3].Set(0, block, m_absmax, Bound(0, 0, DType::kF32, m_absmax, m_error_max));
-      result[4].Set(0, block, v_absmax, Bound(0, 0, DType::kF32, v_absmax, 7 * kU32 * v_absmax));
+      SetAt(&result[3], block, m_absmax, Bound(0, 0, DType::kF32, m_absmax, m_error_max));
+      SetAt(&result[4], block, v_absmax, Bound(0, 0, DType::kF32, v_absmax, 7 * kU32 * v_absmax));
     }
   }
   // What a code stands for is checked by CheckCodedStates: beside a tie either neighbour is right.
-  if (coded) {
-    result[1].SetAny();
-    result[2].SetAny();
+  for (int64_t i = 0; coded && i < n; ++i) {
+    for (const int state : {1, 2}) {
+      SetAt(&result[state], i, 0.0, std::numeric_limits<double>::infinity());
+    }
   }
   return result;
 }
@@ -107,17 +114,17 @@ Expectation Reference(const AdamW& op) {
 std::string CheckCodedStates(const AdamW& before, const AdamW& after) {
   if (before.m.dtype != DType::kU8 || before.skip.Scalar<int32_t>() != 0) return "";
   const double beta1 = before.beta1, beta2 = before.beta2;
-  for (int64_t i = 0; i < before.m.cols; ++i) {
+  for (int64_t i = 0; i < before.gradient.cols; ++i) {
     const int64_t block = i / kParameterBlock;
     const ParameterSegment segment = SegmentOf(before, before.first_block + block);
     const double g = Get(before.gradient, 0, i) * Get(before.gradient_scale, segment.adapter, 0);
     const auto check = [&](const char* name, const auto& map, const ConstTensor& old_codes,
                            const ConstTensor& old_absmax, const ConstTensor& codes,
                            const ConstTensor& absmax, double beta, double added) -> std::string {
-      const double old = double(map[int(Get(old_codes, 0, i))]) * Get(old_absmax, 0, block);
+      const double old = double(map[int(GetAt(old_codes, i))]) * GetAt(old_absmax, block);
       const double exact = beta * old + (1 - beta) * added;
-      const double scale = Get(absmax, 0, block);
-      const double decoded = double(map[int(Get(codes, 0, i))]) * scale;
+      const double scale = GetAt(absmax, block);
+      const double decoded = double(map[int(GetAt(codes, i))]) * scale;
       const double nearest = scale > 0 ? NearestDistance(map, exact / scale) * scale : 0.0;
       // The update's roundings and those of the scaled value that is encoded move a tie by a few u
       // of the scale.

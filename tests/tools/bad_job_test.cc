@@ -134,6 +134,11 @@ TEST_F(BadJob, DeviceThatIsNotThere) {
   ExpectRefused(69, {"device: CUDA", "CPU or AUTO"}, {"--set", "device=CUDA"});
 }
 
+TEST_F(BadJob, LibraryThatADeviceHasNot) {
+  ExpectRefused(64, {"attention_kernel: CUDNN", "its own attention only", "OWN"},
+                {"--set", "attention_kernel=CUDNN"});
+}
+
 TEST_F(BadJob, InstructionsThatTheCpuLacks) {
   if (__builtin_cpu_supports("avx512bf16")) GTEST_SKIP() << "this CPU has them all";
   ExpectRefused(69, {"cpu_isa", "avx512_bf16", "the best it has"},

@@ -145,9 +145,11 @@ TEST_P(EqualBytes, WithAnyBudgetOfPagedStates) {
   const int64_t window = 4096;
   for (const int64_t places : {0, 1, 2, 5, 1000}) {
     for (const bool deferred : {false, true}) {
+      const bool lend = places % 2 == 1;
       ModelRun::Options options = Options();
       options.paging = {.allowed = true,
                         .budget_bytes = places * window,
+                        .may_lend = lend,
                         .window_bytes = window,
                         .folder = testing::TempDir()};
       std::unique_ptr<kernels::Device> device = CpuDevice(1);
@@ -161,15 +163,43 @@ TEST_P(EqualBytes, WithAnyBudgetOfPagedStates) {
       ModelRun run(options, std::move(device));
       const kernels::PagedShape& shape = run.plan().paging;
       ASSERT_GT(shape.windows, 6);
-      EXPECT_LE(shape.DeviceBytes(),
+      EXPECT_EQ(shape.IsLent(), lend);
+      EXPECT_LE(shape.MostBytesThere(),
                 std::min(shape.TotalBytes(), std::max<int64_t>(places, deferred ? 0 : 1) * window));
       EXPECT_TRUE(Train(&run) == expected) << places << " windows, deferred " << deferred;
       if (late == nullptr) continue;
       // The first sweep fills the slots; each brings and evicts what has no place.
-      const int64_t rest = shape.slots == 0 ? 0 : shape.windows - shape.resident - shape.slots;
+      const int64_t stay = lend ? 0 : shape.slots;
+      const int64_t rest = shape.slots == 0 ? 0 : shape.windows - shape.resident - stay;
       EXPECT_EQ(late->moved_out(), kSteps * rest * window);
-      EXPECT_EQ(late->moved_in(), (kSteps * rest + shape.slots) * window);
+      EXPECT_EQ(late->moved_in(), (kSteps * rest + stay) * window);
     }
+  }
+}
+
+// States pass through what activations leave free; first some of them, then, with the least memory
+// that nothing recomputed can do with, all. An evaluation between steps wants the memory back too.
+TEST_P(EqualBytes, WithStatesInMemoryThatActivationsLend) {
+  const Outcome expected = OnOneThread();
+  ModelRun::Options options = Options();
+  options.record.eval = options.record.train;
+  options.paging = {.allowed = true, .window_bytes = 4096, .folder = testing::TempDir()};
+  options.memory_limit = ModelRun(options, CpuDevice(1)).plan().total_bytes - 1;
+  for (const bool all : {false, true}) {
+    ModelRun run(options, std::make_unique<DeferredDevice>(
+                              CpuDevice(1), kernels::optest::DeferredOptions{.seed = 7}));
+    const kernels::PagedShape& shape = run.plan().paging;
+    ASSERT_TRUE(shape.IsLent());
+    EXPECT_EQ(shape.resident == 0, all);
+    Outcome outcome;
+    for (int64_t step = 0; step < kSteps; ++step) {
+      ASSERT_TRUE(run.execution().Run(run.plan().run.eval->forward).ok());
+      const Outcome next = Train(&run, 1, step);
+      outcome.losses.push_back(next.losses[0]);
+      outcome.state = next.state;
+    }
+    EXPECT_TRUE(outcome == expected) << DescribePaging(run.plan());
+    options.memory_limit = run.plan().total_bytes - shape.resident * shape.window_bytes;
   }
 }
 

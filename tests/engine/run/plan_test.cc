@@ -56,7 +56,8 @@ TEST(Plan, ListsExactlyWhatTheRunAllocates) {
   }
 }
 
-TEST(Plan, ListsWhatAPagedRunKeepsOnTheDevice) {
+// Of a run that may keep five windows of states on the device.
+int64_t PagedBytes(bool may_lend) {
   const Dataset data = GoldenDocuments("qlora_llama");
   auto device = std::make_unique<CountingDevice>();
   CountingDevice& counting = *device;
@@ -64,12 +65,20 @@ TEST(Plan, ListsWhatAPagedRunKeepsOnTheDevice) {
                 .record = Training(data),
                 .paging = {.allowed = true,
                            .budget_bytes = 5 * 4096,
+                           .may_lend = may_lend,
                            .window_bytes = 4096,
                            .folder = testing::TempDir()}},
                std::move(device));
   EXPECT_EQ(run.plan().paging.resident, 2);
   EXPECT_EQ(run.plan().paging.slots, 3);
   EXPECT_EQ(counting.allocated + run.device().PrivateBytes(), run.plan().total_bytes);
+  return run.plan().total_bytes;
+}
+
+TEST(Plan, ListsWhatAPagedRunKeepsOnTheDevice) {
+  const int64_t own = PagedBytes(/*may_lend=*/false);
+  // Slots that activations lend take no memory.
+  EXPECT_EQ(PagedBytes(/*may_lend=*/true), own - 3 * 4096);
 }
 
 class Refusal : public testing::Test {

@@ -2,8 +2,8 @@
 // tensor under the parameters' names. Neither the windows they lie in nor the ranks they are shared
 // out over can be told from it.
 
-#ifndef QLORA_ENGINE_OPTIM_STATE_FILE_H_
-#define QLORA_ENGINE_OPTIM_STATE_FILE_H_
+#ifndef QLORA_ENGINE_CHECKPOINT_STATE_FILE_H_
+#define QLORA_ENGINE_CHECKPOINT_STATE_FILE_H_
 
 #include <memory>
 #include <string>
@@ -33,4 +33,4 @@ absl::Status ReadStates(Env* env, const std::string& path, Execution* execution,
 
 }  // namespace qlora::engine
 
-#endif  // QLORA_ENGINE_OPTIM_STATE_FILE_H_
+#endif  // QLORA_ENGINE_CHECKPOINT_STATE_FILE_H_

@@ -1,4 +1,4 @@
-#include "engine/optim/state_file.h"
+#include "engine/checkpoint/state_file.h"
 
 #include <algorithm>
 #include <cstring>
