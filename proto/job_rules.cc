@@ -1,8 +1,11 @@
 #include "proto/job_rules.h"
 
+#include <algorithm>
 #include <limits>
 #include <set>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "proto/job_defaults.h"
@@ -257,10 +260,19 @@ void CheckNoInputIsOverwritten(const Job& job, JobProblems& problems) {
 // A gate whose metric is never measured would pass unseen. What the loss is compared with only
 // training has.
 void CheckGates(const Job& job, Command command, JobProblems& problems) {
-  if (command == Command::kTrain && job.gates().has_max_eval_loss_increase() &&
-      !HasHeldOutData(job)) {
-    problems.Add("gates.max_eval_loss_increase", "a gate without held-out data",
-                 "with data.eval_file or data.eval_fraction", "give one of them, or remove it");
+  const bool trains = command == Command::kTrain || command == Command::kSweep;
+  const std::vector<SweepJob> adapters = SweepJobs(job);
+  const bool all_have_data =
+      command == Command::kSweep
+          ? std::all_of(adapters.begin(), adapters.end(),
+                        [](const SweepJob& own) { return HasHeldOutData(own.job); })
+          : HasHeldOutData(job);
+  for (const auto& [is_given, field] :
+       {std::pair(job.gates().has_max_eval_loss_increase(), "gates.max_eval_loss_increase"),
+        std::pair(job.gates().has_min_exact_match(), "gates.min_exact_match")}) {
+    if (!trains || !is_given || all_have_data) continue;
+    problems.Add(field, "a gate without held-out data", "with data.eval_file or data.eval_fraction",
+                 "give one of them, or remove it");
   }
   if (job.gates().has_min_exact_match() && !job.eval().exact_match()) {
     problems.Add("gates.min_exact_match", "a gate without eval.exact_match",
@@ -368,10 +380,17 @@ void CheckRequired(const Job& job, Command command, JobProblems& problems) {
       break;
     case Command::kPlan:
       refuse_model_as_output();
+      if (!job.has_sweep()) break;
+      CheckSweepIsAsked(job, problems);
+      if (job.plan().world_size() > 1) {
+        problems.Add("plan.world_size", absl::StrCat(job.plan().world_size(), " beside a sweep"),
+                     "1", "a sweep runs in one process: remove one");
+      }
       break;
     case Command::kSweep:
       if (!job.has_output_dir()) problems.AddAbsent("output_dir", "give a folder for the results");
       refuse_model_as_output();
+      CheckGates(job, command, problems);
       for (const SweepJob& own : SweepJobs(job)) CheckNoInputIsOverwritten(own.job, problems);
       CheckSweepCommand(job, problems);
       break;

@@ -26,7 +26,7 @@ SweepJob WithOverrides(const Job& job, std::string name, std::string path,
   SweepJob result{std::move(name), std::move(path), job};
   Job& own = result.job;
   own.clear_sweep();
-  own.set_output_dir(absl::StrCat(job.output_dir(), "/", result.name));
+  own.set_output_dir(absl::StrCat(job.output_dir(), job.has_output_dir() ? "/" : "", result.name));
   Lora& lora = *own.mutable_lora();
   if (adapter.has_r()) lora.set_r(adapter.r());
   if (adapter.has_lora_alpha()) lora.set_lora_alpha(adapter.lora_alpha());
@@ -91,13 +91,20 @@ void CheckName(const std::string& name, const std::string& path, JobProblems& pr
 
 void CheckRaise(const Job& job, JobProblems& problems) {
   std::set<int> ranks;
+  std::set<std::string> held_out;
   for (const SweepJob& own : SweepJobs(WithDefaults(job))) {
     ranks.insert(own.job.lora().r());
+    held_out.insert(HeldOutData(own.job));
     if (!HasHeldOutData(own.job)) {
       problems.Add("sweep.raise_rank", absl::StrCat("true, ", own.name, " without held-out data"),
                    "with data.eval_file or data.eval_fraction",
                    "give one of them, or remove raise_rank");
     }
+  }
+  if (held_out.size() > 1) {
+    problems.Add("sweep.raise_rank", "true with several sets of held-out data", "with one",
+                 "only what is held against the same samples can be compared: give all the same "
+                 "eval_file, or remove raise_rank");
   }
   if (ranks.size() < 2) {
     problems.Add("sweep.raise_rank", "true with one rank", "with two or more in sweep.ranks",
@@ -131,6 +138,13 @@ std::vector<SweepJob> SweepJobs(const Job& job) {
   return jobs;
 }
 
+std::string HeldOutData(const Job& job) {
+  const Data& data = job.data();
+  if (!HasHeldOutData(job)) return "";
+  if (data.has_eval_file()) return data.eval_file();
+  return absl::StrCat(data.eval_fraction(), " of ", data.train_file(), ", seed ", job.seed());
+}
+
 void CheckSweep(const Job& job, JobProblems& problems) {
   if (!job.has_sweep()) return;
   const Sweep& sweep = job.sweep();
@@ -157,11 +171,13 @@ void CheckSweep(const Job& job, JobProblems& problems) {
   if (sweep.raise_rank()) CheckRaise(job, problems);
 }
 
+void CheckSweepIsAsked(const Job& job, JobProblems& problems) {
+  if (AdapterCount(job.sweep()) > 0) return;
+  problems.AddAbsent("sweep", "give sweep.adapter, or one of sweep.ranks, .learning_rates, .seeds");
+}
+
 void CheckSweepCommand(const Job& job, JobProblems& problems) {
-  if (AdapterCount(job.sweep()) == 0) {
-    problems.AddAbsent("sweep",
-                       "give sweep.adapter, or one of sweep.ranks, .learning_rates, .seeds");
-  }
+  CheckSweepIsAsked(job, problems);
   for (int i = 0; i < job.sweep().adapter_size(); ++i) {
     if (job.data().has_train_file() || job.sweep().adapter(i).has_train_file()) continue;
     problems.AddAbsent(PathOf(i) + ".train_file", "give a JSONL file, here or as data.train_file");

@@ -22,8 +22,14 @@ struct SweepJob {
 // `job` has its defaults.
 std::vector<SweepJob> SweepJobs(const Job& job);
 
+// What a job's result is held against: equal texts are equal samples. Empty: nothing.
+std::string HeldOutData(const Job& job);
+
 // What can be judged of `job.sweep` without opening a file; nothing where the job has none.
 void CheckSweep(const Job& job, JobProblems& problems);
+
+// Whether there is anything to train, for commands `sweep` and `plan`.
+void CheckSweepIsAsked(const Job& job, JobProblems& problems);
 
 // What command `sweep` needs beside what `train` does.
 void CheckSweepCommand(const Job& job, JobProblems& problems);

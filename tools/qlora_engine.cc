@@ -185,7 +185,8 @@ void ShowWarnings(const engine::Setup& setup, engine::Console* console) {
 // Command `sweep`, and `plan` of a job that asks for one.
 absl::Status RunSweep(const proto::Job& job, proto::Command command, engine::Env* env,
                       engine::Console* console) {
-  absl::StatusOr<std::unique_ptr<engine::SweepSetup>> sweep = engine::PrepareSweep(job, env);
+  absl::StatusOr<std::unique_ptr<engine::SweepSetup>> sweep =
+      engine::PrepareSweep(job, command, env);
   if (!sweep.ok()) return sweep.status();
   for (const auto& adapter : (*sweep)->adapters) ShowWarnings(*adapter.setup, console);
   return command == proto::Command::kPlan ? engine::ShowSweepPlan(**sweep, console)
@@ -206,7 +207,7 @@ absl::Status RunPrepared(const proto::Job& job, proto::Command command, engine::
     case proto::Command::kTrain:
       return engine::Train(**setup, console, &stop_signal);
     case proto::Command::kPlan:
-      return engine::ShowPlan(**setup, console);
+      return engine::ShowPlan({.setups = {setup->get()}, .output_dir = job.output_dir()}, console);
     case proto::Command::kInspect:
       return engine::Inspect(**setup, console);
     case proto::Command::kEval:

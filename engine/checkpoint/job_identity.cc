@@ -3,6 +3,7 @@
 #include <google/protobuf/text_format.h>
 
 #include <algorithm>
+#include <limits>
 #include <set>
 #include <utility>
 #include <vector>
@@ -65,7 +66,9 @@ std::string DecisiveJobText(const proto::Job& job, const std::string& device, in
   decisive.mutable_quantization()->clear_quantize_cache();
   proto::Training* training = decisive.mutable_training();
   // The global batch is what counts, however many ranks share it.
-  training->set_gradient_accumulation_steps(training->gradient_accumulation_steps() * ranks);
+  const int64_t micro_batches = int64_t{training->gradient_accumulation_steps()} * ranks;
+  training->set_gradient_accumulation_steps(
+      int32_t(std::min<int64_t>(micro_batches, std::numeric_limits<int32_t>::max())));
   training->clear_logging_steps();
   training->clear_eval_steps();
   training->clear_save_steps();

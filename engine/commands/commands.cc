@@ -15,9 +15,11 @@
 #include "engine/io/atomic_file.h"
 #include "engine/io/atomic_folder.h"
 #include "engine/io/safetensors_writer.h"
+#include "engine/io/user_cache.h"
 #include "engine/plan/plan_report.h"
 #include "engine/report/plan_output.h"
 #include "engine/report/run_summary.h"
+#include "engine/report/speed_log.h"
 #include "engine/setup/load_model.h"
 
 namespace qlora::engine {
@@ -75,15 +77,17 @@ absl::Status CannotWriteLogits(const absl::Status& status) {
 
 }  // namespace
 
-absl::Status ShowPlan(const Setup& setup, Console* console) {
+absl::Status ShowPlan(const PlannedRun& run, Console* console) {
+  const Setup& setup = run.setup();
   console->Line(StartSummary(setup));
   Plan plan = BestPlan(setup.spec, setup.record, *setup.device, setup.rates, setup.limits);
-  PlanStateCopy(setup, &plan);
-  absl::StatusOr<proto::PlanReport> report = MakePlanReport(setup, plan);
+  if (!run.is_sweep()) PlanStateCopy(setup, &plan);
+  absl::StatusOr<proto::PlanReport> report = MakePlanReport(
+      run, plan, SpeedLog(setup.env, UserCacheFolder()).Read(setup.device->info().name));
   if (!report.ok()) return report.status();
   console->Line(PlanReportText(*report));
   if (setup.job.plan().report()) {
-    const std::string& folder = setup.job.output_dir();
+    const std::string& folder = run.output_dir;
     if (absl::Status s = WritePlanReport(setup.env, folder, *report); !s.ok()) {
       return AsInputError(s);
     }

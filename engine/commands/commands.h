@@ -4,14 +4,16 @@
 #define QLORA_ENGINE_COMMANDS_COMMANDS_H_
 
 #include "absl/status/status.h"
+#include "engine/plan/planned_run.h"
 #include "engine/report/console.h"
 #include "engine/setup/setup.h"
 
 namespace qlora::engine {
 
 // What training would take, on this machine or on the card that the job names; allocates nothing.
-// Writes the report to output_dir where the job asks for it.
-absl::Status ShowPlan(const Setup& setup, Console* console);
+// Writes the report to output_dir where the job asks for it. DoesNotFit, behind all that, where it
+// does not.
+absl::Status ShowPlan(const PlannedRun& run, Console* console);
 
 // The data as the model will see it, the model's tensors, the targets matched.
 absl::Status Inspect(const Setup& setup, Console* console);

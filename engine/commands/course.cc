@@ -1,6 +1,7 @@
 #include "engine/commands/course.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -15,6 +16,8 @@
 #include "engine/plan/host_memory.h"
 #include "engine/plan/useful_flops.h"
 #include "engine/report/loss_curve.h"
+#include "engine/setup/join_ranks.h"
+#include "proto/exit_codes.h"
 
 namespace qlora::engine {
 
@@ -74,7 +77,7 @@ absl::Status Course::FinishStep(const std::vector<MicroBatch>& batch, const Cour
   rate_ = step.learning_rate;
   Account(result);
   if (!failure_.ok()) return absl::OkStatus();
-  MeasureSpeed(batch, cost.seconds);
+  MeasureSpeed(batch, cost);
   return IsDue(training_.logging_steps()) ? LogStep(Record(cost)) : absl::OkStatus();
 }
 
@@ -98,31 +101,30 @@ void Course::Account(const StepResult& result) {
                                 ": gradients or loss are not finite; the update was skipped. ",
                                 cause_));
   if (state_.consecutive_nonfinite() < training_.max_consecutive_nonfinite()) return;
-  failure_ = proto::NumbersBadError(absl::StrCat(
+  Fail(proto::NumbersBadError(absl::StrCat(
       label_, state_.consecutive_nonfinite(),
       " steps in a row had gradients or a loss that are not finite and changed nothing. ", cause_,
-      ". Where neither model nor data is at fault, a lower training.learning_rate usually helps"));
+      ". Where neither model nor data is at fault, a lower training.learning_rate usually helps")));
 }
 
-void Course::MeasureSpeed(const std::vector<MicroBatch>& batch, double seconds) {
+void Course::Fail(absl::Status failure) {
+  failure_ = std::move(failure);
+  if (label_.empty()) return;
+  console_.Warning(absl::StrCat(label_, "ends at step ", state_.step(), "; the others go on"));
+}
+
+void Course::MeasureSpeed(const std::vector<MicroBatch>& batch, const StepCost& cost) {
   int64_t tokens = 0;
   double pairs = 0;
   for (const MicroBatch& b : batch) {
     tokens += int64_t(b.ids.size());
     for (const DocumentBounds& d : b.documents) pairs += 0.5 * d.query_rows * (d.query_rows + 1.0);
   }
-  tokens_per_second_ = double(tokens) / seconds;
-  speed_.tokens += tokens;
-  speed_.seconds += seconds;
-  // A micro-batch that is not full takes its share of a full one's time.
-  const Plan& plan = execution_.plan();
-  speed_.predicted_seconds +=
-      plan.micro_batch_seconds * double(tokens) /
-          double(std::max<int64_t>(1, plan.run.train->inputs.capacity.tokens)) +
-      plan.update_seconds;
+  tokens_per_second_ = double(tokens) / cost.seconds;
+  speed_.Add(tokens, cost.seconds, cost.predicted_seconds);
   const double flops = UsefulFlops(setup_.spec, setup_.job.mode() == proto::Mode::FULL,
                                    setup_.targets.ParameterCount(), tokens, pairs);
-  share_of_light_ = flops / (setup_.rates.matmul_flops * setup_.world()) / seconds;
+  share_of_light_ = flops / (setup_.rates.matmul_flops * setup_.world()) / cost.seconds;
 }
 
 std::string Course::Progress() const {
@@ -176,7 +178,7 @@ absl::Status Course::EvaluateIfDue() {
 
 absl::Status Course::Evaluate() {
   console_.Live(label_ + "evaluating");
-  Enter(Phase::kEvaluating, "");
+  EnterPhase(setup_.ranks, Phase::kEvaluating);
   absl::StatusOr<EvalResult> result =
       EvaluateLoss(&execution_, *setup_.eval_batches, {}, setup_.ranks, index_);
   if (!result.ok()) return result.status();
@@ -204,6 +206,7 @@ absl::Status Course::Evaluate() {
 // Only a state that is saved can be the best one.
 void Course::KeepIfBest(const EvalResult& result) {
   const bool is_saved = state_.step() > 0 && IsDue(training_.save_steps());
+  if (!std::isfinite(result.Loss())) return;
   if (is_saved && (!state_.has_best_eval_loss() || result.Loss() < state_.best_eval_loss())) {
     state_.set_best_eval_loss(result.Loss());
     state_.set_best_checkpoint(CheckpointName(state_.step()));
@@ -215,12 +218,16 @@ absl::Status Course::Save(bool stops) {
   HostExchange* const exchange =
       setup_.record.storage.shard_states ? setup_.exchange.get() : nullptr;
   if (!setup_.is_first() && exchange == nullptr) return absl::OkStatus();
-  Enter(Phase::kSaving, CheckpointName(state_.step()));
+  EnterPhase(setup_.ranks, Phase::kSaving, CheckpointName(state_.step()));
   if (!setup_.is_first()) return SendStates(&execution_, exchange);
   if (absl::Status s = log_->Sync(); !s.ok()) return AsInputError(s);
   // Where nothing is trained meanwhile it need not be written beside.
   const bool now = stops || state_.step() == setup_.total_steps;
-  return writer_.Save(Files(), state_, now, exchange);
+  absl::Status saved = writer_.Save(Files(), state_, now, exchange);
+  // Bad numbers of an adapter are no end to the others; what is wrong with the disk is.
+  if (label_.empty() || proto::ExitCodeOf(saved) != proto::kExitNumbersBad) return saved;
+  Fail(proto::NumbersBadError(absl::StrCat(label_, std::string(saved.message()))));
+  return absl::OkStatus();
 }
 
 OutputFiles Course::Files() const {
@@ -244,7 +251,7 @@ OutputFiles Course::Files() const {
 }
 
 absl::Status Course::WriteResults() {
-  Enter(Phase::kSaving, "the result");
+  EnterPhase(setup_.ranks, Phase::kSaving, "the result");
   if (training_.load_best_model_at_end() && !state_.best_checkpoint().empty() &&
       state_.best_checkpoint() != CheckpointName(state_.step())) {
     const std::string best = JoinPath(setup_.job.output_dir(), state_.best_checkpoint());
@@ -269,7 +276,6 @@ absl::Status Course::WriteResults() {
     if (absl::Status s = WriteSidecar(setup_, execution_.plan(), state_, speed_); !s.ok()) {
       return AsInputError(s);
     }
-    Say(speed_.Describe());
   }
   const std::string curve = JoinPath(folder, "loss_curve.svg");
   if (absl::Status s = AtomicWriteFile(setup_.env, curve, LossCurveSvg(state_)); !s.ok()) {
@@ -282,13 +288,15 @@ absl::Status Course::WriteResults() {
   return absl::OkStatus();
 }
 
-absl::Status Course::CheckGates() {
-  return ReportGates(setup_.job.gates(),
-                     TrainingMetrics(state_, training_.load_best_model_at_end()), &console_);
-}
-
-void Course::Enter(Phase phase, const std::string& detail) {
-  if (setup_.ranks != nullptr) setup_.ranks->control().Enter(phase, detail);
+std::vector<std::string> Course::CheckGates() {
+  const std::vector<GateResult> results = engine::CheckGates(
+      setup_.job.gates(), TrainingMetrics(state_, training_.load_best_model_at_end()));
+  for (const GateResult& result : results) {
+    if (result.passed) Say(DescribeGate(result));
+  }
+  std::vector<std::string> missed = MissedGates(results);
+  for (std::string& line : missed) line = label_ + line;
+  return missed;
 }
 
 }  // namespace qlora::engine

@@ -26,6 +26,7 @@ namespace qlora::engine {
 // What a step cost, for the log; shared by all that took part.
 struct StepCost {
   double seconds = 0;
+  double predicted_seconds = 0;    // by the plan, for what the step held
   double busy_share = 0;           // of the time in which the device had work
   double communication_share = 0;  // and in which it only waited for other ranks
   int64_t paged_in_bytes = 0, paged_out_bytes = 0;
@@ -33,9 +34,9 @@ struct StepCost {
 
 class Course {
  public:
-  // Number `index` of the execution's courses. `label` begins its lines on the console ("r8: ").
-  // All must outlive it.
-  // `saves_beside`: PlanStateCopy has counted the memory for checkpoints written beside training.
+  // Number `index` of the execution's courses. `label` begins its lines on the console ("r8: ");
+  // empty where there is no other. `saves_beside`: PlanStateCopy has counted the memory for
+  // checkpoints written beside training. All must outlive it.
   Course(const Setup& setup, int64_t index, std::string label, bool saves_beside,
          Execution* execution, Console* console);
 
@@ -62,29 +63,30 @@ class Course {
   // What is due behind a step: evaluation; a checkpoint, also where the run is to stop.
   absl::Status EvaluateIfDue();
   bool SaveIsDue(bool stops) const { return stops || IsDue(training_.save_steps()); }
+  // Bad numbers are not saved: where there are other courses they end this one, failure().
   absl::Status Save(bool stops);
 
   // Writes the results behind the last step.
   absl::Status WriteResults();
-  // GateMissed where the result misses one of its job's gates.
-  absl::Status CheckGates();
+  // Says which of its job's gates the result passes; a line for each that it misses.
+  std::vector<std::string> CheckGates();
 
   const Setup& setup() const { return setup_; }
   const proto::RunState& state() const { return state_; }
-  const TrainSpeed& speed() const { return speed_; }
   // Of the last step: "loss 1.2345  lr 2.00e-04  norm 0.123  812 tok/s  44% of light".
   std::string Progress() const;
 
  private:
   bool IsDue(int64_t every) const;
   void Account(const StepResult& result);
-  void MeasureSpeed(const std::vector<MicroBatch>& batch, double seconds);
+  // Ends the course before its last step.
+  void Fail(absl::Status failure);
+  void MeasureSpeed(const std::vector<MicroBatch>& batch, const StepCost& cost);
   TrainRecord Record(const StepCost& cost) const;
   absl::Status LogStep(const TrainRecord& record);
   absl::Status Evaluate();
   void KeepIfBest(const EvalResult& result);
   OutputFiles Files() const;
-  void Enter(Phase phase, const std::string& detail);
   void Say(const std::string& text) { console_.Line(label_ + text); }
 
   const Setup& setup_;

@@ -8,12 +8,15 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "engine/io/user_cache.h"
 #include "engine/plan/host_memory.h"
 #include "engine/plan/plan.h"
 #include "engine/plan/rates.h"
+#include "engine/report/speed_log.h"
 #include "engine/version.h"
 #include "kernels/cpu/cpu_device.h"
 #include "kernels/cuda/cuda_device.h"
@@ -46,7 +49,8 @@ class Examination {
     std::string model;
     std::ifstream file("/proc/cpuinfo");
     for (std::string line; model.empty() && std::getline(file, line);) {
-      if (line.starts_with("model name")) model = line.substr(line.find(':') + 2);
+      if (!line.starts_with("model name")) continue;
+      model = std::string(absl::StripAsciiWhitespace(line.substr(line.find(':') + 1)));
     }
     std::vector<std::string> paths;
     for (const kernels::cpu::Isa isa : kernels::cpu::AvailableIsas()) {
@@ -67,7 +71,19 @@ class Examination {
                           rates->memory_bytes / 1e9),
           dtype == kernels::DType::kF32 ? "compute_dtype: FP32 is for verification" : "");
     }
+    Predictions((*device)->info().name);
     return absl::OkStatus();
+  }
+
+  void Predictions(const std::string& device) {
+    const std::string folder = UserCacheFolder();
+    const std::vector<proto::SpeedRecord> runs = SpeedLog(Env::Default(), folder).Read(device);
+    Say("past runs",
+        runs.empty() ? "none on this device"
+                     : absl::StrFormat("%d, predictions %.0f %% off on average", runs.size(),
+                                       100 * MeanError(runs)),
+        absl::StrCat("plan shows them; they are kept in ",
+                     folder.empty() ? "no folder: HOME is not set" : folder));
   }
 
   void Memory() {

@@ -8,9 +8,10 @@
 
 namespace qlora::engine {
 
-// A line for each thing that a run depends on: instruction sets, cores, memory, measured rates, the
-// GPU and its libraries, MPI, the system's limits, each with the job field that it decides. What is
-// missing is said and is no error; errors are those of measuring.
+// A line for each thing that a run depends on: instruction sets, cores, memory, measured rates and
+// what predictions by them were worth, the GPU and its libraries, MPI, the system's limits, each
+// with the job field that it decides. What is missing is said and is no error; errors are those of
+// measuring.
 absl::Status Doctor(Console* console);
 
 }  // namespace qlora::engine

@@ -1,5 +1,8 @@
 #include "engine/commands/gates.h"
 
+#include <cmath>
+#include <limits>
+
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
@@ -24,11 +27,11 @@ GateMetrics TrainingMetrics(const proto::RunState& state, bool best_is_result) {
                            state.best_checkpoint() == CheckpointName(record.step());
     if (is_result) after = &record;
   }
-  GateMetrics metrics;
-  if (after == nullptr) return metrics;
-  if (before != nullptr) metrics.eval_loss_increase = after->eval_loss() - before->eval_loss();
-  if (after->has_eval_exact_match()) metrics.exact_match = after->eval_exact_match();
-  return metrics;
+  constexpr double kNotMeasured = std::numeric_limits<double>::quiet_NaN();
+  const bool has_both = before != nullptr && after != nullptr;
+  const bool has_exact = after != nullptr && after->has_eval_exact_match();
+  return {.eval_loss_increase = has_both ? after->eval_loss() - before->eval_loss() : kNotMeasured,
+          .exact_match = has_exact ? after->eval_exact_match() : kNotMeasured};
 }
 
 std::vector<GateResult> CheckGates(const proto::Gates& gates, const GateMetrics& metrics) {
@@ -49,6 +52,10 @@ std::vector<GateResult> CheckGates(const proto::Gates& gates, const GateMetrics&
 }
 
 std::string DescribeGate(const GateResult& result) {
+  if (!std::isfinite(result.measured)) {
+    return absl::StrCat(result.field,
+                        " missed: ", std::isnan(result.measured) ? "not measured" : "infinite");
+  }
   return absl::StrFormat("%s %s: %.4g, at %s %.4g", result.field,
                          result.passed ? "passed" : "missed", result.measured,
                          result.field == kMinExactMatch ? "least" : "most", result.limit);
@@ -59,14 +66,18 @@ absl::Status ReportGates(const proto::Gates& gates, const GateMetrics& metrics, 
   for (const GateResult& result : results) {
     if (result.passed) console->Line(DescribeGate(result));
   }
-  return GateStatus(results);
+  return GateStatus(MissedGates(results));
 }
 
-absl::Status GateStatus(absl::Span<const GateResult> results) {
+std::vector<std::string> MissedGates(absl::Span<const GateResult> results) {
   std::vector<std::string> missed;
   for (const GateResult& result : results) {
     if (!result.passed) missed.push_back(DescribeGate(result));
   }
+  return missed;
+}
+
+absl::Status GateStatus(absl::Span<const std::string> missed) {
   if (missed.empty()) return absl::OkStatus();
   return proto::GateMissedError(
       absl::StrCat(absl::StrJoin(missed, "\n"), "\nThe results are written all the same"));

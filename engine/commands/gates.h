@@ -23,7 +23,8 @@ struct GateMetrics {
 };
 
 // Of a training run: the evaluation of its result (the last, or the best checkpoint's where that is
-// the result) against the one before training. Empty without held-out data.
+// the result) against the one before training. NaN for what should have been measured and was not:
+// a gate does not pass by that.
 GateMetrics TrainingMetrics(const proto::RunState& state, bool best_is_result);
 
 struct GateResult {
@@ -38,12 +39,14 @@ std::vector<GateResult> CheckGates(const proto::Gates& gates, const GateMetrics&
 
 // "gates.max_kl passed: 0.0123, at most 0.05".
 std::string DescribeGate(const GateResult& result);
+// A line for each that was missed.
+std::vector<std::string> MissedGates(absl::Span<const GateResult> results);
 
 // CheckGates, a line for each that passed, and GateStatus.
 absl::Status ReportGates(const proto::Gates& gates, const GateMetrics& metrics, Console* console);
 
-// GateMissedError naming those that were missed; OK where none was.
-absl::Status GateStatus(absl::Span<const GateResult> results);
+// GateMissedError with these lines; OK where there are none.
+absl::Status GateStatus(absl::Span<const std::string> missed);
 
 }  // namespace qlora::engine
 

@@ -5,7 +5,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "absl/strings/str_join.h"
 #include "engine/commands/commands.h"
 #include "engine/commands/train.h"
 #include "engine/input_error.h"
@@ -82,19 +81,21 @@ absl::Status WriteReport(const SweepSetup& sweep, Courses courses, Console* cons
   return absl::OkStatus();
 }
 
+std::string Title(const SweepSetup& sweep) {
+  return absl::StrCat("sweep of ", sweep.adapters.size(),
+                      " adapters over one base: ", sweep.Names(),
+                      "; the first one's model, data and targets:");
+}
+
 }  // namespace
 
 absl::Status Sweep(const SweepSetup& sweep, Console* console,
                    const volatile std::sig_atomic_t* stop_signal) {
   Together together;
-  std::vector<std::string> names;
   for (const SweepSetup::Adapter& adapter : sweep.adapters) {
     together.members.push_back({adapter.setup.get(), adapter.name, adapter.round});
-    names.push_back(adapter.name);
   }
-  console->Line(absl::StrCat("sweep of ", names.size(),
-                             " adapters over one base: ", absl::StrJoin(names, ", "),
-                             "; the first one's model, data and targets:"));
+  console->Line(Title(sweep));
   together.wants_round = [&](Courses courses, int64_t next) {
     return WantsRound(sweep, courses, next, console);
   };
@@ -103,7 +104,8 @@ absl::Status Sweep(const SweepSetup& sweep, Console* console,
 }
 
 absl::Status ShowSweepPlan(const SweepSetup& sweep, Console* console) {
-  return ShowPlan(*sweep.adapters.front().setup, console);
+  console->Line(Title(sweep));
+  return ShowPlan(sweep.planned(), console);
 }
 
 }  // namespace qlora::engine

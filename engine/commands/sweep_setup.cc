@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "engine/plan/plan_limits.h"
+#include "engine/record/check_size.h"
 #include "proto/errors.h"
 #include "proto/exit_codes.h"
 #include "proto/sweep_jobs.h"
@@ -77,7 +78,24 @@ absl::Status CheckDevice(const SweepSetup& sweep) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<SweepSetup>> PrepareSweep(const proto::Job& job, Env* env) {
+std::string SweepSetup::Names() const {
+  return absl::StrJoin(adapters, ", ", [](std::string* out, const Adapter& adapter) {
+    absl::StrAppend(out, adapter.name);
+  });
+}
+
+PlannedRun SweepSetup::planned() const {
+  PlannedRun run{.output_dir = job.output_dir()};
+  std::map<int64_t, int64_t> of_round;
+  for (const Adapter& adapter : adapters) {
+    run.setups.push_back(adapter.setup.get());
+    run.together = std::max(run.together, ++of_round[adapter.round]);
+  }
+  return run;
+}
+
+absl::StatusOr<std::unique_ptr<SweepSetup>> PrepareSweep(const proto::Job& job,
+                                                         proto::Command command, Env* env) {
   auto sweep = std::make_unique<SweepSetup>();
   sweep->job = job;
   int exit_code = proto::kExitDone;
@@ -85,8 +103,7 @@ absl::StatusOr<std::unique_ptr<SweepSetup>> PrepareSweep(const proto::Job& job, 
   for (proto::SweepJob& own : proto::SweepJobs(job)) {
     const Setup* first = sweep->adapters.empty() ? nullptr : sweep->adapters.front().setup.get();
     absl::StatusOr<std::unique_ptr<Setup>> setup =
-        first == nullptr ? PrepareSetup(own.job, proto::Command::kSweep, env)
-                         : PrepareBeside(*first, own.job);
+        first == nullptr ? PrepareSetup(own.job, command, env) : PrepareBeside(*first, own.job);
     if (setup.ok()) {
       sweep->adapters.push_back({std::move(own.name), *std::move(setup)});
       continue;
@@ -101,10 +118,11 @@ absl::StatusOr<std::unique_ptr<SweepSetup>> PrepareSweep(const proto::Job& job, 
 
   Setup& first = *sweep->adapters.front().setup;
   first.record = JoinRecords(sweep->adapters);
+  if (absl::Status s = CheckSize(first.spec, first.record); !s.ok()) return s;
   absl::StatusOr<PlanLimits> limits = LimitsOf(first, !job.quantization().quantize_cache().empty());
   if (!limits.ok()) return limits.status();
   first.limits = *std::move(limits);
-  if (first.device->info().is_host) return sweep;
+  if (first.device->info().is_host || first.device_is_planned) return sweep;
   absl::StatusOr<KernelSelection> kernels =
       SelectKernels(Record(first.spec, first.record, *first.device).program.Ops(),
                     job.kernel_selection(), {}, first.device.get(), &first.warnings);

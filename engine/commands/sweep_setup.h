@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "engine/plan/planned_run.h"
 #include "engine/setup/setup.h"
 
 namespace qlora::engine {
@@ -23,11 +24,17 @@ struct SweepSetup {
   // As proto::SweepJobs. The first one's setup owns the open model; its record and limits are those
   // of the whole run.
   std::vector<Adapter> adapters;
+
+  // "r2, r8, theirs".
+  std::string Names() const;
+  // For a plan of it; borrows the setups.
+  PlannedRun planned() const;
 };
 
-// `job` is checked for command `sweep` and has its defaults. What is wrong with the adapters' jobs
-// is told of all at once, each behind the path that asked for it.
-absl::StatusOr<std::unique_ptr<SweepSetup>> PrepareSweep(const proto::Job& job, Env* env);
+// `job` is checked for `command`, which is kSweep or kPlan, and has its defaults. What is wrong
+// with the adapters' jobs is told of all at once, each behind the path that asked for it.
+absl::StatusOr<std::unique_ptr<SweepSetup>> PrepareSweep(const proto::Job& job,
+                                                         proto::Command command, Env* env);
 
 }  // namespace qlora::engine
 

@@ -1,23 +1,24 @@
 #include "engine/commands/train.h"
 
 #include <algorithm>
-#include <optional>
 #include <utility>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "engine/checkpoint/disk_room.h"
-#include "engine/checkpoint/job_identity.h"
-#include "engine/checkpoint/output_folder.h"
+#include "absl/strings/str_join.h"
+#include "engine/commands/gates.h"
+#include "engine/commands/prepared_run.h"
 #include "engine/data/join_batches.h"
-#include "engine/input_error.h"
+#include "engine/io/user_cache.h"
 #include "engine/plan/host_memory.h"
-#include "engine/report/run_summary.h"
+#include "engine/plan/step_time.h"
+#include "engine/report/speed_log.h"
 #include "engine/setup/join_ranks.h"
-#include "engine/setup/load_model.h"
-#include "engine/step/integrity.h"
 #include "engine/step/step.h"
+#include "engine/version.h"
+#include "proto/errors.h"
+#include "proto/exit_codes.h"
 
 namespace qlora::engine {
 namespace {
@@ -29,37 +30,12 @@ class TrainingRun {
         setup_(*together.members.front().setup),
         training_(setup_.job.training()),
         console_(*console),
-        stop_(*stop),
-        record_(setup_.record) {}
+        stop_(*stop) {}
 
   absl::Status Run() {
-    if (ranks() != nullptr) {
-      // That the jobs are the same they know; now, what the readers found.
-      if (absl::Status s =
-              AgreeOnJob(ranks(), absl::StrCat("model ", setup_.base_hash, "\ndata ",
-                                               setup_.train_data.report.sha256, "\nheld out ",
-                                               setup_.eval_data.report.sha256, "\n"));
-          !s.ok()) {
-        return s;
-      }
-    }
-    console_.Line(StartSummary(setup_));
-    if (absl::Status s = MakePlan(); !s.ok()) return s;
-    std::vector<std::optional<std::string>> starts;
-    for (const Together::Member& member : together_.members) {
-      absl::StatusOr<std::optional<std::string>> start = FindStart(*member.setup);
-      if (!start.ok()) return start.status();
-      starts.push_back(*start);
-    }
-    const auto resumed = std::find_if(starts.begin(), starts.end(),
-                                      [](const auto& start) { return start.has_value(); });
-    if (resumed != starts.end()) {
-      if (absl::Status s = TakeKernelsOf(**resumed); !s.ok()) return s;
-    } else if (ranks() != nullptr) {
-      if (absl::Status s = TakeKernelsOfFirst(); !s.ok()) return s;
-    }
-    if (absl::Status s = WarnOfFullDisk(starts); !s.ok()) return s;
-    if (absl::Status s = Prepare(starts); !s.ok()) return s;
+    absl::StatusOr<std::unique_ptr<PreparedRun>> prepared = PrepareRun(together_, &console_);
+    if (!prepared.ok()) return prepared.status();
+    run_ = *std::move(prepared);
     absl::Status trained = absl::OkStatus();
     for (int64_t round = 0; trained.ok() && HasRound(round); ++round) trained = TrainRound(round);
     console_.EndLive();
@@ -71,155 +47,23 @@ class TrainingRun {
   Ranks* ranks() const { return setup_.ranks; }
   bool is_alone() const { return together_.members.size() == 1; }
 
-  void Enter(Phase phase, absl::string_view detail = "") {
-    if (ranks() != nullptr) ranks()->control().Enter(phase, std::string(detail));
-  }
-
-  // Comes back when all ranks are here.
-  absl::Status Meet(const std::string& what) {
-    return ranks() == nullptr ? absl::OkStatus() : ranks()->control().AllGather(what, "").status();
-  }
-
-  // The checkpoint to go on from: what rank 0, which wrote it, finds.
-  absl::StatusOr<std::optional<std::string>> FindStart(const Setup& setup) {
-    std::string found;
-    if (setup.is_first()) {
-      absl::StatusOr<std::optional<std::string>> resume = CheckOutputFolder(setup, &console_);
-      if (!resume.ok() || ranks() == nullptr) return resume;
-      found = resume->value_or("");
-    }
-    absl::StatusOr<std::string> agreed = ranks()->control().FromFirst("where to begin", found);
-    if (!agreed.ok()) return agreed.status();
-    return agreed->empty() ? std::nullopt : std::optional<std::string>(*agreed);
-  }
-
-  // Into a cache of the quantized base one machine writes; the others read what it left.
-  absl::Status Load() {
-    const bool in_turns = ranks() != nullptr && !setup_.job.quantization().quantize_cache().empty();
-    const std::string turn = "the first machine's quantized base";
-    const bool begins = !in_turns || ranks()->neighbours().front() == 0;
-    if (!begins) {
-      if (absl::Status s = Meet(turn); !s.ok()) return s;
-    }
-    Enter(Phase::kLoading, "the model");
-    absl::Status loaded =
-        LoadModel(setup_, setup_.job.lora().init_from(), execution_.get(), &console_);
-    for (size_t i = 1; loaded.ok() && i < together_.members.size(); ++i) {
-      const Setup& setup = *together_.members[i].setup;
-      loaded = StartAdapter(setup, setup.job.lora().init_from(), execution_.get(), int64_t(i));
-    }
-    if (!loaded.ok() || !in_turns || !begins) return loaded;
-    return Meet(turn);
-  }
-
-  absl::Status MakePlan() {
-    absl::StatusOr<Plan> plan =
-        engine::MakePlan(setup_.spec, record_, *setup_.device, setup_.rates, setup_.limits);
-    if (!plan.ok()) return proto::DoesNotFitError(plan.status().message());
-    plan_ = *std::move(plan);
-    // Several courses' states would be copied once for each.
-    saves_beside_ = is_alone() && PlanStateCopy(setup_, &plan_);
-    console_.Line(PlanSummary(setup_, plan_));
-    return absl::OkStatus();
-  }
-
-  // Only a warning: others may make room, or need it, by then.
-  absl::Status WarnOfFullDisk(const std::vector<std::optional<std::string>>& starts) {
-    if (!setup_.is_first()) return absl::OkStatus();
-    DiskNeed need;
-    for (size_t i = 0; i < starts.size(); ++i) {
-      const Setup& setup = *together_.members[i].setup;
-      int64_t done = 0;
-      if (starts[i].has_value()) {
-        absl::StatusOr<proto::RunState> state = ReadRunState(setup.env, *starts[i]);
-        if (!state.ok()) return proto::Annotate(state.status(), *starts[i]);
-        done = state->step();
-      }
-      need += NeedOf(setup, plan_, int64_t(i), done);
-    }
-    // Several courses' folders lie in one.
-    const std::string shortage = DescribeShortage(setup_.env, setup_.job.output_dir(), need);
-    if (!shortage.empty()) console_.Warning(shortage);
-    return absl::OkStatus();
-  }
-
-  // Goes on with the kernels that the run began with: others round otherwise.
-  absl::Status TakeKernelsOf(const std::string& checkpoint) {
-    absl::StatusOr<proto::RunState> state = ReadRunState(setup_.env, checkpoint);
-    if (!state.ok()) return proto::Annotate(state.status(), checkpoint);
-    return TakeKernels({state->kernel_choices().begin(), state->kernel_choices().end()});
-  }
-
-  // Where kernels are timed, ranks may have measured differently.
-  absl::Status TakeKernelsOfFirst() {
-    proto::RunState state;
-    for (const auto& [key, variant] : ChoicesNow()) {
-      (*state.mutable_kernel_choices())[key] = variant;
-    }
-    absl::StatusOr<std::string> first =
-        ranks()->control().FromFirst("the kernels", state.SerializeAsString());
-    if (!first.ok()) return first.status();
-    if (!state.ParseFromString(*first)) return absl::InternalError("the kernels can't be read");
-    return TakeKernels({state.kernel_choices().begin(), state.kernel_choices().end()});
-  }
-
-  absl::Status TakeKernels(const EarlierChoices& earlier) {
-    if (earlier == ChoicesNow()) return absl::OkStatus();
-    std::vector<std::string> warnings;
-    absl::StatusOr<KernelSelection> kernels =
-        SelectKernels(plan_.run.program.Ops(), setup_.job.kernel_selection(), earlier,
-                      setup_.device.get(), &warnings);
-    if (!kernels.ok()) return proto::DoesNotFitError(kernels.status().message());
-    for (const std::string& warning : warnings) console_.Warning(warning);
-    if (kernels->choices() == record_.kernels.choices()) return absl::OkStatus();
-    record_.kernels = *std::move(kernels);
-    return MakePlan();
-  }
-
-  EarlierChoices ChoicesNow() const {
-    EarlierChoices choices;
-    for (const auto& [key, variant] : record_.kernels.choices()) {
-      choices[key] = kernels::NameOf(variant);
-    }
-    return choices;
-  }
-
-  absl::Status Prepare(const std::vector<std::optional<std::string>>& starts) {
-    absl::StatusOr<std::unique_ptr<Execution>> execution = Execution::Create(
-        plan_, setup_.device.get(), ranks() == nullptr ? nullptr : &ranks()->comm());
-    if (!execution.ok()) return proto::DoesNotFitError(execution.status().message());
-    execution_ = *std::move(execution);
-    if (absl::Status s = Load(); !s.ok()) return s;
-    for (size_t i = 0; i < starts.size(); ++i) {
-      const Together::Member& member = together_.members[i];
-      courses_.push_back(std::make_unique<Course>(*member.setup, int64_t(i),
-                                                  is_alone() ? "" : member.name + ": ",
-                                                  saves_beside_, execution_.get(), &console_));
-      if (absl::Status s = courses_.back()->Begin(starts[i], ChoicesNow()); !s.ok()) return s;
-    }
-    absl::StatusOr<Integrity> integrity = Integrity::Create(execution_.get(), ranks());
-    if (!integrity.ok()) return integrity.status();
-    integrity_.emplace(*std::move(integrity));
-    return Meet("everything is loaded");
-  }
-
   bool HasRound(int64_t round) const {
     const bool has_members =
         std::any_of(together_.members.begin(), together_.members.end(),
                     [&](const Together::Member& member) { return member.round == round; });
     if (!has_members || round == 0 || !together_.wants_round) return has_members;
-    return together_.wants_round(courses_, round);
+    return together_.wants_round(run_->courses, round);
   }
 
   absl::Status TrainRound(int64_t round) {
     std::vector<Course*> members;
-    for (size_t i = 0; i < courses_.size(); ++i) {
+    for (size_t i = 0; i < run_->courses.size(); ++i) {
       if (together_.members[i].round != round) continue;
-      members.push_back(courses_[i].get());
-      if (absl::Status s = courses_[i]->Open(); !s.ok()) return s;
+      members.push_back(run_->courses[i].get());
+      if (absl::Status s = run_->courses[i]->Open(); !s.ok()) return s;
     }
     rounds_ = round + 1;
-    TrainStep step(execution_.get(),
+    TrainStep step(run_->execution.get(),
                    {.micro_batches = training_.gradient_accumulation_steps(),
                     .tree_sum = training_.gradient_sum() == proto::GradientSum::TREE,
                     .beta1 = training_.adam_beta1(),
@@ -267,7 +111,7 @@ class TrainingRun {
     const bool saves = std::any_of(courses.begin(), courses.end(),
                                    [&](const Course* course) { return course->SaveIsDue(stops); });
     if (saves || done % kIntegritySteps == 0) {
-      if (absl::Status s = integrity_->Check(done); !s.ok()) return s;
+      if (absl::Status s = run_->integrity->Check(done); !s.ok()) return s;
     }
     for (Course* course : courses) {
       if (!course->SaveIsDue(stops)) continue;
@@ -292,16 +136,17 @@ class TrainingRun {
   }
 
   absl::Status OneStep(const std::vector<Course*>& active, TrainStep* step) {
-    Enter(Phase::kComputing, absl::StrCat("step ", active.front()->state().step() + 1));
+    EnterPhase(ranks(), Phase::kComputing,
+               absl::StrCat("step ", active.front()->state().step() + 1));
     const double begin = setup_.env->MonotonicSeconds();
     const double busy_before = setup_.device->BusySeconds();
     const int64_t paged_in = step->paged_in(), paged_out = step->paged_out();
     const double waited_before = step->waited_seconds();
-    std::vector<std::vector<MicroBatch>> batches(courses_.size());
-    std::vector<CourseStep> steps(courses_.size(), {.is_active = false});
-    for (size_t i = 0; i < courses_.size(); ++i) {
+    std::vector<std::vector<MicroBatch>> batches(run_->courses.size());
+    std::vector<CourseStep> steps(run_->courses.size(), {.is_active = false});
+    for (size_t i = 0; i < run_->courses.size(); ++i) {
       if (!IsAmong(active, i)) continue;
-      steps[i] = courses_[i]->PrepareStep(&batches[i]);
+      steps[i] = run_->courses[i]->PrepareStep(&batches[i]);
     }
     JoinedBatch joined;
     const auto give = [&](int64_t j) -> absl::StatusOr<MicroBatchInputs> {
@@ -317,15 +162,18 @@ class TrainingRun {
     absl::StatusOr<std::vector<StepResult>> results = step->Run(steps, give);
     if (!results.ok()) return results.status();
     const double seconds = setup_.env->MonotonicSeconds() - begin;
+    const int64_t tokens = TokensIn(batches);
+    const double predicted = PredictedSeconds(tokens);
+    speed_.Add(tokens, seconds, predicted);
     const StepCost cost{.seconds = seconds,
+                        .predicted_seconds = predicted,
                         .busy_share = (setup_.device->BusySeconds() - busy_before) / seconds,
                         .communication_share = (step->waited_seconds() - waited_before) / seconds,
                         .paged_in_bytes = step->paged_in() - paged_in,
                         .paged_out_bytes = step->paged_out() - paged_out};
-    if (absl::Status s = ExplainSkipped(steps, *results, step, give); !s.ok()) return s;
-    for (size_t i = 0; i < courses_.size(); ++i) {
+    for (size_t i = 0; i < run_->courses.size(); ++i) {
       if (!steps[i].is_active) continue;
-      if (absl::Status s = courses_[i]->FinishStep(batches[i], steps[i], (*results)[i], cost);
+      if (absl::Status s = run_->courses[i]->FinishStep(batches[i], steps[i], (*results)[i], cost);
           !s.ok()) {
         return s;
       }
@@ -333,38 +181,27 @@ class TrainingRun {
     return absl::OkStatus();
   }
 
-  // Once for each run of skipped steps, on all ranks alike: looking costs more than a step.
-  absl::Status ExplainSkipped(const std::vector<CourseStep>& steps,
-                              const std::vector<StepResult>& results, TrainStep* step,
-                              TrainStep::Batches give) {
-    std::vector<Course*> asking;
-    for (size_t i = 0; i < courses_.size(); ++i) {
-      if (steps[i].is_active && courses_[i]->lacks_cause(results[i])) {
-        asking.push_back(courses_[i].get());
-      }
+  static int64_t TokensIn(const std::vector<std::vector<MicroBatch>>& batches) {
+    int64_t tokens = 0;
+    for (const std::vector<MicroBatch>& batch : batches) {
+      for (const MicroBatch& part : batch) tokens += int64_t(part.ids.size());
     }
-    if (asking.empty()) return absl::OkStatus();
-    absl::StatusOr<std::string> found = step->FindNonFinite(steps, give);
-    if (!found.ok()) return found.status();
-    if (ranks() != nullptr) {
-      absl::StatusOr<std::vector<std::string>> all =
-          ranks()->control().AllGather("what is not finite", *found);
-      if (!all.ok()) return all.status();
-      for (size_t rank = all->size(); rank-- > 0;) {
-        if (!(*all)[rank].empty()) *found = absl::StrCat((*all)[rank], " of rank ", rank);
-      }
-    }
-    for (Course* course : asking) {
-      course->set_cause(
-          found->empty() ? "Run again, every micro-batch is finite: a sum of gradients overflowed, "
-                           "or memory gave something else than was written"
-                         : absl::StrCat("The first value that is not finite is in ", *found));
-    }
-    return absl::OkStatus();
+    return tokens;
+  }
+
+  // Of a step over so many tokens on all ranks. A micro-batch that is not full takes its share of a
+  // full one's time.
+  double PredictedSeconds(int64_t tokens) const {
+    const double capacity = double(run_->plan.run.train->inputs.capacity.tokens);
+    const StepTime time =
+        TimeOfStep(run_->plan, setup_.rates, training_.gradient_accumulation_steps(),
+                   double(tokens) / capacity / setup_.world());
+    return time.seconds +
+           ExchangeSeconds(setup_.world(), time.traffic, NetworkOf(setup_.job.plan()));
   }
 
   bool IsAmong(const std::vector<Course*>& active, size_t index) const {
-    return std::find(active.begin(), active.end(), courses_[index].get()) != active.end();
+    return std::find(active.begin(), active.end(), run_->courses[index].get()) != active.end();
   }
 
   static int64_t StepsDone(const std::vector<Course*>& members) {
@@ -387,24 +224,66 @@ class TrainingRun {
   }
 
   absl::Status Finish() {
-    absl::Status failure;
-    for (size_t i = 0; i < courses_.size(); ++i) {
-      failure.Update(courses_[i]->failure());
-      const bool has_result = together_.members[i].round < rounds_ && courses_[i]->failure().ok();
-      if (!setup_.is_first() || !has_result) continue;
-      if (absl::Status s = courses_[i]->WriteResults(); !s.ok()) return s;
+    std::vector<absl::Status> failures;
+    for (size_t i = 0; i < run_->courses.size(); ++i) {
+      Course& course = *run_->courses[i];
+      if (!course.failure().ok()) failures.push_back(course.failure());
+      if (!setup_.is_first() || !HasResult(i)) continue;
+      if (absl::Status s = course.WriteResults(); !s.ok()) return s;
     }
+    RecordSpeed();
     if (together_.report) {
-      if (absl::Status s = together_.report(courses_); !s.ok()) return s;
+      if (absl::Status s = together_.report(run_->courses); !s.ok()) return s;
     }
-    if (!failure.ok()) return failure;
-    if (absl::Status s = Meet("the end"); !s.ok()) return s;
-    Enter(Phase::kFinished);
-    absl::Status gates;
-    for (size_t i = 0; setup_.is_first() && i < courses_.size(); ++i) {
-      if (together_.members[i].round < rounds_) gates.Update(courses_[i]->CheckGates());
+    const std::vector<std::string> missed = CheckGates();
+    if (!failures.empty()) {
+      for (const std::string& line : missed) console_.Warning(line);
+      return proto::ErrorOfExitCode(
+          proto::ExitCodeOf(failures.front()),
+          absl::StrJoin(failures, "\n", [](std::string* out, const absl::Status& failure) {
+            absl::StrAppend(out, std::string(failure.message()));
+          }));
     }
-    return gates;
+    if (absl::Status s = Meet(ranks(), "the end"); !s.ok()) return s;
+    EnterPhase(ranks(), Phase::kFinished);
+    return GateStatus(missed);
+  }
+
+  // Whether course `i` was trained to its end.
+  bool HasResult(size_t i) const {
+    return together_.members[i].round < rounds_ && run_->courses[i]->failure().ok();
+  }
+
+  // What of the results misses a gate.
+  std::vector<std::string> CheckGates() {
+    std::vector<std::string> missed;
+    for (size_t i = 0; setup_.is_first() && i < run_->courses.size(); ++i) {
+      if (!HasResult(i)) continue;
+      for (std::string& line : run_->courses[i]->CheckGates()) missed.push_back(std::move(line));
+    }
+    return missed;
+  }
+
+  // For the plans of later runs on this machine. A run that had nothing left to do tells nothing.
+  void RecordSpeed() {
+    if (!setup_.is_first() || speed_.tokens == 0) return;
+    console_.Line(speed_.Describe());
+    proto::SpeedRecord record;
+    record.set_unix_seconds(setup_.env->NowSeconds());
+    record.set_device(setup_.device->info().name);
+    record.set_model(setup_.job.has_model() ? setup_.job.model() : setup_.config_file);
+    record.set_parameters(ParameterCount(setup_.spec));
+    record.set_mode(proto::Mode::Value_Name(setup_.job.mode()));
+    record.set_ranks(setup_.world());
+    record.set_steps(speed_.steps);
+    record.set_tokens_per_second(speed_.TokensPerSecond());
+    record.set_predicted_tokens_per_second(speed_.PredictedTokensPerSecond());
+    record.set_engine_version(kEngineVersion);
+    const absl::Status kept = SpeedLog(setup_.env, UserCacheFolder()).Add(record);
+    if (!kept.ok()) {
+      console_.Warning(absl::StrCat("the run's speed is not kept for later plans: ",
+                                    std::string(kept.message())));
+    }
   }
 
   const Together& together_;
@@ -412,12 +291,8 @@ class TrainingRun {
   const proto::Training& training_;
   Console& console_;
   const volatile std::sig_atomic_t& stop_;
-  RecordOptions record_;
-  Plan plan_;
-  bool saves_beside_ = false;
-  std::unique_ptr<Execution> execution_;
-  std::vector<std::unique_ptr<Course>> courses_;
-  std::optional<Integrity> integrity_;
+  std::unique_ptr<PreparedRun> run_;
+  TrainSpeed speed_;    // of all courses together
   int64_t rounds_ = 0;  // begun
   double begin_seconds_ = 0;
   int64_t begin_steps_ = 0;

@@ -40,8 +40,8 @@ struct Together {
   // Sees all courses at the end; those of rounds that were not wanted have not begun.
   std::function<absl::Status(absl::Span<const std::unique_ptr<Course>> courses)> report;
 };
-// As Train. A course whose numbers go bad ends alone: the others go on, and its status is returned
-// at the end.
+// As Train. A course whose numbers go bad ends alone: the others go on, and what it ended with is
+// returned at the end, before gates that others miss.
 absl::Status TrainTogether(const Together& together, Console* console,
                            const volatile std::sig_atomic_t* stop_signal);
 

@@ -19,30 +19,31 @@ struct Card {
   const char* name;
   int major, minor;  // compute capability
   int multiprocessors;
-  double memory_bytes;  // by the label: cards report somewhat more
-  double memory_rate;   // bytes/s
-  double bf16_flops;    // dense, sums in fp32
-  const char* refused;  // why the engine cannot use it, or null
+  int64_t memory_bytes;  // by the label: cards report somewhat more
+  double memory_rate;    // bytes/s
+  double bf16_flops;     // dense, sums in fp32
+  const char* refused;   // why the engine cannot use it, or null
 };
 
+constexpr int64_t kGB = 1'000'000'000;
 constexpr const char* kNoBf16 = "no bf16 tensor cores";
 
 // NVIDIA's data sheets and architecture white papers (A100 2020, GA102 2021, Ada 2022, H100 2022,
 // H200 2023, L4 and L40S 2023, Blackwell RTX 2025): dense figures, without sparsity; on GeForce the
 // rate with fp32 sums, half of that with fp16 sums.
 constexpr Card kCards[] = {
-    {"A100-40GB", 8, 0, 108, 40e9, 1555e9, 312e12, nullptr},
-    {"A100-80GB", 8, 0, 108, 80e9, 2039e9, 312e12, nullptr},
-    {"H100", 9, 0, 132, 80e9, 3350e9, 989e12, nullptr},
-    {"H200", 9, 0, 132, 141e9, 4800e9, 989e12, nullptr},
-    {"L4", 8, 9, 58, 24e9, 300e9, 121e12, nullptr},
-    {"L40S", 8, 9, 142, 48e9, 864e9, 362e12, nullptr},
-    {"A10", 8, 6, 72, 24e9, 600e9, 125e12, nullptr},
-    {"RTX 3090", 8, 6, 82, 24e9, 936e9, 71e12, nullptr},
-    {"RTX 4090", 8, 9, 128, 24e9, 1008e9, 165e12, nullptr},
-    {"RTX 5090", 12, 0, 170, 32e9, 1792e9, 209e12, nullptr},
-    {"T4", 7, 5, 40, 16e9, 320e9, 65e12, kNoBf16},
-    {"V100", 7, 0, 80, 32e9, 900e9, 125e12, kNoBf16},
+    {"A100-40GB", 8, 0, 108, 40 * kGB, 1555e9, 312e12, nullptr},
+    {"A100-80GB", 8, 0, 108, 80 * kGB, 2039e9, 312e12, nullptr},
+    {"H100", 9, 0, 132, 80 * kGB, 3350e9, 989e12, nullptr},
+    {"H200", 9, 0, 132, 141 * kGB, 4800e9, 989e12, nullptr},
+    {"L4", 8, 9, 58, 24 * kGB, 300e9, 121e12, nullptr},
+    {"L40S", 8, 9, 142, 48 * kGB, 864e9, 362e12, nullptr},
+    {"A10", 8, 6, 72, 24 * kGB, 600e9, 125e12, nullptr},
+    {"RTX 3090", 8, 6, 82, 24 * kGB, 936e9, 71e12, nullptr},
+    {"RTX 4090", 8, 9, 128, 24 * kGB, 1008e9, 165e12, nullptr},
+    {"RTX 5090", 12, 0, 170, 32 * kGB, 1792e9, 209e12, nullptr},
+    {"T4", 7, 5, 40, 16 * kGB, 320e9, 65e12, kNoBf16},
+    {"V100", 7, 0, 80, 32 * kGB, 900e9, 125e12, kNoBf16},
 };
 
 // Shares of a data sheet's rates that large products and streams reach: 716 of 989 TFLOP/s and 3.0
@@ -100,7 +101,7 @@ absl::StatusOr<PlannedDevice> FindPlannedDevice(const proto::Plan& plan) {
   if (plan.has_memory()) {
     absl::StatusOr<int64_t> bytes = proto::ParseMemorySize(plan.memory());
     if (!bytes.ok()) return proto::BadJobError(bytes.status().message());
-    card.memory_bytes = double(*bytes);
+    card.memory_bytes = *bytes;
   }
   PlannedDevice planned;
   planned.rates = {.matmul_flops = plan.has_flops_per_second() ? plan.flops_per_second()
@@ -124,7 +125,7 @@ absl::StatusOr<PlannedDevice> FindPlannedDevice(const proto::Plan& plan) {
                                                .major = card.major,
                                                .minor = card.minor,
                                                .multiprocessors = card.multiprocessors,
-                                               .memory_bytes = int64_t(card.memory_bytes)});
+                                               .memory_bytes = card.memory_bytes});
   return planned;
 }
 

@@ -1,113 +1,184 @@
 #include "engine/plan/economics.h"
 
+#include <google/protobuf/util/json_util.h>
+
+#include <algorithm>
 #include <map>
+#include <set>
 #include <string>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "engine/commands/evaluate.h"
+#include "engine/lora/initialize.h"
+#include "engine/model/load_weights.h"
+#include "engine/plan/plan_changes.h"
+#include "engine/plan/step_time.h"
+#include "engine/record/check_size.h"
 #include "proto/errors.h"
 
 namespace qlora::engine {
 namespace {
 
+using Report = proto::PlanReport;
+
 constexpr int64_t kBytesOf16Bits = 2;
+constexpr char kMergeReport[] = "merge/merge.json";  // engine/merge/merge_command.h
+constexpr int64_t kMaxMergeReportBytes = 1 << 20;
+// Ranks that are reckoned with beside the job's own.
+constexpr int64_t kRanks[] = {2, 4, 8, 16, 32, 64, 128};
 
 // The last component of a module's path: "q_proj".
 std::string Suffix(const std::string& module) { return module.substr(module.rfind('.') + 1); }
 
-void AddTargets(const LoraTargets& targets, double model_parameters,
-                proto::PlanReport::Economics* economics) {
-  std::map<std::string, std::pair<int64_t, int64_t>> by_name;  // modules, parameters
-  for (const AdaptedModule& module : targets.modules) {
-    auto& [modules, parameters] = by_name[Suffix(module.module)];
-    ++modules;
-    parameters += module.ParameterCount();
+Report::Trained TrainedBy(std::string name, const LoraTargets& targets, const ModelSpec& spec) {
+  const LoraSize size = MeasureLora(targets, WeightRows(spec));
+  Report::Trained trained;
+  trained.set_name(std::move(name));
+  trained.set_modules(int64_t(targets.modules.size()));
+  trained.set_parameters(size.trained_parameters);
+  trained.set_share(size.share);
+  trained.set_bytes(size.adapter_bytes);
+  return trained;
+}
+
+// All weights of the model.
+Report::Trained TrainedInFull(const ModelSpec& spec) {
+  Report::Trained trained;
+  trained.set_name("all weights");
+  trained.set_parameters(ParameterCount(spec));
+  trained.set_share(1);
+  trained.set_bytes(ParameterCount(spec) * kBytesOf16Bits);
+  return trained;
+}
+
+LoraTargets TargetsOf(const Setup& setup) {
+  return setup.targets.modules.empty() ? DefaultTargets(setup.spec) : setup.targets;
+}
+
+void AddTargets(const Setup& setup, Report::Economics* economics) {
+  std::map<std::string, LoraTargets> by_name;
+  for (const AdaptedModule& module : setup.targets.modules) {
+    by_name[Suffix(module.module)].modules.push_back(module);
   }
-  for (const auto& [name, counts] : by_name) {
-    proto::PlanReport::Target* target = economics->add_targets();
-    target->set_name(name);
-    target->set_modules(counts.first);
-    target->set_parameters(counts.second);
-    target->set_share(double(counts.second) / model_parameters);
+  for (const auto& [name, targets] : by_name) {
+    *economics->add_targets() = TrainedBy(name, targets, setup.spec);
   }
 }
 
-// The targets of the job, or, of a job that trains all weights, those of the defaults.
-LoraTargets TargetsFor(const Setup& setup) {
-  if (!setup.targets.modules.empty()) return setup.targets;
-  proto::Lora lora;
-  lora.set_r(16);
-  lora.set_lora_alpha(16);
-  lora.add_target_modules("all-linear");
-  return *ResolveLoraTargets(lora, WeightRows(setup.spec));
+// The job's targets at other ranks, or what each adapter of a sweep has.
+void AddRanks(const PlannedRun& run, Report::Economics* economics) {
+  if (run.is_sweep()) {
+    for (const Setup* setup : run.setups) {
+      *economics->add_ranks() =
+          TrainedBy(BaseName(setup->job.output_dir()), setup->targets, setup->spec);
+    }
+    return;
+  }
+  LoraTargets targets = TargetsOf(run.setup());
+  std::set<int64_t> ranks(std::begin(kRanks), std::end(kRanks));
+  ranks.insert(targets.modules.front().rank);
+  for (const int64_t rank : ranks) {
+    for (AdaptedModule& module : targets.modules) module.rank = rank;
+    *economics->add_ranks() = TrainedBy(absl::StrCat("r = ", rank), targets, run.setup().spec);
+  }
 }
 
-void AddModes(const Setup& setup, proto::PlanReport::Economics* economics) {
+void AddModes(const PlannedRun& run, const Plan& plan, Report::Economics* economics) {
+  const Setup& setup = run.setup();
+  const int64_t accumulation = setup.job.training().gradient_accumulation_steps();
   for (const auto mode : {proto::Mode::QLORA, proto::Mode::LORA, proto::Mode::FULL}) {
+    // Several models share nothing.
+    if (mode == proto::Mode::FULL && run.is_sweep()) continue;
     RecordOptions options = setup.record;
     PlanLimits limits = setup.limits;
     options.storage.mode = mode;
-    options.storage.lora = {TargetsFor(setup)};
-    if (mode == proto::Mode::FULL) options.storage.lora.clear();
-    if (mode != proto::Mode::QLORA) limits.loading_bytes = 0;
-    const Plan plan = BestPlan(setup.spec, options, *setup.device, setup.rates, limits);
-    const int64_t trained = plan.run.storage.space.trained();
-    proto::PlanReport::ModeCost* cost = economics->add_modes();
-    cost->set_mode(proto::Mode::Value_Name(mode));
-    cost->set_fits(Fits(plan, limits));
-    cost->set_device_bytes(plan.total_bytes);
-    cost->set_host_bytes(plan.HostBytes());
-    cost->set_seconds_per_step(
-        StepSeconds(plan, setup.job.training().gradient_accumulation_steps()));
-    cost->set_trained_parameters(trained);
-    cost->set_result_bytes(trained * kBytesOf16Bits);
+    if (mode == proto::Mode::FULL) {
+      options.storage.lora.clear();
+      options.storage.shard_base = false;
+    } else if (options.storage.lora.empty()) {
+      options.storage.lora = {TargetsOf(setup)};
+    }
+    if (mode != setup.job.mode()) {
+      limits.loading_bytes =
+          LoadingBytes(nullptr, setup.spec, options.storage, *setup.device, false);
+    }
+    if (!CheckSize(setup.spec, options).ok()) continue;
+    const Plan other = BestPlan(setup.spec, options, *setup.device, setup.rates, limits);
+    Report::Alternative* entry = economics->add_modes();
+    entry->set_change(absl::StrCat("mode: ", proto::Mode::Value_Name(mode)));
+    entry->set_fits(Fits(other, limits));
+    entry->set_device_bytes(other.total_bytes);
+    entry->set_host_bytes(other.HostBytes());
+    entry->set_relative_time(TimeOfStep(other, setup.rates, accumulation).seconds /
+                             TimeOfStep(plan, setup.rates, accumulation).seconds);
+    *entry->mutable_trained() =
+        mode == proto::Mode::FULL ? TrainedInFull(setup.spec)
+                                  : TrainedBy("adapter", options.storage.lora.front(), setup.spec);
   }
+}
+
+// How long merging took where `merge` has measured it. Whatever the file holds, it is only shown.
+void AddMerged(const PlannedRun& run, Report::Economics* economics) {
+  if (run.output_dir.empty()) return;
+  const absl::StatusOr<std::string> json =
+      run.setup().env->ReadFile(JoinPath(run.output_dir, kMergeReport), kMaxMergeReportBytes);
+  proto::MergeReport report;
+  google::protobuf::util::JsonParseOptions options;
+  options.ignore_unknown_fields = true;
+  if (!json.ok() || !google::protobuf::util::JsonStringToMessage(*json, &report, options).ok()) {
+    return;
+  }
+  *economics->mutable_merged() = report.merged();
 }
 
 }  // namespace
 
-absl::StatusOr<PromptTokens> MeasurePrompts(const Setup& setup) {
-  const std::string& instruction = setup.job.economics().instruction();
-  const Dataset& data = setup.train_data.samples.empty() ? setup.eval_data : setup.train_data;
-  if (instruction.empty() || setup.tokenizer == nullptr || data.samples.empty()) {
-    return PromptTokens{};
-  }
+absl::StatusOr<PromptTokens> MeasurePrompts(const PlannedRun& run) {
+  const Setup& first = run.setup();
+  const std::string& instruction = first.job.economics().instruction();
+  if (instruction.empty() || first.tokenizer == nullptr) return PromptTokens{};
   const absl::StatusOr<std::vector<int32_t>> ids =
-      setup.tokenizer->Encode(instruction, SpecialTokens::kPlain, false);
-  if (!ids.ok())
+      first.tokenizer->Encode(instruction, SpecialTokens::kPlain, false);
+  if (!ids.ok()) {
     return proto::BadJobError(absl::StrCat("economics.instruction: ", ids.status().message()));
-  PromptTokens sums;
-  for (const Sample& sample : data.samples) {
-    const int64_t prompt = LastTrainedRun(sample).first;
-    const std::string text =
-        setup.tokenizer->Decode(absl::MakeConstSpan(sample.ids).first(prompt), true);
-    // Where the data still carries it, it is what could be left out.
-    const bool carries = absl::StrContains(text, instruction);
-    sums.without += double(prompt) - (carries ? double(ids->size()) : 0);
-    sums.with_instruction += double(prompt) + (carries ? 0 : double(ids->size()));
   }
-  const double count = double(data.samples.size());
+  PromptTokens sums;
+  double count = 0;
+  for (const Setup* setup : run.setups) {
+    const Dataset& data = setup->train_data.samples.empty() ? setup->eval_data : setup->train_data;
+    for (const Sample& sample : data.samples) {
+      const int64_t prompt = LastTrainedRun(sample).first;
+      const std::string text =
+          first.tokenizer->Decode(absl::MakeConstSpan(sample.ids).first(prompt), true);
+      // Where the data still carries it, it is what could be left out.
+      const bool carries = absl::StrContains(text, instruction);
+      sums.without += double(prompt) - (carries ? double(ids->size()) : 0);
+      sums.with_instruction += double(prompt) + (carries ? 0 : double(ids->size()));
+    }
+    count += double(data.samples.size());
+  }
+  if (count == 0) return PromptTokens{};
   return PromptTokens{sums.with_instruction / count, sums.without / count};
 }
 
-absl::StatusOr<proto::PlanReport::Economics> ReckonEconomics(const Setup& setup, double run_seconds,
-                                                             bool modes) {
+absl::StatusOr<Report::Economics> ReckonEconomics(const PlannedRun& run, const Plan& plan,
+                                                  double run_seconds, bool modes) {
+  const Setup& setup = run.setup();
   const proto::Economics& given = setup.job.economics();
-  proto::PlanReport::Economics economics;
+  Report::Economics economics;
   const int64_t parameters = ParameterCount(setup.spec);
   economics.set_model_parameters(parameters);
   economics.set_model_bytes(parameters * kBytesOf16Bits);
-  if (!setup.targets.modules.empty()) {
-    economics.set_adapter_bytes(setup.lora_size.adapter_bytes);
-    economics.set_trained_parameters(setup.lora_size.trained_parameters);
-    AddTargets(setup.targets, double(parameters), &economics);
-  } else {
-    economics.set_trained_parameters(parameters);
-  }
-  if (modes) AddModes(setup, &economics);
+  *economics.mutable_trained() = setup.targets.modules.empty()
+                                     ? TrainedInFull(setup.spec)
+                                     : TrainedBy("adapter", setup.targets, setup.spec);
+  AddTargets(setup, &economics);
+  AddRanks(run, &economics);
+  if (modes) AddModes(run, plan, &economics);
+  AddMerged(run, &economics);
 
-  const absl::StatusOr<PromptTokens> prompts = MeasurePrompts(setup);
+  const absl::StatusOr<PromptTokens> prompts = MeasurePrompts(run);
   if (!prompts.ok()) return prompts.status();
   economics.set_prompt_tokens_with(prompts->with_instruction);
   economics.set_prompt_tokens_without(prompts->without);

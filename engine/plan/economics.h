@@ -4,22 +4,23 @@
 #define QLORA_ENGINE_PLAN_ECONOMICS_H_
 
 #include "absl/status/statusor.h"
-#include "engine/setup/setup.h"
+#include "engine/plan/planned_run.h"
 #include "proto/plan_report.pb.h"
 
 namespace qlora::engine {
 
 // Mean tokens of a prompt as a call to the model sends it, with economics.instruction and without:
-// what stands before a sample's last trained tokens, in the job's data. Zeros without data, a
-// tokenizer or an instruction. Errors are the instruction's: it must be UTF-8.
+// what stands before a sample's last trained tokens, in the data of all adapters. Zeros without
+// data, a tokenizer or an instruction. Errors are the instruction's: it must be UTF-8.
 struct PromptTokens {
   double with_instruction = 0, without = 0;
 };
-absl::StatusOr<PromptTokens> MeasurePrompts(const Setup& setup);
+absl::StatusOr<PromptTokens> MeasurePrompts(const PlannedRun& run);
 
-// `run_seconds` is the predicted training, 0 where unknown; `modes`: whether to plan the other
-// modes too, each as this job with another `mode`.
-absl::StatusOr<proto::PlanReport::Economics> ReckonEconomics(const Setup& setup, double run_seconds,
+// `plan` is the run's, `run_seconds` its predicted training, 0 where unknown; `modes`: whether to
+// plan the other modes too, each as this job with another `mode`.
+absl::StatusOr<proto::PlanReport::Economics> ReckonEconomics(const PlannedRun& run,
+                                                             const Plan& plan, double run_seconds,
                                                              bool modes);
 
 }  // namespace qlora::engine

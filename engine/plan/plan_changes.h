@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "engine/plan/plan.h"
+#include "engine/plan/scaling.h"
 
 namespace qlora::engine {
 
@@ -18,20 +19,25 @@ struct PlanChange {
 // "mode: QLORA (3.1 GiB, 1.08 times the time)".
 std::string Describe(const PlanChange& change);
 
-// The changes with which the run fits, the cheapest in time first.
+// The adapters that a job has which says nothing of them.
+LoraTargets DefaultTargets(const ModelSpec& spec);
+
+// The changes with which the run fits, the cheapest in time first; where none does alone, several
+// in one.
 std::vector<PlanChange> FittingChanges(const ModelSpec& spec, const RecordOptions& options,
                                        const kernels::Device& device, const MachineRates& rates,
-                                       const PlanLimits& limits);
+                                       const PlanLimits& limits, const Network& network = {});
 
 // The longest sequence, up to `most` tokens, of which as many as the job's micro-batch has rows
 // fit; 0 where none does.
 int64_t LargestSequence(const ModelSpec& spec, const RecordOptions& options,
                         const kernels::Device& device, const PlanLimits& limits, int64_t rows,
                         int64_t most);
-// The largest number of rows of `tokens` each in a micro-batch, up to `most`; 0 where none fits.
+// The largest number of rows of `tokens` each in a micro-batch, for each of `adapters` that train
+// together, up to `most`; 0 where none fits.
 int64_t LargestBatch(const ModelSpec& spec, const RecordOptions& options,
                      const kernels::Device& device, const PlanLimits& limits, int64_t tokens,
-                     int64_t most);
+                     int64_t most, int64_t adapters);
 
 }  // namespace qlora::engine
 

@@ -2,12 +2,13 @@
 
 #include <algorithm>
 
-#include "engine/io/json_file.h"
 #include "engine/plan/economics.h"
 #include "engine/plan/plan_changes.h"
 #include "engine/plan/scaling.h"
-#include "engine/report/sidecar.h"
+#include "engine/plan/step_time.h"
+#include "engine/report/speed_log.h"
 #include "engine/version.h"
+#include "proto/job_ranges.h"
 
 namespace qlora::engine {
 namespace {
@@ -46,105 +47,101 @@ void AddMemory(const Setup& setup, const Plan& plan, Report* report) {
   if (plan.paging.windows > 0) report->add_choices(DescribePaging(plan));
 }
 
-// Bytes that ranks sum after a step: the gradient and the loss.
-double SummedBytes(const Plan& plan) {
-  return 4.0 * double(plan.run.storage.space.size()) + sizeof(double);
+Report::Speed SpeedOf(const ScalePoint& point) {
+  Report::Speed speed;
+  speed.set_ranks(point.ranks);
+  speed.set_step_seconds(point.step_seconds);
+  speed.set_communication_seconds(point.communication_seconds);
+  speed.set_tokens_per_second(point.tokens_per_second);
+  speed.set_efficiency(point.efficiency);
+  return speed;
 }
 
-void AddTime(const Setup& setup, const Plan& plan, Report* report) {
+void AddSpeed(const Setup& setup, const Plan& plan, Report* report) {
   const int64_t accumulation = setup.job.training().gradient_accumulation_steps();
-  const Network network = {setup.job.plan().network_bytes_per_second(),
-                           setup.job.plan().network_latency_seconds()};
-  Report::Time* time = report->mutable_time();
-  const double alone = StepSeconds(plan, accumulation);
-  const double communication = SumSeconds(setup.world(), SummedBytes(plan), network);
-  time->set_memory_seconds(double(accumulation) * plan.micro_batch_memory_seconds +
-                           plan.update_seconds);
-  time->set_compute_seconds(alone - time->memory_seconds());
-  time->set_communication_seconds(communication);
-  time->set_step_seconds(alone + communication);
-  const double largest = std::max({time->compute_seconds(), time->memory_seconds(), communication});
-  time->set_bound(largest == communication            ? "communication"
-                  : largest == time->memory_seconds() ? "memory"
-                                                      : "compute");
+  const StepTime step = TimeOfStep(plan, setup.rates, accumulation);
+  const Network network = NetworkOf(setup.job.plan());
   const int64_t tokens = accumulation * setup.record.train.tokens;
-  time->set_tokens_per_step(tokens * setup.world());
-  time->set_tokens_per_second(double(time->tokens_per_step()) / time->step_seconds());
-  if (setup.train_batches.has_value()) {
-    time->set_tokens_per_epoch(setup.train_data.report.tokens);
-    time->set_epoch_seconds(double(time->tokens_per_epoch()) / time->tokens_per_second());
-    const double epochs = setup.train_batches->EpochAt(setup.total_steps);
-    time->set_run_seconds(epochs * time->epoch_seconds());
-  }
+  const ScalePoint point =
+      PredictStep(setup.world(), step.seconds, double(tokens), step.traffic, network);
+  Report::Time* time = report->mutable_time();
+  *time->mutable_speed() = SpeedOf(point);
+  time->set_compute_seconds(step.seconds - step.memory_seconds);
+  time->set_memory_seconds(step.memory_seconds);
+  const double largest =
+      std::max({time->compute_seconds(), time->memory_seconds(), point.communication_seconds});
+  time->set_bound(largest == point.communication_seconds ? "communication"
+                  : largest == time->memory_seconds()    ? "memory"
+                                                         : "compute");
+  constexpr double kMostTokens = 9e18;
+  time->set_tokens_per_step(int64_t(std::min(double(tokens) * setup.world(), kMostTokens)));
   time->set_flops_per_second(setup.rates.matmul_flops);
   time->set_memory_bytes_per_second(setup.rates.memory_bytes);
   time->set_rates_source(setup.rates_source);
-  for (const ScalePoint& point : PredictScaling(alone, double(tokens), SummedBytes(plan),
+  for (const ScalePoint& other : PredictScaling(step.seconds, double(tokens), step.traffic,
                                                 std::max(setup.world(), kMostRanks), network)) {
-    Report::Scale* scale = report->add_scaling();
-    scale->set_ranks(point.ranks);
-    scale->set_step_seconds(point.step_seconds);
-    scale->set_communication_seconds(point.communication_seconds);
-    scale->set_tokens_per_second(point.tokens_per_second);
-    scale->set_efficiency(point.efficiency);
+    *report->add_scaling() = SpeedOf(other);
   }
 }
 
-void Explore(const Setup& setup, Report* report) {
+// How long the data of all adapters takes.
+void AddDuration(const PlannedRun& run, Report::Time* time) {
+  double run_tokens = 0;
+  for (const Setup* setup : run.setups) {
+    if (!setup->train_batches.has_value()) continue;
+    const int64_t tokens = setup->train_data.report.tokens;
+    time->set_tokens_per_epoch(time->tokens_per_epoch() + tokens);
+    run_tokens += double(tokens) * setup->train_batches->EpochAt(setup->total_steps);
+  }
+  const double rate = time->speed().tokens_per_second();
+  time->set_epoch_seconds(double(time->tokens_per_epoch()) / rate);
+  time->set_run_seconds(run_tokens / rate);
+}
+
+void Explore(const PlannedRun& run, Report* report) {
+  const Setup& setup = run.setup();
   const int64_t rows = setup.job.training().per_device_train_batch_size();
   const int64_t length = setup.job.data().max_length();
+  const int64_t longest =
+      std::min(setup.spec.max_positions, proto::FindIntRange("data.max_length")->max);
   report->set_largest_sequence(LargestSequence(setup.spec, setup.record, *setup.device,
-                                               setup.limits, rows, setup.spec.max_positions));
-  report->set_largest_batch(
-      LargestBatch(setup.spec, setup.record, *setup.device, setup.limits, length, kMostRows));
+                                               setup.limits, rows * run.together, longest));
+  report->set_largest_batch(LargestBatch(setup.spec, setup.record, *setup.device, setup.limits,
+                                         length, kMostRows, run.together));
+  report->set_rows_of_tokens(length);
   if (report->fits()) return;
   for (const PlanChange& change :
-       FittingChanges(setup.spec, setup.record, *setup.device, setup.rates, setup.limits)) {
-    Report::Change* entry = report->add_changes();
+       FittingChanges(setup.spec, setup.record, *setup.device, setup.rates, setup.limits,
+                      NetworkOf(setup.job.plan()))) {
+    Report::Alternative* entry = report->add_changes();
     entry->set_change(change.change);
-    entry->set_bytes(change.bytes);
+    entry->set_fits(true);
+    entry->set_device_bytes(change.bytes);
     entry->set_relative_time(change.relative_time);
   }
 }
 
-// What the run whose results lie in output_dir recorded, if it was on this device.
-void AddRecorded(const Setup& setup, Report* report) {
-  if (!setup.job.has_output_dir()) return;
-  const auto json = ReadJsonFile(setup.env, JoinPath(setup.job.output_dir(), kSidecarFile));
-  if (!json.ok() || !json->is_object()) return;
-  const auto device = json->find("device");
-  if (device == json->end() || *device != setup.device->info().name) return;
-  // Whatever the file holds, it is only a figure to show.
-  const auto number = [&](const char* key) {
-    const auto it = json->find(key);
-    return it != json->end() && it->is_number() ? it->get<double>() : 0.0;
-  };
-  const double measured = number("tokens_per_second");
-  const double predicted = number("predicted_tokens_per_second");
-  if (!(measured > 0 && predicted > 0)) return;
-  Report::Recorded* recorded = report->mutable_recorded();
-  recorded->set_tokens_per_second(measured);
-  recorded->set_predicted_tokens_per_second(predicted);
-  recorded->set_error(predicted / measured - 1);
-}
-
 }  // namespace
 
-absl::StatusOr<Report> MakePlanReport(const Setup& setup, const Plan& plan) {
+absl::StatusOr<Report> MakePlanReport(const PlannedRun& run, const Plan& plan,
+                                      const std::vector<proto::SpeedRecord>& past_runs) {
+  const Setup& setup = run.setup();
   Report report;
   report.set_engine_version(kEngineVersion);
   report.set_model(setup.job.has_model() ? setup.job.model() : setup.config_file);
   report.set_parameters(ParameterCount(setup.spec));
   report.set_mode(proto::Mode::Value_Name(setup.job.mode()));
   report.set_device(setup.device->info().name);
-  report.set_world_size(setup.world());
+  report.set_adapters(int32_t(run.setups.size()));
   AddMemory(setup, plan, &report);
-  AddTime(setup, plan, &report);
-  AddRecorded(setup, &report);
+  AddSpeed(setup, plan, &report);
+  AddDuration(run, report.mutable_time());
+  *report.mutable_time()->mutable_past_runs() = {past_runs.begin(), past_runs.end()};
+  report.mutable_time()->set_past_error(MeanError(past_runs));
   const bool explore = setup.job.plan().explore();
-  if (explore) Explore(setup, &report);
+  if (explore) Explore(run, &report);
   absl::StatusOr<Report::Economics> economics =
-      ReckonEconomics(setup, report.time().run_seconds(), explore);
+      ReckonEconomics(run, plan, report.time().run_seconds(), explore);
   if (!economics.ok()) return economics.status();
   *report.mutable_economics() = *std::move(economics);
   return report;

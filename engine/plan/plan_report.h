@@ -3,18 +3,19 @@
 #ifndef QLORA_ENGINE_PLAN_PLAN_REPORT_H_
 #define QLORA_ENGINE_PLAN_PLAN_REPORT_H_
 
-#include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "engine/plan/plan.h"
-#include "engine/setup/setup.h"
+#include "engine/plan/planned_run.h"
 #include "proto/plan_report.pb.h"
 
 namespace qlora::engine {
 
-// `plan` is BestPlan of `setup`. With plan.explore other plans are made beside it: changes, the
-// largest sequence and batch, other modes.
-absl::StatusOr<proto::PlanReport> MakePlanReport(const Setup& setup, const Plan& plan);
+// `plan` is BestPlan of the run; `past_runs` are this device's. With plan.explore other plans are
+// made beside it: changes, the largest sequence and batch, other modes.
+absl::StatusOr<proto::PlanReport> MakePlanReport(const PlannedRun& run, const Plan& plan,
+                                                 const std::vector<proto::SpeedRecord>& past_runs);
 
 }  // namespace qlora::engine
 

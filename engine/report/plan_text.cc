@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "engine/plan/plan.h"
@@ -8,6 +10,9 @@ namespace qlora::engine {
 namespace {
 
 using Report = proto::PlanReport;
+
+// Of all runs on this device, the last ones.
+constexpr int kShownRuns = 5;
 
 void AppendMemory(const Report& report, std::string* text) {
   *text += "memory\n";
@@ -25,6 +30,22 @@ void AppendMemory(const Report& report, std::string* text) {
   for (const std::string& choice : report.choices()) absl::StrAppend(text, "  ", choice, "\n");
 }
 
+// What predictions on this device have been worth.
+void AppendPastRuns(const Report::Time& time, std::string* text) {
+  if (time.past_runs().empty()) return;
+  absl::StrAppendFormat(
+      text, "  predictions of %d run%s on this device were %.0f %% off on average\n",
+      time.past_runs_size(), time.past_runs_size() == 1 ? "" : "s", 100 * time.past_error());
+  for (int i = std::max(0, time.past_runs_size() - kShownRuns); i < time.past_runs_size(); ++i) {
+    const proto::SpeedRecord& run = time.past_runs(i);
+    absl::StrAppendFormat(
+        text, "    %s, %s parameters, %s: predicted %.4g tokens/s, measured %.4g (%+.0f %%)\n",
+        run.model(), FormatCount(run.parameters()), run.mode(), run.predicted_tokens_per_second(),
+        run.tokens_per_second(),
+        100 * (run.predicted_tokens_per_second() / run.tokens_per_second() - 1));
+  }
+}
+
 void AppendTime(const Report& report, std::string* text) {
   const Report::Time& time = report.time();
   absl::StrAppendFormat(
@@ -34,64 +55,69 @@ void AppendTime(const Report& report, std::string* text) {
       "by %s\n"
       "  %10.4g  tokens/s on %d rank%s\n",
       time.flops_per_second() / 1e12, time.memory_bytes_per_second() / 1e9, time.rates_source(),
-      time.step_seconds(), FormatCount(time.tokens_per_step()), time.compute_seconds(),
-      time.memory_seconds(), time.communication_seconds(), time.bound(), time.tokens_per_second(),
-      report.world_size(), report.world_size() == 1 ? "" : "s");
+      time.speed().step_seconds(), FormatCount(time.tokens_per_step()), time.compute_seconds(),
+      time.memory_seconds(), time.speed().communication_seconds(), time.bound(),
+      time.speed().tokens_per_second(), time.speed().ranks(), time.speed().ranks() == 1 ? "" : "s");
   if (time.tokens_per_epoch() > 0) {
     absl::StrAppendFormat(text, "  %12s  an epoch of %s tokens; %s the whole run\n",
                           FormatDuration(time.epoch_seconds()),
                           FormatCount(time.tokens_per_epoch()), FormatDuration(time.run_seconds()));
   }
-  if (report.has_recorded()) {
-    absl::StrAppendFormat(
-        text, "  the last run here made %.4g tokens/s, predicted were %.4g: %+.0f %%\n",
-        report.recorded().tokens_per_second(), report.recorded().predicted_tokens_per_second(),
-        100 * report.recorded().error());
-  }
+  AppendPastRuns(time, text);
 }
 
 void AppendLimits(const Report& report, std::string* text) {
-  if (report.largest_sequence() + report.largest_batch() > 0) {
-    absl::StrAppendFormat(
-        text,
-        "what fits\n  %12s  tokens in a sequence at most\n  %12s  rows in a micro-batch at most\n",
-        FormatCount(report.largest_sequence()), FormatCount(report.largest_batch()));
+  if (report.rows_of_tokens() > 0) {
+    absl::StrAppendFormat(text,
+                          "what fits\n  %12s  tokens in a sequence at most\n"
+                          "  %12s  rows of %s tokens in a micro-batch at most\n",
+                          FormatCount(report.largest_sequence()),
+                          FormatCount(report.largest_batch()),
+                          FormatCount(report.rows_of_tokens()));
   }
   if (report.fits()) return;
   *text += report.changes_size() > 0 ? "changes that make it fit, the cheapest in time first\n"
-                                     : "no single change makes it fit\n";
-  for (const Report::Change& change : report.changes()) {
+                                     : "no changes that are known make it fit\n";
+  for (const Report::Alternative& change : report.changes()) {
     absl::StrAppendFormat(text, "  %8.2f x the time, %s: %s\n", change.relative_time(),
-                          FormatBytes(change.bytes()), change.change());
+                          FormatBytes(change.device_bytes()), change.change());
   }
 }
 
 void AppendScaling(const Report& report, std::string* text) {
   *text += "ranks (engine/plan/SCALING.md)\n";
-  for (const Report::Scale& s : report.scaling()) {
+  for (const Report::Speed& s : report.scaling()) {
     absl::StrAppendFormat(
         text, "  %6d  %10.3g s a step, %9.3g s of it sums; %10.4g tokens/s, %.0f %%\n", s.ranks(),
         s.step_seconds(), s.communication_seconds(), s.tokens_per_second(), 100 * s.efficiency());
   }
 }
 
+void AppendTrained(const Report::Trained& trained, std::string* text) {
+  absl::StrAppendFormat(text, "    %-12s %3d modules, %s parameters (%.3g %%), %s\n",
+                        trained.name(), trained.modules(), FormatCount(trained.parameters()),
+                        100 * trained.share(), FormatBytes(trained.bytes()));
+}
+
 void AppendEconomics(const Report::Economics& e, std::string* text) {
-  absl::StrAppendFormat(text, "economics\n  %s of %s parameters are trained (%.3g %%)\n",
-                        FormatCount(e.trained_parameters()), FormatCount(e.model_parameters()),
-                        100.0 * double(e.trained_parameters()) / double(e.model_parameters()));
-  for (const Report::Target& target : e.targets()) {
-    absl::StrAppendFormat(text, "    %-12s %3d modules, %s parameters (%.3g %%)\n", target.name(),
-                          target.modules(), FormatCount(target.parameters()), 100 * target.share());
+  absl::StrAppendFormat(
+      text,
+      "economics\n  %s parameters are trained (%.3g %% of all): %s; the model in 16 bits: %s\n",
+      FormatCount(e.trained().parameters()), 100 * e.trained().share(),
+      FormatBytes(e.trained().bytes()), FormatBytes(e.model_bytes()));
+  for (const Report::Trained& target : e.targets()) AppendTrained(target, text);
+  if (!e.ranks().empty()) *text += "  by rank\n";
+  for (const Report::Trained& rank : e.ranks()) AppendTrained(rank, text);
+  for (const Report::Alternative& mode : e.modes()) {
+    absl::StrAppendFormat(text, "  %-11s  %12s%s, %5.2f x the time, trains %s, result %s\n",
+                          mode.change(), FormatBytes(mode.device_bytes()),
+                          mode.fits() ? "" : " (does not fit)", mode.relative_time(),
+                          FormatCount(mode.trained().parameters()),
+                          FormatBytes(mode.trained().bytes()));
   }
-  if (e.adapter_bytes() > 0) {
-    absl::StrAppendFormat(text, "  the adapter is %s, the model in 16 bits %s\n",
-                          FormatBytes(e.adapter_bytes()), FormatBytes(e.model_bytes()));
-  }
-  for (const Report::ModeCost& mode : e.modes()) {
-    absl::StrAppendFormat(text, "  %-5s  %12s%s, %8.3g s a step, trains %s, result %s\n",
-                          mode.mode(), FormatBytes(mode.device_bytes()),
-                          mode.fits() ? "" : " (does not fit)", mode.seconds_per_step(),
-                          FormatCount(mode.trained_parameters()), FormatBytes(mode.result_bytes()));
+  for (const proto::MergedModelReport& merged : e.merged()) {
+    absl::StrAppendFormat(text, "  merging into %s took %.3g s, loss %+.4f\n", merged.into(),
+                          merged.seconds(), merged.loss_increase());
   }
   if (e.prompt_tokens_with() > 0) {
     absl::StrAppendFormat(text, "  a prompt has %.1f tokens with the instruction, %.1f without\n",
@@ -111,9 +137,10 @@ void AppendEconomics(const Report::Economics& e, std::string* text) {
 }  // namespace
 
 std::string PlanReportText(const Report& report) {
-  std::string text =
-      absl::StrCat("plan of ", report.model(), ", ", FormatCount(report.parameters()),
-                   " parameters, mode ", report.mode(), ", on ", report.device(), "\n");
+  std::string text = absl::StrCat(
+      "plan of ", report.model(), ", ", FormatCount(report.parameters()), " parameters, mode ",
+      report.mode(), ", on ", report.device(),
+      report.adapters() > 1 ? absl::StrCat(", ", report.adapters(), " adapters together\n") : "\n");
   AppendMemory(report, &text);
   AppendTime(report, &text);
   AppendLimits(report, &text);

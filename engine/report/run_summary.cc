@@ -2,6 +2,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "engine/plan/step_time.h"
 #include "engine/report/console.h"
 
 namespace qlora::engine {
@@ -44,7 +45,7 @@ std::string PlanSummary(const Setup& setup, const Plan& plan) {
   std::string text = PlanTable(plan, setup.limits);
   if (!plan.run.train.has_value()) return text;
   const int64_t accumulation = setup.job.training().gradient_accumulation_steps();
-  const double step = double(accumulation) * plan.micro_batch_seconds + plan.update_seconds;
+  const double step = TimeOfStep(plan, setup.rates, accumulation).seconds;
   absl::StrAppendFormat(&text,
                         "time, at the rates measured here\n  %10.3g s  a step of %d full "
                         "micro-batches of %d tokens\n",

@@ -15,15 +15,23 @@ namespace qlora::engine {
 
 inline constexpr char kSidecarFile[] = "qlora_run.json";
 
-// Of the training steps that this process made, without evaluations and checkpoints.
+// Of the training steps that this process made, without evaluations and checkpoints. Of an adapter
+// among others: its own tokens, in the time of all.
 struct TrainSpeed {
+  int64_t steps = 0;
   int64_t tokens = 0;  // trained on or not
   double seconds = 0;
   double predicted_seconds = 0;  // by the plan, for the same micro-batches
 
+  void Add(int64_t step_tokens, double step_seconds, double step_predicted_seconds) {
+    ++steps;
+    tokens += step_tokens;
+    seconds += step_seconds;
+    predicted_seconds += step_predicted_seconds;
+  }
   double TokensPerSecond() const { return double(tokens) / seconds; }
   double PredictedTokensPerSecond() const { return double(tokens) / predicted_seconds; }
-  // "1,234 tokens/s; the plan had predicted 1,500, 22 % more".
+  // "speed: 1,234 tokens/s; the plan predicted 1,500, 22 % more".
   std::string Describe() const;
 };
 

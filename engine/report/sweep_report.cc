@@ -1,24 +1,18 @@
 #include "engine/report/sweep_report.h"
 
 #include <algorithm>
+#include <cmath>
 #include <set>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "engine/plan/plan.h"
+#include "proto/sweep_jobs.h"
 
 namespace qlora::engine {
 namespace {
 
 using proto::SweepReport;
-
-// What an adapter was held against.
-std::string HeldOut(const Setup& setup) {
-  const proto::Data& data = setup.job.data();
-  if (!setup.eval_batches) return "";
-  if (data.has_eval_file()) return data.eval_file();
-  return absl::StrCat(data.eval_fraction(), " of ", data.train_file(), ", seed ", setup.job.seed());
-}
 
 bool IsTrained(const SweepReport::Adapter& adapter) { return adapter.not_trained().empty(); }
 
@@ -71,7 +65,7 @@ SweepReport::Adapter DescribeAdapter(const std::string& name, const Setup& setup
   adapter.set_seed(setup.job.seed());
   for (const std::string& suffix : setup.targets.suffixes) adapter.add_target_modules(suffix);
   adapter.set_train_file(setup.job.data().train_file());
-  adapter.set_held_out(HeldOut(setup));
+  adapter.set_held_out(proto::HeldOutData(setup.job));
   adapter.set_trained_parameters(setup.lora_size.trained_parameters);
   adapter.set_adapter_bytes(setup.lora_size.adapter_bytes);
   adapter.set_steps(state.step());
@@ -102,10 +96,16 @@ std::optional<double> MetricOf(const SweepReport::Adapter& adapter, SweepReport:
 }
 
 double Gain(double before, double after, SweepReport::Metric metric) {
-  return metric == SweepReport::EXACT_MATCH ? after - before : (before - after) / before;
+  if (metric == SweepReport::EXACT_MATCH) return after - before;
+  return before == after ? 0 : (before - after) / before;
 }
 
 void JudgeSweep(SweepReport* report) {
+  for (SweepReport::Adapter& adapter : *report->mutable_adapter()) {
+    if (IsTrained(adapter) && adapter.has_eval_loss() && !std::isfinite(adapter.eval_loss())) {
+      adapter.set_not_trained("its held-out loss is not finite");
+    }
+  }
   report->set_metric(ChooseMetric(*report));
   if (report->metric() == SweepReport::NONE) {
     report->set_verdict(

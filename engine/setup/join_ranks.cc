@@ -45,6 +45,14 @@ absl::Status TakeBaseHash(Setup* setup) {
   return absl::OkStatus();
 }
 
+void EnterPhase(Ranks* ranks, Phase phase, const std::string& detail) {
+  if (ranks != nullptr) ranks->control().Enter(phase, detail);
+}
+
+absl::Status Meet(Ranks* ranks, const std::string& what) {
+  return ranks == nullptr ? absl::OkStatus() : ranks->control().AllGather(what, "").status();
+}
+
 void LeaveRanks(Ranks* ranks, const absl::Status& status) {
   // Where they were stopped, or missed a gate, all ranks have ended well.
   const bool is_well = status.ok() || absl::IsCancelled(status) ||

@@ -3,6 +3,8 @@
 #ifndef QLORA_ENGINE_SETUP_JOIN_RANKS_H_
 #define QLORA_ENGINE_SETUP_JOIN_RANKS_H_
 
+#include <string>
+
 #include "absl/status/status.h"
 #include "engine/setup/setup.h"
 
@@ -15,6 +17,12 @@ absl::Status JoinRanks(Setup* setup);
 
 // The base's hash, from the rank that has read it for this machine's.
 absl::Status TakeBaseHash(Setup* setup);
+
+// Tells the others what this rank does from now on. Nothing without ranks, as the next.
+void EnterPhase(Ranks* ranks, Phase phase, const std::string& detail = "");
+
+// Comes back when all ranks are here.
+absl::Status Meet(Ranks* ranks, const std::string& what);
 
 // Closes the link before the memory goes that it may still be reading. With an error of this rank's
 // own, the others learn of it first.

@@ -16,23 +16,22 @@ using proto::Command;
 
 class DataReader {
  public:
-  DataReader(Command command, const Setup* first, Setup* setup)
-      : command_(command), first_(first), s_(*setup) {}
+  DataReader(const Setup* first, Setup* setup) : first_(first), s_(*setup) {}
 
   absl::Status Run() {
     const proto::Data& data = s_.job.data();
-    if (IsAboutTraining(command_) && data.has_train_file()) {
+    if (IsAboutTraining(s_.command) && data.has_train_file()) {
       if (absl::Status s = ReadTrainData(); !s.ok()) return s;
     }
-    if (command_ == Command::kDrift) {
+    if (s_.command == Command::kDrift) {
       return ReadComparedData("drift.file", s_.job.drift().file(), s_.job.drift().max_samples());
     }
-    if (command_ == Command::kMerge) {
+    if (s_.command == Command::kMerge) {
       return ReadComparedData("merge.file", s_.job.merge().file(), s_.job.merge().max_samples());
     }
-    const bool own_file = command_ == Command::kEval && s_.job.eval().has_file();
+    const bool own_file = s_.command == Command::kEval && s_.job.eval().has_file();
     const std::string eval_file = own_file ? s_.job.eval().file()
-                                  : IsAboutTraining(command_) || command_ == Command::kEval
+                                  : IsAboutTraining(s_.command) || s_.command == Command::kEval
                                       ? data.eval_file()
                                       : "";
     if (!eval_file.empty()) {
@@ -129,15 +128,14 @@ class DataReader {
     }
   }
 
-  const Command command_;
   const Setup* const first_;
   Setup& s_;
 };
 
 }  // namespace
 
-absl::Status ReadJobData(proto::Command command, const Setup* first, Setup* setup) {
-  return DataReader(command, first, setup).Run();
+absl::Status ReadJobData(const Setup* first, Setup* setup) {
+  return DataReader(first, setup).Run();
 }
 
 }  // namespace qlora::engine

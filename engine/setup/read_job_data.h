@@ -5,14 +5,13 @@
 
 #include "absl/status/status.h"
 #include "engine/setup/setup.h"
-#include "proto/job_check.h"
 
 namespace qlora::engine {
 
-// Reads what `command` needs and makes the batchers: train_data, eval_data and what is made of them
-// in `setup`, whose job, tokenizer and model spec are there. `first`: another setup of the same
-// run, whose training data is taken over where it is the same; or null.
-absl::Status ReadJobData(proto::Command command, const Setup* first, Setup* setup);
+// Reads what the command needs and makes the batchers: train_data, eval_data and what is made of
+// them in `setup`, whose job, tokenizer and model spec are there. `first`: another setup of the
+// same run, whose training data is taken over where it is the same; or null.
+absl::Status ReadJobData(const Setup* first, Setup* setup);
 
 }  // namespace qlora::engine
 

@@ -28,6 +28,7 @@ namespace qlora::engine {
 
 struct Setup {
   proto::Job job;  // with its defaults
+  proto::Command command = proto::Command::kTrain;
   Env* env = nullptr;
   std::string model_folder;  // empty with model_init
   std::string tokenizer_folder;
@@ -79,8 +80,8 @@ bool IsAboutTraining(proto::Command command);
 absl::StatusOr<std::unique_ptr<Setup>> PrepareSetup(const proto::Job& job, proto::Command command,
                                                     Env* env, Ranks* ranks = nullptr);
 
-// The setup of one more adapter over the base of `first`, whose model, tokenizer, device and rates
-// it takes over: `job` differs in what concerns the adapter and its data.
+// The setup of one more adapter over the base of `first`, whose command, model, tokenizer, device
+// and rates it takes over: `job` differs in what concerns the adapter and its data.
 absl::StatusOr<std::unique_ptr<Setup>> PrepareBeside(const Setup& first, const proto::Job& job);
 
 // Tokens that end a generated answer: the model's end tokens and, with a chat format, its end of

@@ -12,6 +12,7 @@
 #include <fstream>
 #include <iterator>
 
+#include "tests/engine/io/temp_folder.h"
 #include "tests/support/paths.h"
 
 namespace qlora::tests {
@@ -26,6 +27,12 @@ constexpr const char* kMpiEnvironment[][2] = {
     {"ASAN_OPTIONS", "detect_leaks=0"},
 };
 
+// No test leaves anything in the user's own folders.
+const std::string& CacheFolder() {
+  static const TempFolder folder;
+  return folder.path();
+}
+
 void ExecEngine(const std::vector<std::string>& words, const CommandOptions& options, int out,
                 int err) {
   const int64_t address_space = options.address_space;
@@ -33,6 +40,7 @@ void ExecEngine(const std::vector<std::string>& words, const CommandOptions& opt
     const rlimit limit{rlim_t(address_space), rlim_t(address_space)};
     ::setrlimit(RLIMIT_AS, &limit);
   }
+  ::setenv("XDG_CACHE_HOME", CacheFolder().c_str(), 1);
   ::dup2(out, STDOUT_FILENO);
   ::dup2(err, STDERR_FILENO);
   std::vector<std::string> launch = options.launcher;
@@ -52,6 +60,7 @@ void ExecEngine(const std::vector<std::string>& words, const CommandOptions& opt
 }  // namespace
 
 CommandResult RunEngine(const std::vector<std::string>& words, const CommandOptions& options) {
+  CacheFolder();  // made here, not in the child
   int out[2], err[2];
   if (::pipe2(out, O_CLOEXEC) != 0 || ::pipe2(err, O_CLOEXEC) != 0) std::abort();
   const pid_t pid = ::fork();

@@ -1,7 +1,9 @@
 // Command plan from a job to its reports: named cards, large shapes from a config.json alone,
 // ranks, economics.
 
+#include <cmath>
 #include <filesystem>
+#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "engine/comm/nccl_memory.h"
@@ -62,7 +64,7 @@ TEST_F(PlanCommand, LargeShapesFitTheirCardsItemByItem) {
     EXPECT_LE(on_device, c.bytes) << c.shape;
     // Four bits a weight, with their scales, are there at least.
     EXPECT_GT(on_device, c.parameters / 2) << c.shape;
-    EXPECT_GT(report["time"]["tokens_per_second"].get<double>(), 0);
+    EXPECT_GT(report["time"]["speed"]["tokens_per_second"].get<double>(), 0);
   }
 }
 
@@ -75,7 +77,7 @@ TEST_F(PlanCommand, WhatDoesNotFitNamesTheCheapestChanges) {
   bool quantizes = false;
   for (const auto& change : report["changes"]) {
     EXPECT_GE(change["relative_time"].get<double>(), before);
-    EXPECT_LE(Number(change["bytes"]), 4'000'000'000);
+    EXPECT_LE(Number(change["device_bytes"]), 4'000'000'000);
     before = change["relative_time"].get<double>();
     quantizes = quantizes || change["change"] == "mode: QLORA";
   }
@@ -96,6 +98,20 @@ TEST_F(PlanCommand, TheLargestThatFitsFitsAndOneMoreDoesNot) {
   };
   EXPECT_TRUE(with_rows(batch, 0));
   EXPECT_FALSE(with_rows(batch + 1, 71));
+}
+
+TEST_F(PlanCommand, TheLongestSequenceFitsAndALongerOneDoesNot) {
+  const std::string job = Shape("qwen3_0.6b") + "plan { card: 'L4' memory: '3GB' ";
+  const int64_t length = Number(Report(job + "}")["largest_sequence"]);
+  ASSERT_GT(length, 1);
+  ASSERT_LT(length, 40960) << "the model's positions end it, not the memory";
+  const auto with_tokens = [&](int64_t tokens, int exit_code) {
+    return Report(absl::StrCat(job, "explore: false } data { max_length: ", tokens, " }"),
+                  exit_code)["fits"]
+        .get<bool>();
+  };
+  EXPECT_TRUE(with_tokens(length, 0));
+  EXPECT_FALSE(with_tokens(length + 64, 71)) << "memory is taken in steps";
 }
 
 TEST_F(PlanCommand, CardsThatCannotBeUsedSayWhy) {
@@ -125,11 +141,27 @@ TEST_F(PlanCommand, FiguresByHandTakeTheTablesPlace) {
 TEST_F(PlanCommand, RanksShareAStepAndPayForTheSum) {
   const std::string job = Shape("llama_7b") + "plan { card: 'H100' explore: false world_size: ";
   const nlohmann::json one = Report(job + "1 }"), many = Report(job + "1000 }");
-  EXPECT_EQ(one["time"]["communication_seconds"].get<double>(), 0);
-  EXPECT_GT(many["time"]["communication_seconds"].get<double>(), 0);
+  const auto speed = [](const nlohmann::json& report, const char* field) {
+    return report["time"]["speed"][field].get<double>();
+  };
+  EXPECT_EQ(speed(one, "communication_seconds"), 0);
+  EXPECT_GT(speed(many, "communication_seconds"), 0);
   EXPECT_EQ(Number(many["time"]["tokens_per_step"]), 1000 * Number(one["time"]["tokens_per_step"]));
-  EXPECT_LT(many["time"]["tokens_per_second"].get<double>(),
-            1000 * one["time"]["tokens_per_second"].get<double>());
+  EXPECT_LT(speed(many, "tokens_per_second"), 1000 * speed(one, "tokens_per_second"));
+}
+
+// Each rank receives half of 6.5 billion weights in 4 bits, forward and backward, sixteen times.
+TEST_F(PlanCommand, WeightsThatAreSharedOutAreGatheredAgainAndAgain) {
+  const std::string job = Shape("llama_7b") +
+                          "plan { card: 'H100' explore: false world_size: 2 "
+                          "network_bytes_per_second: 1e10 network_latency_seconds: 0 }";
+  const auto seconds = [&](const std::string& parallel) {
+    return Report(job + parallel)["time"]["speed"]["communication_seconds"].get<double>();
+  };
+  const double gathered = seconds("parallel { shard_base: true }") - seconds("");
+  const double once = 0.5 * 6.5e9 / 2 / 1e10;
+  EXPECT_GT(gathered, 2 * 16 * once);
+  EXPECT_LT(gathered, 2 * 16 * 1.3 * once);
 }
 
 TEST_F(PlanCommand, CountsWhatNcclTakesForItself) {
@@ -206,11 +238,122 @@ TEST_F(PlanCommand, AGateThatIsMissedEndsWith79AndLeavesTheResults) {
   EXPECT_THAT(passed.out, HasSubstr("gates.max_eval_loss_increase passed"));
 }
 
-TEST_F(PlanCommand, APlanTellsHowTheLastRunHereCompared) {
-  const CommandResult trained = Run("train");
-  EXPECT_EQ(trained.exit_code, 0) << trained.err;
-  EXPECT_THAT(trained.out, HasSubstr("the plan predicted"));
-  EXPECT_THAT(Run("plan").out, HasSubstr("the last run here made"));
+// In the user's cache folder, for whatever is planned on this machine next.
+TEST_F(PlanCommand, PredictionsOfPastRunsAreHeldAgainstWhatTheyMade) {
+  const CommandOptions options{.launcher = {"env", "XDG_CACHE_HOME=" + Path("cache")}};
+  WriteJob();
+  const auto run = [&](const std::string& command, const std::vector<std::string>& more = {}) {
+    std::vector<std::string> words = {command, Path("job.textproto")};
+    words.insert(words.end(), more.begin(), more.end());
+    const CommandResult result = RunEngine(words, options);
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    return result;
+  };
+  EXPECT_THAT(run("plan").out, Not(HasSubstr("predictions of")));
+  EXPECT_THAT(run("train").out, HasSubstr("the plan predicted"));
+  run("train");  // has nothing left to do
+  run("train", {"--set", "output_dir=" + Path("other")});
+  EXPECT_THAT(run("plan", {"--set", "plan.report=true"}).out,
+              HasSubstr("predictions of 2 runs on this device were"));
+  const auto time = nlohmann::json::parse(Read("out/plan_report.json"))["time"];
+  ASSERT_EQ(time["past_runs"].size(), 2u);
+  double error = 0;
+  for (const auto& past : time["past_runs"]) {
+    EXPECT_EQ(Number(past["steps"]), 3);
+    const double predicted = past["predicted_tokens_per_second"].get<double>();
+    error += std::abs(predicted / past["tokens_per_second"].get<double>() - 1) / 2;
+  }
+  EXPECT_NEAR(time["past_error"].get<double>(), error, 1e-9);
+  // One thread is another device than two.
+  EXPECT_THAT(run("plan", {"--set", "num_threads=2"}).out, Not(HasSubstr("predictions of")));
+}
+
+TEST_F(PlanCommand, ARunWhoseSpeedCannotBeKeptIsNoneTheWorse) {
+  WriteJob();
+  const CommandOptions options{.launcher = {"env", "XDG_CACHE_HOME=/dev/null"}};
+  const CommandResult result = RunEngine({"train", Path("job.textproto")}, options);
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_THAT(result.out + result.err, HasSubstr("speed is not kept for later plans"));
+  EXPECT_EQ(RunEngine({"plan", Path("job.textproto")}, options).exit_code, 0);
+}
+
+TEST_F(PlanCommand, WhatNoMachineHasRoomForIsRefusedBeforeItIsReckoned) {
+  Edit("base/config.json", "\"hidden_size\": 32", "\"hidden_size\": 1048576");
+  Edit("base/config.json", "\"intermediate_size\": 48", "\"intermediate_size\": 1048576");
+  Edit("base/config.json", "\"num_hidden_layers\": 2", "\"num_hidden_layers\": 4096");
+  std::filesystem::remove(Path("base/model.safetensors"));
+  for (const char* mode : {"QLORA", "LORA", "FULL"}) {
+    Write("plan.textproto", absl::StrCat("model: '", Path("base"), "' mode: ", mode,
+                                         " plan { card: 'H100' } data { max_length: 64 }"));
+    const CommandResult result = RunEngine({"plan", Path("plan.textproto")});
+    EXPECT_EQ(result.exit_code, 71) << result.err;
+    EXPECT_THAT(result.err, HasSubstr("parameters"));
+  }
+}
+
+TEST_F(PlanCommand, TheLargestFiguresThatMayBeGivenAreReckonedWith) {
+  const nlohmann::json report = Report(
+      Shape("llama_7b") +
+          "plan { card: 'H100' memory: '9223372036854775807B' host_memory: '8388607TiB' "
+          "memory_bytes_per_second: 1e18 flops_per_second: 1e21 world_size: 100000 "
+          "network_bytes_per_second: 1e3 network_latency_seconds: 1 } data { max_length: 2048 } "
+          "training { per_device_train_batch_size: 65536 gradient_accumulation_steps: 65536 }",
+      0);
+  EXPECT_EQ(Number(report["limit_bytes"]), std::numeric_limits<int64_t>::max());
+  EXPECT_GT(Number(report["device_bytes"]), 0);
+  EXPECT_GT(report["time"]["speed"]["step_seconds"].get<double>(), 0);
+}
+
+TEST_F(PlanCommand, LinearsKeptIn16BitsCountAlsoWithoutAFile) {
+  const std::string job = Shape("llama_7b") + "plan { card: 'H100' explore: false }";
+  const int64_t kept =
+      Number(Report(job + "quantization { keep_in_16_bits: 'model.layers.0' }")["device_bytes"]);
+  EXPECT_GT(kept, Number(Report(job)["device_bytes"]) + 202'375'168) << "12 bits more a weight";
+}
+
+TEST_F(PlanCommand, WhereNoSingleChangeFitsSeveralDo) {
+  const nlohmann::json report = Report(
+      absl::StrCat(Shape("qwen3_0.6b"),
+                   "mode: FULL plan { card: 'L4' memory: '1.5GB' } data { max_length: 512 }"),
+      71);
+  ASSERT_EQ(report["changes"].size(), 1u);
+  const std::string change = report["changes"][0]["change"].get<std::string>();
+  EXPECT_THAT(change, HasSubstr("mode: QLORA"));
+  EXPECT_THAT(change, HasSubstr(" and "));
+  EXPECT_LE(Number(report["changes"][0]["device_bytes"]), 1'500'000'000);
+}
+
+// r = 16 on all linears of 7B are 40 million parameters.
+TEST_F(PlanCommand, SharesAreGivenByTargetAndRank) {
+  const nlohmann::json economics =
+      Report(Shape("llama_7b") + "plan { card: 'H100' explore: false }")["economics"];
+  int64_t by_target = 0;
+  for (const auto& target : economics["targets"]) by_target += Number(target["parameters"]);
+  EXPECT_EQ(by_target, 39'976'960);
+  EXPECT_EQ(Number(economics["trained"]["parameters"]), by_target);
+  EXPECT_EQ(Number(economics["trained"]["bytes"]), 2 * by_target);
+  ASSERT_EQ(economics["ranks"].size(), 7u);
+  for (const auto& rank : economics["ranks"]) {
+    const int64_t r = std::stoll(rank["name"].get<std::string>().substr(4));
+    EXPECT_EQ(Number(rank["parameters"]), by_target / 16 * r);
+  }
+}
+
+TEST_F(PlanCommand, ASweepIsPlannedAsOneRun) {
+  const std::string job = Shape("llama_7b") + "plan { card: 'H100' } data { max_length: 512 }";
+  const nlohmann::json one = Report(job);
+  const nlohmann::json four = Report(job + "sweep { ranks: 4 ranks: 8 ranks: 16 ranks: 32 }");
+  EXPECT_EQ(Number(four["adapters"]), 4);
+  EXPECT_EQ(Number(four["time"]["tokens_per_step"]), 4 * Number(one["time"]["tokens_per_step"]));
+  EXPECT_LT(Number(four["device_bytes"]), Number(one["device_bytes"]) * 3);
+  EXPECT_GT(Number(four["device_bytes"]), Number(one["device_bytes"]));
+  // Each adapter has so many rows, or a row so long.
+  EXPECT_LE(4 * Number(four["largest_batch"]), Number(one["largest_batch"]));
+  EXPECT_EQ(four["economics"]["ranks"][3]["name"], "r32");
+  Write("plan.textproto", job + "sweep { tolerance: 0.1 }");
+  const CommandResult empty = RunEngine({"plan", Path("plan.textproto")});
+  EXPECT_EQ(empty.exit_code, 64) << empty.err;
+  EXPECT_THAT(empty.err, HasSubstr("sweep: not given"));
 }
 
 }  // namespace

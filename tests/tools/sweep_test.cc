@@ -16,6 +16,7 @@ namespace {
 
 using testing::AllOf;
 using testing::HasSubstr;
+using testing::Not;
 
 class SweepTest : public Workplace {
  protected:
@@ -132,6 +133,21 @@ TEST_F(SweepTest, TellsEverythingThatIsWrongAtOnce) {
        "sweep.ranks: found the name \"r4-lr2\"", "sweep.learning_rates[0]: found 2"});
 }
 
+TEST_F(SweepTest, RefusesNamesThatTheReportWants) {
+  job_ += "sweep { adapter { name: \"sweep_report.txt\" } }\n";
+  ExpectCommandRefused("sweep", 64, {"sweep.adapter[0].name: found \"sweep_report.txt\""});
+}
+
+// More than a billion combinations: counted, not made.
+TEST_F(SweepTest, RefusesAGridThatIsASlip) {
+  job_ += "sweep {";
+  for (int i = 0; i < 1000; ++i) {
+    absl::StrAppend(&job_, " ranks: ", 1 + i, " seeds: ", i, " learning_rates: ", 1e-6 * (i + 1));
+  }
+  job_ += " }\n";
+  ExpectCommandRefused("sweep", 64, {"sweep: found 1000000000 adapters; allowed: at most 256"});
+}
+
 TEST_F(SweepTest, TellsWhatTheModelDoesNotHaveForAllAdapters) {
   job_ +=
       "sweep { adapter { name: \"a\" target_modules: \"w_proj\" }\n"
@@ -146,10 +162,34 @@ TEST_F(SweepTest, IsRefusedWhereNothingIsSharedOrAsked) {
                        {"--set", "mode=FULL", "--set", "sweep.ranks=2"});
   ExpectCommandRefused("sweep", 64, {"sweep.raise_rank: found true with one rank"},
                        {"--set", "sweep.raise_rank=true", "--set", "sweep.ranks=2"});
+  job_ += absl::StrCat("sweep { raise_rank: true adapter { r: 2 } adapter { r: 4 eval_file: '",
+                       Path("theirs.jsonl"), "' } }\n");
+  ExpectCommandRefused("sweep", 64,
+                       {"sweep.raise_rank: found true with several sets of held-out data"});
 }
 
-// A tolerance that no step of ranks can beat ends it behind the second rank; without one all are
-// trained.
+// Each by its name, and all of them.
+TEST_F(SweepTest, GatesAreEachAdaptersOwn) {
+  job_ += "sweep { ranks: 1 adapter { name: \"unhurried\" learning_rate: 1e-9 } }\n";
+  const CommandResult result = Run("sweep", {"--set", "gates.max_eval_loss_increase=-0.001"});
+  EXPECT_EQ(result.exit_code, 79) << result.err;
+  EXPECT_THAT(result.err, HasSubstr("unhurried: gates.max_eval_loss_increase missed"));
+  EXPECT_THAT(result.err, Not(HasSubstr("r1: gates")));
+  EXPECT_THAT(result.out, HasSubstr("r1: gates.max_eval_loss_increase passed"));
+  for (const std::string name : {"r1", "unhurried"}) {
+    EXPECT_NE(Read("out/" + name + "/adapter_model.safetensors"), "") << name;
+  }
+  EXPECT_NE(Read("out/sweep_report.json"), "");
+}
+
+TEST_F(SweepTest, AGateNeedsTheHeldOutDataOfEach) {
+  data_ = "format: PROMPT_COMPLETION";
+  job_ += absl::StrCat("sweep { adapter { eval_file: '", Path("data.jsonl"), "' } adapter {} }\n");
+  ExpectCommandRefused("sweep", 64, {"gates.max_eval_loss_increase: found a gate without"},
+                       {"--set", "gates.max_eval_loss_increase=0"});
+}
+
+// A tolerance that no step of ranks can beat ends it behind the second rank.
 TEST_F(SweepTest, RaisesTheRankWhileItGains) {
   job_ += "sweep { ranks: 8 ranks: 1 ranks: 4 raise_rank: true tolerance: 1 }\n";
   const CommandResult result = Run("sweep");

@@ -24,12 +24,12 @@ TEST(Gates, PassAtTheirLimits) {
   const auto results =
       CheckGates(AllGates(), {.eval_loss_increase = -0.5, .exact_match = 0.8, .kl = 0.05});
   EXPECT_EQ(results.size(), 3u);
-  EXPECT_TRUE(GateStatus(results).ok());
+  EXPECT_TRUE(GateStatus(MissedGates(results)).ok());
 }
 
 TEST(Gates, AllThatAreMissedAreNamed) {
-  const absl::Status status = GateStatus(
-      CheckGates(AllGates(), {.eval_loss_increase = -0.49, .exact_match = 0.79, .kl = 0.01}));
+  const absl::Status status = GateStatus(MissedGates(
+      CheckGates(AllGates(), {.eval_loss_increase = -0.49, .exact_match = 0.79, .kl = 0.01})));
   EXPECT_EQ(proto::ExitCodeOf(status), 79);
   const std::string message(status.message());
   EXPECT_THAT(message, HasSubstr("gates.max_eval_loss_increase missed: -0.49, at most -0.5"));
@@ -53,7 +53,20 @@ TEST(Gates, TrainingIsMeasuredAgainstItsStart) {
   state.set_best_checkpoint("checkpoint-50");
   EXPECT_EQ(TrainingMetrics(state, true).eval_loss_increase, -2.0);
   EXPECT_EQ(TrainingMetrics(state, false).eval_loss_increase, -1.0);
-  EXPECT_FALSE(TrainingMetrics({}, false).eval_loss_increase.has_value());
+}
+
+TEST(Gates, WhatTrainingHasNotMeasuredDoesNotPass) {
+  proto::RunState state;
+  proto::LogRecord* record = state.add_log_history();
+  record->set_step(50);
+  record->set_eval_loss(1);
+  for (const proto::RunState& run : {proto::RunState(), state}) {
+    const auto results = CheckGates(AllGates(), TrainingMetrics(run, false));
+    ASSERT_EQ(results.size(), 2u) << "training does not measure KL";
+    EXPECT_THAT(MissedGates(results),
+                testing::ElementsAre("gates.max_eval_loss_increase missed: not measured",
+                                     "gates.min_exact_match missed: not measured"));
+  }
 }
 
 TEST(Gates, NothingPassesByNotBeingANumber) {

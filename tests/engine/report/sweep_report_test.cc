@@ -1,5 +1,7 @@
 #include "engine/report/sweep_report.h"
 
+#include <cmath>
+
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -44,6 +46,27 @@ TEST(SweepReportTest, AtTheEdgeOfTheTolerance) {
     JudgeSweep(&report);
     EXPECT_EQ(report.smallest(), enough ? "small" : "large");
   }
+}
+
+TEST(SweepReportTest, WhatIsNotANumberIsNoResult) {
+  SweepReport report;
+  report.set_tolerance(0.01);
+  Add(&report, "broken", 1, NAN);
+  Add(&report, "overflown", 2, INFINITY);
+  Add(&report, "fine", 4, 1.0);
+  Add(&report, "worse", 2, 1.5);
+  JudgeSweep(&report);
+  EXPECT_EQ(report.best(), "fine");
+  EXPECT_EQ(report.smallest(), "fine");
+  EXPECT_THAT(SweepText(report), HasSubstr("not finite"));
+}
+
+TEST(SweepReportTest, ALossOfZeroIsWithinAnyTolerance) {
+  SweepReport report;
+  Add(&report, "exact", 8, 0.0);
+  Add(&report, "as exact", 4, 0.0);
+  JudgeSweep(&report);
+  EXPECT_EQ(report.smallest(), "as exact");
 }
 
 TEST(SweepReportTest, ExactMatchesCountWhereAllHaveThem) {

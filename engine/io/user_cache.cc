@@ -1,0 +1,28 @@
+#include "engine/io/user_cache.h"
+
+#include <cstdlib>
+
+#include "engine/io/env.h"
+
+namespace qlora::engine {
+
+std::string UserCacheFolder(const std::function<std::string(const char*)>& variable) {
+  // "All paths must be absolute. If a relative path is encountered it should be ignored": XDG Base
+  // Directory Specification 0.8.
+  if (const std::string cache = variable("XDG_CACHE_HOME"); cache.starts_with('/')) {
+    return JoinPath(cache, "qlora_engine");
+  }
+  if (const std::string home = variable("HOME"); home.starts_with('/')) {
+    return JoinPath(home, ".cache/qlora_engine");
+  }
+  return "";
+}
+
+std::string UserCacheFolder() {
+  return UserCacheFolder([](const char* name) {
+    const char* value = std::getenv(name);
+    return std::string(value != nullptr ? value : "");
+  });
+}
+
+}  // namespace qlora::engine
