@@ -55,7 +55,7 @@ HtmlTable ModelTable(std::string caption, const std::vector<const proto::ModelDr
                               {"Loss", true},
                               {"Perplexity", true},
                               {"KL per token", true},
-                              {"Same top-1", true}}};
+                              {"Same top\u20111", true}}};
   for (const proto::ModelDrift* m : models) {
     table.rows.push_back({m->name(), Fixed(m->bits_per_weight(), 3), FormatBytes(m->bytes()),
                           m->has_snr_db() ? Decibels(m->snr_db()) : "", Fixed(m->loss(), 5),
