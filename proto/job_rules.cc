@@ -323,7 +323,9 @@ void CheckMerge(const Job& job, JobProblems& problems) {
   const std::string output = Normalized(merge.output());
   for (const auto& [field, path] :
        {std::pair{"model", job.model()}, std::pair{"merge.adapter", merge.adapter()},
-        std::pair{"merge.file", merge.file()}}) {
+        std::pair{"merge.file", merge.file()}, std::pair{"data.eval_file", job.data().eval_file()},
+        std::pair{"data.train_file", job.data().train_file()},
+        std::pair{"output_dir", job.output_dir()}}) {
     if (path.empty() || Normalized(path).compare(0, output.size(), output) != 0) continue;
     problems.Add("merge.output", Quote(merge.output()), "a folder without any input in it",
                  absl::StrCat("the result would take the place of ", field, ", ", Quote(path)));

@@ -3,17 +3,25 @@
 #include <cmath>
 #include <set>
 
+#include "absl/strings/str_cat.h"
 #include "engine/io/adapter_file.h"
 #include "engine/model/element_convert.h"
+#include "proto/errors.h"
 
 namespace qlora::engine {
 namespace {
 
-std::vector<float> ToFloats(const AdapterModule& module, absl::Span<const uint8_t> bytes) {
-  const kernels::DType type = *FloatType(module.dtype);
-  std::vector<float> values(bytes.size() / kernels::SizeOf(type));
-  ConvertElements(type, bytes.data(), int64_t(values.size()), kernels::DType::kF32, values.data());
-  return values;
+// One factor in fp32.
+absl::Status Convert(const std::string& path, const std::string& tensor, Dtype dtype,
+                     absl::Span<const uint8_t> bytes, std::vector<float>* to) {
+  const kernels::DType type = *FloatType(dtype);
+  to->resize(bytes.size() / kernels::SizeOf(type));
+  const int64_t bad =
+      ConvertElements(type, bytes.data(), int64_t(to->size()), kernels::DType::kF32, to->data());
+  if (bad < 0) return absl::OkStatus();
+  return proto::BadDataError(absl::StrCat(path, ": tensor ", tensor,
+                                          " holds NaN or infinity at element ", bad,
+                                          ": its training diverged; give another checkpoint"));
 }
 
 absl::Span<const uint8_t> BytesOf(const std::vector<float>& values) {
@@ -34,17 +42,25 @@ int64_t AdapterWeights::Bytes() const {
   return bytes;
 }
 
-absl::StatusOr<AdapterWeights> ReadAdapterWeights(Env* env, const std::string& folder) {
-  absl::StatusOr<LoadedAdapter> loaded = ReadAdapter(env, folder, {});
+absl::StatusOr<AdapterWeights> ReadAdapterWeights(Env* env, const std::string& folder,
+                                                  absl::Span<const AdaptedModule> modules) {
+  std::vector<ExpectedModule> expected;
+  for (const AdaptedModule& m : modules) {
+    expected.push_back({.path = m.module, .in = m.in, .out = m.out});
+  }
+  const absl::StatusOr<LoadedAdapter> loaded = ReadAdapter(env, folder, expected);
   if (!loaded.ok()) return loaded.status();
   const AdapterConfig& config = loaded->adapter.config;
   AdapterWeights weights{
       .r = config.r, .lora_alpha = config.lora_alpha, .use_rslora = config.use_rslora};
-  for (const AdapterModule& module : loaded->adapter.modules) {
-    weights.modules[module.path] = {.in = module.in,
-                                    .out = module.out,
-                                    .a = ToFloats(module, module.a),
-                                    .b = ToFloats(module, module.b)};
+  for (size_t i = 0; i < modules.size(); ++i) {
+    const AdapterModule& module = loaded->adapter.modules[i];
+    AdapterWeights::Factors& factors = weights.modules[module.path];
+    factors = {.in = module.in, .out = module.out};
+    const std::string& path = loaded->file.path();
+    absl::Status s = Convert(path, modules[i].KeyA(), module.dtype, module.a, &factors.a);
+    if (s.ok()) s = Convert(path, modules[i].KeyB(), module.dtype, module.b, &factors.b);
+    if (!s.ok()) return s;
   }
   return weights;
 }

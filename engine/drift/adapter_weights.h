@@ -8,7 +8,9 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "engine/io/env.h"
+#include "engine/lora/targets.h"
 
 namespace qlora::engine {
 
@@ -29,8 +31,11 @@ struct AdapterWeights {
   int64_t Bytes() const;
 };
 
-// A PEFT adapter folder. Errors are those of ReadAdapter.
-absl::StatusOr<AdapterWeights> ReadAdapterWeights(Env* env, const std::string& folder);
+// A PEFT adapter folder that adapts exactly `modules`, in their shapes; their ranks and scales are
+// not looked at. Errors are those of ReadAdapter; an element that is not finite is DataLoss naming
+// its tensor.
+absl::StatusOr<AdapterWeights> ReadAdapterWeights(Env* env, const std::string& folder,
+                                                  absl::Span<const AdaptedModule> modules);
 
 // Writes it as ReadAdapter and lora.init_from take it, fp32. The folder exists.
 absl::Status WriteAdapterWeights(Env* env, const std::string& folder, const AdapterWeights& weights,

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -27,6 +28,7 @@ class Comparer {
       : context_(context),
         spec_(*context.spec),
         forms_(forms),
+        data_(data),
         batcher_(batcher),
         options_(options),
         batches_(batcher.StepsOf(1.0)) {
@@ -66,8 +68,10 @@ class Comparer {
     add("logits and rows on the host", 2 * head_rows_ * (4 * spec_.vocab + 4 * spec_.hidden));
     add("streams and inputs of one batch, being compared",
         context_.capacity.tokens * (3 * 4 * spec_.hidden + 64));
+    std::set<const AdapterWeights*> adapters;
     for (const ModelForm& form : forms_) {
-      if (form.adapter != nullptr) add("an adapter", form.adapter->Bytes());
+      if (form.adapter == nullptr || !adapters.insert(form.adapter).second) continue;
+      add("an adapter", form.adapter->Bytes());
     }
     const std::vector<size_t> ends = EndsOf(forms_);
     for (size_t f = 0; f < forms_.size(); ++f) {
@@ -216,7 +220,9 @@ class Comparer {
           }
         });
         for (int64_t r = 0; r < rows; ++r) {
-          Count(scores[r], SampleOf(batch, batch.rows[first + r]), &result_.models[f]);
+          const int64_t sample = SampleOf(batch, batch.rows[first + r]);
+          if (!std::isfinite(scores[r].loss + scores[r].kl)) return NotFinite(f, sample);
+          Count(scores[r], sample, &result_.models[f]);
         }
       }
     }
@@ -246,6 +252,14 @@ class Comparer {
     return batch.samples[document - batch.documents.begin() - 1];
   }
 
+  absl::Status NotFinite(size_t form, int64_t sample) const {
+    return proto::NumbersBadError(absl::StrCat(
+        "the model \"", forms_[form].name, "\" predicts NaN or infinity for the sample of line ",
+        data_.samples[sample].line,
+        ": its activations are too large. Give another checkpoint or adapter, or look whether "
+        "compute_dtype: FP32 has them too"));
+  }
+
   static void Count(const RowScore& row, int64_t sample, ModelScore* model) {
     SampleScore& s = model->samples[sample];
     ++s.tokens, ++model->tokens;
@@ -258,6 +272,7 @@ class Comparer {
   const StreamContext& context_;
   const ModelSpec& spec_;
   const absl::Span<const ModelForm> forms_;
+  const Dataset& data_;
   const Batcher& batcher_;
   const CompareOptions& options_;
   const int64_t batches_;

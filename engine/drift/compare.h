@@ -64,7 +64,8 @@ struct Comparison {
 };
 
 // `batcher`: evaluation batches (EvalBatcherOptions) of `data`; context.capacity is its capacity.
-// DoesNotFitError says what would have to be smaller.
+// DoesNotFitError says what would have to be smaller, NumbersBadError which model's logits are not
+// finite.
 absl::StatusOr<Comparison> CompareModels(const StreamContext& context,
                                          absl::Span<const ModelForm> forms, const Dataset& data,
                                          const Batcher& batcher, const CompareOptions& options);

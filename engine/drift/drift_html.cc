@@ -1,6 +1,6 @@
 #include "engine/drift/drift_html.h"
 
-#include <algorithm>
+#include <cmath>
 #include <utility>
 #include <vector>
 
@@ -17,6 +17,14 @@ namespace {
 std::string Fixed(double value, int digits) { return absl::StrFormat("%.*f", digits, value); }
 std::string Percent(double share, int digits = 2) { return Fixed(100 * share, digits) + " %"; }
 
+// Infinite where 4 bits hold the weights exactly.
+std::string Decibels(double snr) { return std::isinf(snr) ? "∞" : Fixed(snr, 2); }
+
+// Of one sample no error is known.
+std::string WithError(const proto::ModelDrift& m) {
+  return std::isfinite(m.kl_error()) ? absl::StrCat("± ", Fixed(m.kl_error(), 5), "; ") : "";
+}
+
 // What can be told of a difference in loss, with its sign.
 std::string Signed(double value) { return absl::StrFormat("%+.5f", value); }
 
@@ -25,7 +33,7 @@ void AddFigures(const proto::DriftReport& r, HtmlPage* page) {
   page->Figures({
       {.label = "KL per token",
        .value = Fixed(q.kl(), 5),
-       .note = absl::StrCat("± ", Fixed(q.kl_error(), 5), "; of the compute type alone ",
+       .note = absl::StrCat(WithError(q), "of the compute type alone ",
                             Fixed(r.sixteen_bits().kl(), 5))},
       {.label = "Loss",
        .value = Fixed(q.loss(), 4),
@@ -47,10 +55,10 @@ HtmlTable ModelTable(std::string caption, const std::vector<const proto::ModelDr
                               {"Loss", true},
                               {"Perplexity", true},
                               {"KL per token", true},
-                              {"Same top-1", true}}};
+                              {"Same top\u20111", true}}};
   for (const proto::ModelDrift* m : models) {
     table.rows.push_back({m->name(), Fixed(m->bits_per_weight(), 3), FormatBytes(m->bytes()),
-                          m->snr_db() > 0 ? Fixed(m->snr_db(), 2) : "", Fixed(m->loss(), 5),
+                          m->has_snr_db() ? Decibels(m->snr_db()) : "", Fixed(m->loss(), 5),
                           Fixed(m->perplexity(), 3), Fixed(m->kl(), 6),
                           Percent(m->top1_agreement())});
   }
@@ -127,7 +135,7 @@ void AddWeights(const proto::QuantizationReport& r, HtmlPage* page) {
                               {"Outlier blocks", true}}};
   const auto add = [&](const proto::WeightErrorReport& w) {
     table.rows.push_back(
-        {w.name(), Fixed(w.snr_db(), 2), absl::StrFormat("%.3g", w.max_absolute_error()),
+        {w.name(), Decibels(w.snr_db()), absl::StrFormat("%.3g", w.max_absolute_error()),
          absl::StrFormat("%.3g", w.mean_absolute_error()), Fixed(w.relative_error(), 5),
          absl::StrCat(w.outlier_blocks(), " of ", FormatCount(w.blocks()))});
   };

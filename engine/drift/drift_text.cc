@@ -30,7 +30,7 @@ std::string KindOfModule(const std::string& module) {
 void AppendModel(const proto::ModelDrift& m, std::string* text) {
   absl::StrAppendFormat(text, "  %-44s %6.3f %11s %8s %10.5f %10.6f %8.3f %%\n", m.name(),
                         m.bits_per_weight(), FormatBytes(m.bytes()),
-                        m.snr_db() > 0 ? absl::StrFormat("%.2f", m.snr_db()) : "-", m.loss(),
+                        m.has_snr_db() ? absl::StrFormat("%.2f", m.snr_db()) : "-", m.loss(),
                         m.kl(), 100 * m.top1_agreement());
 }
 

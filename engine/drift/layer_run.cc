@@ -148,14 +148,18 @@ absl::Status LayerRun::Load(int64_t layer) {
   for (const size_t i : used) {
     if (absl::Status s = LoadStore(stores_[i], layer); !s.ok()) return s;
   }
-  // Every form has read what it needed of the mapped files.
+  // Every form has read what it needed.
+  ReleaseSources(layer);
+  return absl::OkStatus();
+}
+
+void LayerRun::ReleaseSources(int64_t layer) const {
   for (const ModelForm& form : forms_) {
     for (const WeightRow& row : rows_[layer]) {
       const absl::StatusOr<ShardedModel::Tensor> tensor = form.model->Get(row.name);
       if (tensor.ok()) tensor->file->ReleasePages(tensor->bytes());
     }
   }
-  return absl::OkStatus();
 }
 
 absl::Status LayerRun::LoadStore(const Store& store, int64_t layer) {

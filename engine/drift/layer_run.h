@@ -32,6 +32,9 @@ class LayerRun {
 
   // Fills the slots with the weights of this layer, adapters included.
   absl::Status Load(int64_t layer);
+  // Lets go of the mapped checkpoints' pages of a layer: Load does it itself; again for who looked
+  // at them since.
+  void ReleaseSources(int64_t layer) const;
   // What the batch holds beside the residual stream, for the calls of Run that follow.
   absl::Status StageBatch(const MicroBatchInputs& batch);
   // The loaded layer of a form: `stream` holds tokens · hidden numbers of the form's compute type,

@@ -16,10 +16,10 @@ namespace {
 using kernels::DType;
 
 // What stands on the host while a weight is measured: its 4-bit bytes, the errors of its blocks;
-// its residual where that is factored.
-int64_t HostBytes(const WeightRow& row, const quant::QuantSpec& spec, bool with_residual) {
+// its residual where that is factored for `target`.
+int64_t HostBytes(const WeightRow& row, const quant::QuantSpec& spec, const AdaptedModule* target) {
   return QuantizedBytes(spec, row.Count()) + 16 * spec.BlockCount(row.Count()) +
-         (with_residual ? 4 * row.Count() : 0);
+         (target != nullptr ? 4 * row.Count() + FactorResidualBytes(*target) : 0);
 }
 
 absl::StatusOr<WeightError> MeasureSlot(const ShardedModel& model, const WeightSlot& slot,
@@ -39,11 +39,10 @@ absl::StatusOr<WeightError> MeasureSlot(const ShardedModel& model, const WeightS
 std::vector<float> ResidualOf(const ShardedModel::Tensor& tensor, const HostWeight& q) {
   const DType type = *FloatType(tensor.info->dtype);
   const int64_t n = tensor.info->elements();
-  const int64_t group = int64_t{q.spec.block_size} * quant::QuantSpec::kGroupSize;
-  std::vector<float> residual(n), coded(std::min(n, group));
+  std::vector<float> residual(n), coded(q.spec.block_size);
   ConvertElements(type, tensor.data(), n, DType::kF32, residual.data());
-  for (int64_t begin = 0; begin < n; begin += group) {
-    const int64_t count = std::min(group, n - begin);
+  for (int64_t begin = 0; begin < n; begin += q.spec.block_size) {
+    const int64_t count = std::min<int64_t>(q.spec.block_size, n - begin);
     DequantizeRange(q.View(), begin, count, coded.data());
     for (int64_t i = 0; i < count; ++i) residual[begin + i] -= coded[i];
   }
@@ -72,6 +71,7 @@ class Measurer {
       for (size_t f = 0; f < forms_.size(); ++f) {
         if (absl::Status s = MeasureLayer(layer, f, run->get()); !s.ok()) return s;
       }
+      (*run)->ReleaseSources(layer);
       if (progress) progress(double(layer + 1) / double(context_.spec->layers));
     }
     StartUnquantized();
@@ -88,7 +88,7 @@ class Measurer {
     for (const WeightRow& row : WeightRows(*context.spec)) {
       if (!row.quantizable) continue;
       for (const ModelForm& form : forms_) {
-        most = std::max(most, HostBytes(row, *form.quant, !residual_.targets.modules.empty()));
+        most = std::max(most, HostBytes(row, *form.quant, TargetOf(row)));
       }
     }
     context.limits.other.push_back({"a weight that is measured", most});
@@ -114,12 +114,17 @@ class Measurer {
     return absl::OkStatus();
   }
 
-  void Factor(const WeightRow& row, const HostWeight& unpacked, double noise) {
+  // Null where no residual is factored.
+  const AdaptedModule* TargetOf(const WeightRow& row) const {
     const auto& targets = residual_.targets.modules;
-    const auto target = std::find_if(targets.begin(), targets.end(), [&](const AdaptedModule& m) {
-      return m.module == row.module;
-    });
-    if (target == targets.end()) return;
+    const auto found = std::find_if(targets.begin(), targets.end(),
+                                    [&](const AdaptedModule& m) { return m.module == row.module; });
+    return found == targets.end() ? nullptr : &*found;
+  }
+
+  void Factor(const WeightRow& row, const HostWeight& unpacked, double noise) {
+    const AdaptedModule* const target = TargetOf(row);
+    if (target == nullptr) return;
     ResidualFactors factors = FactorResidual(ResidualOf(*forms_[0].model->Get(row.name), unpacked),
                                              *target, residual_.seed, options_.threads);
     captured_ += factors.captured * noise;
@@ -166,6 +171,8 @@ absl::StatusOr<std::vector<NamedWeightError>> MeasureLoadedWeights(
         MeasureSlot(model, slot, storage.dynamic_map, options, execution, &unpacked);
     if (!error.ok()) return error.status();
     errors.push_back({slot.row.module, *error});
+    const ShardedModel::Tensor source = *model.Get(slot.row.name);
+    source.file->ReleasePages(source.bytes());
   }
   return errors;
 }

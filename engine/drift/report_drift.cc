@@ -69,7 +69,8 @@ class DriftRun {
 
   absl::Status ReadAdapter() {
     if (drift_.adapter().empty()) return absl::OkStatus();
-    absl::StatusOr<AdapterWeights> adapter = ReadAdapterWeights(setup_.env, drift_.adapter());
+    absl::StatusOr<AdapterWeights> adapter =
+        ReadAdapterWeights(setup_.env, drift_.adapter(), setup_.targets.modules);
     if (!adapter.ok()) return proto::Annotate(AsInputError(adapter.status()), "drift.adapter");
     adapter_ = *std::move(adapter);
     return absl::OkStatus();
@@ -122,8 +123,8 @@ class DriftRun {
     FillHead(*comparison);
     for (size_t f = 0; f < forms.size(); ++f) {
       const bool is_spec = f >= kQuantized && f < kQuantized + specs_.size();
-      const proto::ModelDrift model =
-          ModelReport(forms[f], comparison->models[f], is_spec ? SnrOf(f - kQuantized) : 0);
+      proto::ModelDrift model = ModelReport(forms[f], comparison->models[f]);
+      if (is_spec) model.set_snr_db(SnrOf(f - kQuantized));
       if (f == kBaseline) *report_.mutable_baseline() = model;
       if (f == kSixteenBits) *report_.mutable_sixteen_bits() = model;
       if (f == kQuantized) *report_.mutable_quantized() = model;
@@ -190,13 +191,11 @@ class DriftRun {
 
   double SnrOf(size_t spec) const { return Total(weights_.of_form[spec]).SnrDb(); }
 
-  proto::ModelDrift ModelReport(const ModelForm& form, const ModelScore& score,
-                                double snr_db) const {
+  proto::ModelDrift ModelReport(const ModelForm& form, const ModelScore& score) const {
     proto::ModelDrift report;
     report.set_name(form.name);
     report.set_bytes(LinearBytes(setup_.spec, form));
     report.set_bits_per_weight(8.0 * double(report.bytes()) / double(LinearElements(setup_.spec)));
-    report.set_snr_db(snr_db);
     report.set_loss(score.Loss());
     report.set_perplexity(score.Perplexity());
     report.set_kl(score.Kl());
@@ -260,7 +259,7 @@ class DriftRun {
                  int64_t bytes_beside, const std::string& how) {
     proto::RemedyDrift* remedy = report_.add_remedies();
     remedy->set_name(name);
-    *remedy->mutable_model() = ModelReport(form, score, 0);
+    *remedy->mutable_model() = ModelReport(form, score);
     remedy->set_kl_saved(report_.quantized().kl() - score.Kl());
     remedy->set_loss_saved(report_.quantized().loss() - score.Loss());
     remedy->set_bytes_added(remedy->model().bytes() - report_.quantized().bytes() + bytes_beside);
@@ -281,7 +280,7 @@ class DriftRun {
 
   void AddResidualRemedy(const ModelForm& form, const ModelScore& score) {
     AddRemedy(absl::StrCat("A and B from the residual, r = ", weights_.residual.r), form, score,
-              weights_.residual.Bytes() / 2,  // it runs in 16 bits
+              weights_.residual.Bytes() / 4 * kernels::SizeOf(form.compute),
               "drift { apply_residual_init: true }, then lora.init_from");
     report_.add_notes(absl::StrFormat(
         "The adapter from the residual takes back %.1f %% of the weights' squared error. Its bytes "

@@ -98,11 +98,21 @@ double Combined(const Matrix& m, int64_t row, const std::vector<double>& vectors
   return sum;
 }
 
+// Directions that the iteration carries.
+int64_t WidthOf(const AdaptedModule& module) {
+  return std::min({module.rank + kOversampling, module.in, module.out});
+}
+
 }  // namespace
+
+int64_t FactorResidualBytes(const AdaptedModule& module) {
+  // Q and Z, each beside the one that it is made anew from.
+  return 2 * 8 * WidthOf(module) * (module.in + module.out);
+}
 
 ResidualFactors FactorResidual(absl::Span<const float> residual, const AdaptedModule& module,
                                uint64_t seed, int threads) {
-  const int64_t width = std::min({module.rank + kOversampling, module.in, module.out});
+  const int64_t width = WidthOf(module);
   const Iteration iteration(residual, module.out, module.in, threads);
 
   AdaptedModule start = module;

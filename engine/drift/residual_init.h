@@ -22,9 +22,11 @@ struct ResidualFactors {
   double captured = 0;  // ‖scaling · B·A‖² / ‖R‖²: the share of the error that they take back
 };
 
-// `residual`: f32 [module.out, module.in]. Takes 8 · (rank + 8) · (2 · in + 2 · out) bytes.
+// `residual`: f32 [module.out, module.in].
 ResidualFactors FactorResidual(absl::Span<const float> residual, const AdaptedModule& module,
                                uint64_t seed, int threads);
+// Bytes that it takes at most, its result aside.
+int64_t FactorResidualBytes(const AdaptedModule& module);
 
 }  // namespace qlora::engine
 

@@ -1,6 +1,7 @@
 #include "engine/drift/weight_error.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -35,16 +36,14 @@ int64_t QuantizedBytes(const quant::QuantSpec& spec, int64_t n) {
 }
 
 void DequantizeRange(const quant::ConstQuantizedView& q, int64_t begin, int64_t count, float* out) {
-  const int64_t block = begin / q.spec.block_size;
-  quant::ConstQuantizedView part = q;
-  part.codes += begin / 2;
-  if (q.spec.double_quant) {
-    part.absmax_u8 += block;
-    part.nested_absmax += block / quant::QuantSpec::kGroupSize;
-  } else {
-    part.absmax_f32 += block;
+  const std::array<float, 16>& values = quant::CodeValues(q.spec.type);
+  const int64_t end = begin + count;
+  for (int64_t i = begin; i < end;) {
+    const int64_t block = i / q.spec.block_size;
+    const int64_t stop = std::min(end, (block + 1) * q.spec.block_size);
+    const float scale = quant::BlockScale(q, block);
+    for (; i < stop; ++i) *out++ = values[quant::CodeAt(q.codes, i)] * scale;
   }
-  quant::DequantizeReference(part, count, out);
 }
 
 WeightError MeasureWeightError(kernels::DType type, const uint8_t* w, int64_t n,
@@ -56,16 +55,16 @@ WeightError MeasureWeightError(kernels::DType type, const uint8_t* w, int64_t n,
   std::vector<WeightError> parts(groups);
   std::vector<double> block_error(q.spec.BlockCount(n));  // mean e² of each
   ForEachInParallel(groups, options.threads, 1, [&](int64_t g) {
-    const int64_t begin = g * group, count = std::min(group, n - begin);
-    std::vector<float> exact(count), coded(count);
-    ConvertElements(type, w + begin * kernels::SizeOf(type), count, kernels::DType::kF32,
-                    exact.data());
-    DequantizeRange(q, begin, count, coded.data());
+    const int64_t end = std::min((g + 1) * group, n);
     WeightError& part = parts[g];
-    for (int64_t first = 0; first < count; first += block) {
-      const int64_t end = std::min(first + block, count);
+    std::array<float, quant::QuantSpec::kMaxBlockSize> exact, coded;
+    for (int64_t first = g * group; first < end; first += block) {
+      const int64_t count = std::min(block, end - first);
+      ConvertElements(type, w + first * kernels::SizeOf(type), count, kernels::DType::kF32,
+                      exact.data());
+      DequantizeRange(q, first, count, coded.data());
       double noise = 0;
-      for (int64_t i = first; i < end; ++i) {
+      for (int64_t i = 0; i < count; ++i) {
         const double e = std::fabs(double(coded[i]) - double(exact[i]));
         noise += e * e;
         part.signal += double(exact[i]) * double(exact[i]);
@@ -73,7 +72,7 @@ WeightError MeasureWeightError(kernels::DType type, const uint8_t* w, int64_t n,
         part.max_absolute = std::max(part.max_absolute, e);
       }
       part.noise += noise;
-      block_error[(begin + first) / block] = noise / double(end - first);
+      block_error[first / block] = noise / double(count);
     }
   });
   WeightError error;

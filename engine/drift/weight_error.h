@@ -46,7 +46,7 @@ WeightError MeasureWeightError(kernels::DType type, const uint8_t* w, int64_t n,
                                const quant::ConstQuantizedView& q,
                                const WeightErrorOptions& options);
 
-// Elements [begin, begin + count) of `q` in fp32; `begin` at a group's first element.
+// Elements [begin, begin + count) of `q` in fp32, as quant::DequantizeReference has them.
 void DequantizeRange(const quant::ConstQuantizedView& q, int64_t begin, int64_t count, float* out);
 
 // Bytes of n elements as stored: codes and scales.

@@ -1,38 +1,20 @@
 #include "engine/merge/adapter_delta.h"
 
 #include <algorithm>
-#include <cmath>
-
-#include "absl/strings/str_cat.h"
-#include "engine/model/element_convert.h"
-#include "proto/errors.h"
 
 namespace qlora::engine {
-namespace {
 
-using kernels::ConstTensor;
 using kernels::DType;
 
-absl::Status NotFinite(const AdapterModule& module, const char* side, int64_t element) {
-  return proto::BadDataError(absl::StrCat("the adapter's ", side, " of ", module.path,
-                                          " holds NaN or infinity at element ", element,
-                                          ": a run that diverged; merge another checkpoint"));
-}
+AdapterDelta::AdapterDelta(const AdapterWeights& adapter, kernels::Device* device)
+    : device_(*device), rank_(adapter.r), scale_(adapter.Scaling()) {}
 
-}  // namespace
-
-AdapterDelta::AdapterDelta(const AdapterTensors& adapter, kernels::Device* device)
-    : device_(*device),
-      rank_(adapter.config.r),
-      scale_(float(adapter.config.lora_alpha /
-                   (adapter.config.use_rslora ? std::sqrt(double(rank_)) : double(rank_)))) {}
-
-absl::StatusOr<std::unique_ptr<AdapterDelta>> AdapterDelta::Create(const AdapterTensors& adapter,
+absl::StatusOr<std::unique_ptr<AdapterDelta>> AdapterDelta::Create(const AdapterWeights& adapter,
                                                                    int64_t max_values,
                                                                    kernels::Device* device) {
   std::unique_ptr<AdapterDelta> delta(new AdapterDelta(adapter, device));
   int64_t workspace = 0;
-  for (const AdapterModule& module : adapter.modules) {
+  for (const auto& [path, module] : adapter.modules) {
     const int64_t rows = std::clamp<int64_t>(max_values / module.in, 1, module.out);
     delta->a_bytes_ = std::max(delta->a_bytes_, kernels::BufferBytes(module.in * delta->rank_ * 4));
     delta->b_bytes_ = std::max(delta->b_bytes_, kernels::BufferBytes(rows * delta->rank_ * 4));
@@ -60,14 +42,11 @@ kernels::LinearForward AdapterDelta::Product(int64_t rows, int64_t cols) const {
   return op;
 }
 
-absl::Status AdapterDelta::Load(const AdapterModule& module) {
+absl::Status AdapterDelta::Load(const AdapterWeights::Factors& module) {
   loaded_ = nullptr;
-  std::vector<float> a(rank_ * module.in), transposed(rank_ * module.in);
-  const int64_t bad = ConvertElements(*FloatType(module.dtype), module.a.data(), int64_t(a.size()),
-                                      DType::kF32, a.data());
-  if (bad >= 0) return NotFinite(module, "A", bad);
+  std::vector<float> transposed(module.a.size());
   for (int64_t i = 0; i < rank_; ++i) {
-    for (int64_t k = 0; k < module.in; ++k) transposed[k * rank_ + i] = a[i * module.in + k];
+    for (int64_t k = 0; k < module.in; ++k) transposed[k * rank_ + i] = module.a[i * module.in + k];
   }
   if (absl::Status s =
           device_.CopyIn(memory_.data(), transposed.data(), int64_t(transposed.size()) * 4);
@@ -78,20 +57,15 @@ absl::Status AdapterDelta::Load(const AdapterModule& module) {
   return absl::OkStatus();
 }
 
-absl::Status AdapterDelta::AddTo(const AdapterModule& module, int64_t first,
+absl::Status AdapterDelta::AddTo(const AdapterWeights::Factors& module, int64_t first,
                                  absl::Span<float> values) {
   if (loaded_ != &module) {
     if (absl::Status s = Load(module); !s.ok()) return s;
   }
   const int64_t rows = int64_t(values.size()) / module.in;
-  const DType type = *FloatType(module.dtype);
-  std::vector<float> b(rows * rank_);
-  const int64_t bad = ConvertElements(type, module.b.data() + first * rank_ * kernels::SizeOf(type),
-                                      int64_t(b.size()), DType::kF32, b.data());
-  if (bad >= 0) return NotFinite(module, "B", first * rank_ + bad);
   kernels::LinearForward op = Product(rows, module.in);
-  if (absl::Status s =
-          device_.CopyIn(const_cast<void*>(op.x.data), b.data(), int64_t(b.size()) * 4);
+  if (absl::Status s = device_.CopyIn(const_cast<void*>(op.x.data), module.b.data() + first * rank_,
+                                      rows * rank_ * 4);
       !s.ok()) {
     return s;
   }

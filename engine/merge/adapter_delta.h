@@ -7,9 +7,10 @@
 #include <memory>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
-#include "engine/io/adapter_file.h"
+#include "engine/drift/adapter_weights.h"
 #include "kernels/device.h"
 
 namespace qlora::engine {
@@ -18,7 +19,7 @@ class AdapterDelta {
  public:
   // Room for any module of `adapter`, `max_values` values of a weight at a time or, where a row is
   // longer, one row. Both must outlive it. ResourceExhausted where the device has no memory.
-  static absl::StatusOr<std::unique_ptr<AdapterDelta>> Create(const AdapterTensors& adapter,
+  static absl::StatusOr<std::unique_ptr<AdapterDelta>> Create(const AdapterWeights& adapter,
                                                               int64_t max_values,
                                                               kernels::Device* device);
 
@@ -26,13 +27,13 @@ class AdapterDelta {
   int64_t bytes() const { return memory_.bytes(); }
 
   // values += scale · B·A of rows [first, first + values.size() / module.in). Modules may come in
-  // any order; rows of one module one after another save work. An element of A or B that is not
-  // finite is DataLoss naming it.
-  absl::Status AddTo(const AdapterModule& module, int64_t first, absl::Span<float> values);
+  // any order; rows of one module one after another save work.
+  absl::Status AddTo(const AdapterWeights::Factors& module, int64_t first,
+                     absl::Span<float> values);
 
  private:
-  AdapterDelta(const AdapterTensors& adapter, kernels::Device* device);
-  absl::Status Load(const AdapterModule& module);
+  AdapterDelta(const AdapterWeights& adapter, kernels::Device* device);
+  absl::Status Load(const AdapterWeights::Factors& module);
   kernels::LinearForward Product(int64_t rows, int64_t cols) const;
 
   kernels::Device& device_;
@@ -40,7 +41,7 @@ class AdapterDelta {
   const float scale_;
   int64_t a_bytes_ = 0, b_bytes_ = 0, product_bytes_ = 0;
   kernels::Buffer memory_;  // Aᵀ, rows of B, their product, the workspace, one behind another
-  const AdapterModule* loaded_ = nullptr;  // whose Aᵀ lies there
+  const AdapterWeights::Factors* loaded_ = nullptr;  // whose Aᵀ lies there
   std::vector<float> product_;
 };
 

@@ -4,11 +4,9 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "engine/drift/weight_error.h"
 #include "engine/model/prequantized.h"
-#include "proto/errors.h"
-#include "quant/codebook.h"
 #include "quant/float_formats.h"
-#include "quant/reference_quantizer.h"
 
 namespace qlora::engine {
 
@@ -62,19 +60,9 @@ absl::Status DequantizedWeights::Read(const WeightRow& row, int64_t first,
   if (name_ != row.name) {
     if (absl::Status s = Load(row); !s.ok()) return s;
   }
-  const quant::ConstQuantizedView view = weight_.View();
-  const std::array<float, 16>& codes = quant::CodeValues(view.spec.type);
-  const bool rounds = form_.compute == kernels::DType::kBf16;
-  const int64_t begin = first * row.cols, end = begin + int64_t(values.size());
-  for (int64_t i = begin; i < end;) {
-    const int64_t block = i / view.spec.block_size;
-    const int64_t stop = std::min(end, (block + 1) * view.spec.block_size);
-    const float scale = quant::BlockScale(view, block);
-    for (; i < stop; ++i) {
-      const float value = codes[quant::CodeAt(view.codes, i)] * scale;
-      values[i - begin] = rounds ? quant::F32FromBf16(quant::Bf16FromF32(value)) : value;
-    }
-  }
+  DequantizeRange(weight_.View(), first * row.cols, int64_t(values.size()), values.data());
+  if (form_.compute != kernels::DType::kBf16) return absl::OkStatus();
+  for (float& value : values) value = quant::F32FromBf16(quant::Bf16FromF32(value));
   return absl::OkStatus();
 }
 

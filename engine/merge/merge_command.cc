@@ -74,6 +74,13 @@ class MergeRun {
           " stores its linears in 4 bits, so that there is no 16-bit base; allowed: DEQUANTIZED, "
           "QUANTIZED; or give the model that it was quantized from"));
     }
+    if (merge_.into() == MergeInto::BASE && setup_.residual_note &&
+        setup_.job.mode() == proto::Mode::QLORA) {
+      return proto::BadJobError(absl::StrCat(
+          "merge.into: found BASE; the adapter of ", merge_.adapter(),
+          " started from what the 4-bit base lost, which the 16-bit base still has; allowed: "
+          "DEQUANTIZED, QUANTIZED"));
+    }
     if (setup_.env->Exists(output_) && !setup_.job.overwrite_output_dir()) {
       return proto::BadJobError(absl::StrCat("merge.output: ", output_,
                                              " is there already; give another folder, or set "
@@ -88,19 +95,12 @@ class MergeRun {
   }
 
   absl::Status ReadAdapter() {
-    std::vector<ExpectedModule> expected;
-    for (const AdaptedModule& m : setup_.targets.modules) {
-      expected.push_back({.path = m.module, .in = m.in, .out = m.out});
-    }
-    absl::StatusOr<LoadedAdapter> loaded =
-        engine::ReadAdapter(setup_.env, merge_.adapter(), expected);
-    if (!loaded.ok()) return proto::Annotate(AsInputError(loaded.status()), "merge.adapter");
-    loaded_ = *std::move(loaded);
-    absl::StatusOr<AdapterWeights> weights = ReadAdapterWeights(setup_.env, merge_.adapter());
-    if (!weights.ok()) return proto::Annotate(AsInputError(weights.status()), "merge.adapter");
-    weights_ = *std::move(weights);
+    absl::StatusOr<AdapterWeights> adapter =
+        ReadAdapterWeights(setup_.env, merge_.adapter(), setup_.targets.modules);
+    if (!adapter.ok()) return proto::Annotate(AsInputError(adapter.status()), "merge.adapter");
+    adapter_ = *std::move(adapter);
     adapted_ = base_;
-    adapted_.adapter = &weights_;
+    adapted_.adapter = &adapter_;
     return absl::OkStatus();
   }
 
@@ -166,8 +166,8 @@ class MergeRun {
     options.progress = [&](double share) {
       console_.Live(absl::StrCat("merging ", Bar(share, 30)));
     };
-    return WriteMergedModel(setup_.env, {*setup_.model, setup_.spec, loaded_->adapter, *base},
-                            options, make, setup_.device.get());
+    return WriteMergedModel(setup_.env, {*setup_.model, setup_.spec, adapter_, *base}, options,
+                            make, setup_.device.get());
   }
 
   absl::Status Score(const Merged& merged) {
@@ -235,8 +235,7 @@ class MergeRun {
   const StreamContext context_;
   const ModelForm base_;  // that training has, without the adapter
   ModelForm adapted_;     // with it: what all are compared with
-  std::optional<LoadedAdapter> loaded_;
-  AdapterWeights weights_;
+  AdapterWeights adapter_;
   std::map<MergeInto::Value, double> seconds_;
   std::optional<Merged> dequantized_;
   std::unique_ptr<FolderCommit> chosen_;

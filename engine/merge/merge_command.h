@@ -19,8 +19,8 @@ namespace qlora::engine {
 // merge.max_loss_increase over the unmerged adapter's is refused (GateMissedError) unless
 // merge.accept_loss. The report, merge.json and merge.html, lies in output_dir/merge either way.
 //
-// Disk: two models in 16 bits at most. Memory: that of a comparison (engine/drift/compare.h), and
-// for QUANTIZED the 4-bit base.
+// Disk: two models in 16 bits and one in 4 at most. Memory: that of a comparison
+// (engine/drift/compare.h), and for QUANTIZED the 4-bit base.
 absl::Status Merge(const Setup& setup, Console* console);
 
 }  // namespace qlora::engine

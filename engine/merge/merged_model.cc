@@ -33,7 +33,6 @@ class MergedModel {
  public:
   MergedModel(const MergeInput& input, const MergeOptions& options, const FileMaker& make)
       : in_(input), options_(options), make_(make) {
-    for (const AdapterModule& module : in_.adapter.modules) modules_[module.path] = &module;
     for (WeightRow& row : WeightRows(in_.spec)) {
       values_ += row.Count();
       const std::string name = row.name;
@@ -54,12 +53,13 @@ class MergedModel {
   }
 
  private:
-  const AdapterModule* ModuleOf(const WeightRow& row) const {
-    const auto found = modules_.find(row.module);
-    return found == modules_.end() || !row.lora_target ? nullptr : found->second;
+  // Null for what has no adapter; biases have their linear's module.
+  const AdapterWeights::Factors* FactorsOf(const WeightRow& row) const {
+    const auto found = in_.adapter.modules.find(row.module);
+    return found == in_.adapter.modules.end() || !row.lora_target ? nullptr : &found->second;
   }
   bool IsCopied(const WeightRow& row) const {
-    return ModuleOf(row) == nullptr && !in_.base.Replaces(row);
+    return FactorsOf(row) == nullptr && !in_.base.Replaces(row);
   }
 
   // In the model's order, so that a shard is some layers.
@@ -121,7 +121,7 @@ class MergedModel {
   }
 
   absl::Status Merge(const WeightRow& row, Dtype type, SafetensorsWriter* writer) {
-    const AdapterModule* const module = ModuleOf(row);
+    const AdapterWeights::Factors* const module = FactorsOf(row);
     const DType to = *FloatType(type);
     const int64_t rows_at_a_time = std::clamp<int64_t>(kChunkValues / row.cols, 1, row.rows);
     std::vector<float> values;
@@ -165,7 +165,6 @@ class MergedModel {
   const MergeOptions& options_;
   const FileMaker& make_;
   std::unique_ptr<AdapterDelta> delta_;
-  absl::flat_hash_map<std::string, const AdapterModule*> modules_;
   absl::flat_hash_map<std::string, WeightRow> rows_;  // by tensor name
   std::vector<Shard> shards_;
   int64_t values_ = 0, done_ = 0;

@@ -16,6 +16,7 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "engine/drift/adapter_weights.h"
 #include "engine/io/adapter_file.h"
 #include "engine/io/checkpoint_files.h"
 #include "engine/merge/base_weights.h"
@@ -26,7 +27,7 @@ namespace qlora::engine {
 struct MergeInput {
   const ShardedModel& model;      // the checkpoint that names and copied tensors come from
   const ModelSpec& spec;          // of it
-  const AdapterTensors& adapter;  // modules all of this model
+  const AdapterWeights& adapter;  // modules all of this model
   BaseWeights& base;
 };
 

@@ -52,6 +52,7 @@ th,td{text-align:left;vertical-align:top;padding:7px 18px 7px 0;border-bottom:1p
 th:last-child,td:last-child{padding-right:0}
 th{color:var(--soft);font-weight:500;vertical-align:bottom;overflow-wrap:normal}
 td{min-width:7em;max-width:26em}
+td:first-child:not(.number){min-width:11em}
 .number{text-align:right;min-width:0;white-space:nowrap;font-variant-numeric:tabular-nums}
 th.number{white-space:normal}
 .marked td{font-weight:600}

@@ -65,11 +65,16 @@ class DataReader {
         !s.ok()) {
       return s;
     }
-    if (data.eval_fraction() == 0) return absl::OkStatus();
-    s_.eval_data = SplitForEvaluation(&s_.train_data, data.eval_fraction(), s_.job.seed());
+    return data.eval_fraction() == 0 ? absl::OkStatus() : HoldOut(&s_.train_data);
+  }
+
+  // Takes data.eval_fraction of `all`.
+  absl::Status HoldOut(Dataset* all) {
+    const proto::Data& data = s_.job.data();
+    s_.eval_data = SplitForEvaluation(all, data.eval_fraction(), s_.job.seed());
     if (!s_.eval_data.samples.empty()) return absl::OkStatus();
     return proto::BadDataError(absl::StrCat(
-        data.train_file(), " has ", s_.train_data.samples.size(),
+        data.train_file(), " has ", all->samples.size(),
         " sample: data.eval_fraction needs two to hold one out; give more, or remove it"));
   }
 
@@ -89,8 +94,7 @@ class DataReader {
       s_.eval_source = "what is held out of " + data.train_file();
       Dataset all;
       status = TakeData(s_, "data.train_file", data.train_file(), data.max_train_samples(), &all);
-      if (!status.ok()) return status;
-      s_.eval_data = SplitForEvaluation(&all, data.eval_fraction(), s_.job.seed());
+      if (status.ok()) status = HoldOut(&all);
       if (most > 0 && int64_t(s_.eval_data.samples.size()) > most) {
         s_.eval_data.samples.resize(most);
       }

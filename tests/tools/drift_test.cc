@@ -48,7 +48,8 @@ TEST_F(DriftCommands, TheReportHasAllItsParts) {
   EXPECT_EQ(report["worst_samples"].size(), 8u);
   EXPECT_THAT(report["worst_samples"][0]["text"].get<std::string>(), HasSubstr("say "));
   EXPECT_EQ(report["remedies"].size(), 1u + 1u + 2u);  // blocks of 32, residual, one and two layers
-  EXPECT_FALSE(report["baseline"].contains("kl"));     // zero
+  EXPECT_EQ(report["baseline"]["kl"], 0);
+  EXPECT_FALSE(report["baseline"].contains("snr_db"));  // nothing of it is in 4 bits
   EXPECT_GT(report["quantized"]["kl"].get<double>(), report["sixteen_bits"]["kl"].get<double>());
   // Both layers kept are the whole model in 16 bits.
   const Json& both = report["remedies"][3]["model"];
@@ -140,6 +141,14 @@ TEST_F(DriftCommands, AnAdapterFromTheResidualBelongsToItsBase) {
   const CommandResult used = Ok("eval", {"--set", "eval.file=" + Path("data.jsonl"), "--set",
                                          "eval.adapter=" + Path("trained")});
   EXPECT_THAT(used.err, HasSubstr("started from what quantization lost"));
+  ExpectCommandRefused("merge", 64, {"merge.into: found BASE", "allowed: DEQUANTIZED, QUANTIZED"},
+                       {"--set", "merge.into=BASE", "--set", "merge.adapter=" + Path("trained")});
+}
+
+TEST_F(DriftCommands, OneSampleCannotBeHeldOut) {
+  Write("data.jsonl", "{\"prompt\": \"say \", \"completion\": \"a\"}\n");
+  ExpectCommandRefused("drift", 65, {"data.jsonl has 1 sample", "data.eval_fraction needs two"},
+                       Set("data.eval_fraction=0.5"));
 }
 
 TEST_F(DriftCommands, AnAdapterIsCarriedByAllModels) {

@@ -43,9 +43,7 @@ class MergeCommand : public Workplace {
     for (const Json& way : report["merged"]) ways[way["into"].get<std::string>()] = way;
     return ways;
   }
-  static double Number(const Json& way, const char* field) {
-    return way.contains(field) ? way[field].get<double>() : 0;  // JSON leaves zeros out
-  }
+  static double Number(const Json& way, const char* field) { return way[field].get<double>(); }
   // What `eval` says of a model without an adapter.
   std::string LossOf(const std::string& model, const std::string& mode) const {
     const CommandResult result = Ok("eval", {"--set", "eval.file=" + Path("data.jsonl"), "--set",
@@ -64,18 +62,16 @@ TEST_F(MergeCommand, EachWayIsScoredAndTheOneAskedForIsWritten) {
     ASSERT_EQ(result.exit_code, 0) << result.err;
     auto ways = Ways();
     ASSERT_EQ(ways.size(), 3u);
-    for (const auto& [name, way] : ways) EXPECT_EQ(way.value("written", false), name == into);
+    for (const auto& [name, way] : ways) EXPECT_EQ(way["written"], name == into);
     // The weights that were trained, but for their rounding to the stored type: nearest by far.
     EXPECT_LT(Number(ways["DEQUANTIZED"], "kl"), 0.1 * Number(ways["QUANTIZED"], "kl"));
     EXPECT_LT(Number(ways["DEQUANTIZED"], "kl"), 0.1 * Number(ways["BASE"], "kl"));
     EXPECT_EQ(LossOf(into, into == "QUANTIZED" ? "QLORA" : "LORA"),
               absl::StrFormat("%.4f", Number(ways[into], "loss")));
-    EXPECT_EQ(
-        Ok("eval",
-           {"--set", "eval.file=" + Path("data.jsonl"), "--set", "eval.adapter=" + Path("out")})
-                .out.find(absl::StrFormat("loss %.4f", Report()["adapter_loss"].get<double>())) ==
-            std::string::npos,
-        false);
+    EXPECT_THAT(Ok("eval", {"--set", "eval.file=" + Path("data.jsonl"), "--set",
+                            "eval.adapter=" + Path("out")})
+                    .out,
+                HasSubstr(absl::StrFormat("loss %.4f", Report()["adapter_loss"].get<double>())));
     EXPECT_EQ(RunEngine({"verify", Path(into)}).exit_code, 0);
     for (const char* name : {"config.json", "model.safetensors", "tokenizer.json"}) {
       EXPECT_TRUE(std::filesystem::exists(Path(into) + "/" + name)) << name;
@@ -147,6 +143,10 @@ TEST_F(MergeCommand, WhatIsThereIsKeptUnlessTheJobSaysOtherwise) {
   EXPECT_EQ(over.exit_code, 64);
   EXPECT_THAT(over.err, HasSubstr("the result would take the place of merge.adapter"));
   EXPECT_TRUE(std::filesystem::exists(Path("out/adapter_model.safetensors")));
+  const CommandResult data = Merge({"merge.output=" + folder_.path(), "overwrite_output_dir=true"});
+  EXPECT_EQ(data.exit_code, 64);
+  EXPECT_THAT(data.err, HasSubstr("the result would take the place of data.train_file"));
+  EXPECT_THAT(data.err, HasSubstr("the result would take the place of output_dir"));
 }
 
 TEST_F(MergeCommand, AnAdapterThatIsNoneIsRefused) {

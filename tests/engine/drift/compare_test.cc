@@ -9,6 +9,7 @@
 #include "engine/model/load_weights.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "proto/exit_codes.h"
 #include "tests/engine/model/golden_files.h"
 #include "tests/engine/run/model_run.h"
 #include "tests/support/deferred_device.h"
@@ -45,6 +46,12 @@ class CompareTest : public testing::Test {
             .threads = 1};
   }
 
+  // A golden adapter of all linears.
+  AdapterWeights Adapter(const std::string& folder) const {
+    const LoraTargets all = AllLinears(spec_, 1, 1, false);
+    return *ReadAdapterWeights(Env::Default(), GoldenModelPath(folder), all.modules);
+  }
+
   ModelForm Form(DType compute, DType dense, std::optional<quant::QuantSpec> quant = {}) const {
     return {.model = &*model_, .compute = compute, .dense = dense, .quant = quant};
   }
@@ -67,7 +74,7 @@ class CompareTest : public testing::Test {
     record.storage.training = false;
     record.storage.rope_positions = data_.report.longest;
     if (!adapter.empty()) {
-      const AdapterWeights weights = *ReadAdapterWeights(Env::Default(), GoldenModelPath(adapter));
+      const AdapterWeights weights = Adapter(adapter);
       record.storage.lora = {
           AllLinears(spec_, int(weights.r), weights.lora_alpha, weights.use_rslora)};
     }
@@ -149,7 +156,7 @@ INSTANTIATE_TEST_SUITE_P(Families, CompareFamilies,
 TEST_F(CompareTest, AnAdapterActsAsInAWholePass) {
   Use("llama");
   const std::string folder = "qlora_llama/adapter";
-  const AdapterWeights adapter = *ReadAdapterWeights(Env::Default(), GoldenModelPath(folder));
+  const AdapterWeights adapter = Adapter(folder);
   std::vector<ModelForm> forms = {Baseline(), Form(DType::kBf16, spec_.stored_dtype, kNf4)};
   for (ModelForm& form : forms) form.adapter = &adapter;
   forms.push_back(Form(DType::kF32, spec_.stored_dtype));
@@ -184,6 +191,20 @@ TEST_F(CompareTest, WhatChangesNothingHasNoDrift) {
     EXPECT_EQ(found.models[f].Top1Agreement(), 1) << f;
     for (const StreamError& layer : found.models[f].layers) EXPECT_EQ(layer.RelativeError(), 0);
   }
+}
+
+TEST_F(CompareTest, NumbersThatGoBadAreNoResult) {
+  Use("llama");
+  AdapterWeights huge = Adapter("qlora_llama/adapter");
+  for (auto& [name, factors] : huge.modules) factors.b.assign(factors.b.size(), 1e38f);
+  ModelForm adapted = Form(DType::kBf16, spec_.stored_dtype, kNf4);
+  adapted.name = "overflowing";
+  adapted.adapter = &huge;
+  const auto found =
+      CompareModels(Context(cpu_.get()), {Baseline(), adapted}, data_, *batcher_, {});
+  ASSERT_FALSE(found.ok());
+  EXPECT_EQ(proto::ExitCodeOf(found.status()), proto::kExitNumbersBad);
+  EXPECT_THAT(std::string(found.status().message()), testing::HasSubstr("\"overflowing\""));
 }
 
 TEST_F(CompareTest, AKeptLayerIsAsTheBaselinesUntilTheNext) {

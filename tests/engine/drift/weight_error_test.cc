@@ -1,6 +1,7 @@
 #include "engine/drift/weight_error.h"
 
 #include <cmath>
+#include <cstring>
 
 #include "gtest/gtest.h"
 #include "quant/reference_quantizer.h"
@@ -69,6 +70,21 @@ TEST(WeightError, IsTheNaiveOne) {
     const WeightError many = data.Measure(3, 4);
     EXPECT_EQ(many.noise, found.noise);
     EXPECT_EQ(many.signal, found.signal);
+  }
+}
+
+TEST(WeightError, AnyRangeReadsAsTheWhole) {
+  for (const bool double_quant : {false, true}) {
+    Quantized data({.block_size = 32, .double_quant = double_quant}, 32 * 300 + 7);
+    data.Quantize();
+    // Odd, inside a block, across blocks, behind the first group of 256, at the end.
+    for (const auto& [begin, count] :
+         {std::pair{0, 1}, {5, 20}, {31, 70}, {32 * 255 + 3, 100}, {32 * 300 - 1, 8}}) {
+      std::vector<float> part(count);
+      DequantizeRange(data.q, begin, count, part.data());
+      EXPECT_EQ(std::memcmp(part.data(), data.read.data() + begin, count * sizeof(float)), 0)
+          << begin;
+    }
   }
 }
 
