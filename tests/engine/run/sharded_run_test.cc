@@ -7,9 +7,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/checkpoint/checkpoint.h"
+#include "engine/checkpoint/state_file.h"
 #include "engine/model/config_reader.h"
 #include "engine/model/families.h"
-#include "engine/checkpoint/state_file.h"
 #include "gtest/gtest.h"
 #include "tests/engine/io/temp_folder.h"
 #include "tests/engine/model/golden_files.h"
