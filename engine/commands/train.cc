@@ -171,12 +171,43 @@ class TrainingRun {
                         .communication_share = (step->waited_seconds() - waited_before) / seconds,
                         .paged_in_bytes = step->paged_in() - paged_in,
                         .paged_out_bytes = step->paged_out() - paged_out};
+    if (absl::Status s = ExplainSkipped(steps, *results, step, give); !s.ok()) return s;
     for (size_t i = 0; i < run_->courses.size(); ++i) {
       if (!steps[i].is_active) continue;
       if (absl::Status s = run_->courses[i]->FinishStep(batches[i], steps[i], (*results)[i], cost);
           !s.ok()) {
         return s;
       }
+    }
+    return absl::OkStatus();
+  }
+
+  // Once for each run of skipped steps, on all ranks alike: looking costs more than a step.
+  absl::Status ExplainSkipped(const std::vector<CourseStep>& steps,
+                              const std::vector<StepResult>& results, TrainStep* step,
+                              TrainStep::Batches give) {
+    std::vector<Course*> asking;
+    for (size_t i = 0; i < run_->courses.size(); ++i) {
+      if (steps[i].is_active && run_->courses[i]->lacks_cause(results[i])) {
+        asking.push_back(run_->courses[i].get());
+      }
+    }
+    if (asking.empty()) return absl::OkStatus();
+    absl::StatusOr<std::string> found = step->FindNonFinite(steps, give);
+    if (!found.ok()) return found.status();
+    if (ranks() != nullptr) {
+      absl::StatusOr<std::vector<std::string>> all =
+          ranks()->control().AllGather("what is not finite", *found);
+      if (!all.ok()) return all.status();
+      for (size_t rank = all->size(); rank-- > 0;) {
+        if (!(*all)[rank].empty()) *found = absl::StrCat((*all)[rank], " of rank ", rank);
+      }
+    }
+    for (Course* course : asking) {
+      course->set_cause(
+          found->empty() ? "Run again, every micro-batch is finite: a sum of gradients overflowed, "
+                           "or memory gave something else than was written"
+                         : absl::StrCat("The first value that is not finite is in ", *found));
     }
     return absl::OkStatus();
   }
