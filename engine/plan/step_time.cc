@@ -42,9 +42,9 @@ StepTime TimeOfStep(const Plan& plan, const MachineRates& rates, int64_t micro_b
     sums = double(micro_batches) * sums + double(micro_batches - 1) * pair;
   }
   StepTime time;
+  const double lacking = double(micro_batches) - full;
+  time.seconds = StepSeconds(plan, micro_batches) - lacking * plan.micro_batch_seconds + sums;
   time.memory_seconds = full * plan.micro_batch_memory_seconds + sums + plan.update_seconds;
-  time.seconds =
-      time.memory_seconds + full * (plan.micro_batch_seconds - plan.micro_batch_memory_seconds);
   time.traffic = double(micro_batches) * MicroBatchTraffic(plan) + UpdateTraffic(plan);
   return time;
 }
