@@ -63,14 +63,14 @@ void AddTime(const Report& report, HtmlPage* page) {
   const Report::Time& time = report.time();
   page->Heading("Time");
   page->Paragraph(absl::StrFormat(
-      "A step of %s tokens takes %.3g s at the rates of this device: %.4g TFLOP/s and %.4g GB/s "
+      "A step of %s tokens takes %.4g s at the rates of this device: %.4g TFLOP/s and %.4g GB/s "
       "(%s). Most of it is bound by %s.",
       FormatCount(time.tokens_per_step()), time.speed().step_seconds(),
       time.flops_per_second() / 1e12, time.memory_bytes_per_second() / 1e9, time.rates_source(),
       time.bound()));
   const auto bar = [](const char* name, double seconds) {
     return BarChart::Bar{
-        .label = name, .value = seconds, .text = absl::StrFormat("%.3g s", seconds)};
+        .label = name, .value = seconds, .text = absl::StrFormat("%.4g s", seconds)};
   };
   page->Chart(BarChart{
       .title = "A step by what bounds it",

@@ -149,7 +149,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         for page in arguments.pages:
             problems = problems_of(page, pathlib.Path(folder))
-            name = f"{page.parent.name}_{page.stem}"
+            name = "_".join([*page.parent.parts[-2:], page.stem])
             print(f"{name}: {len(problems)} problems", *problems, sep="\n  ")
             failed = failed or bool(problems)
             if arguments.screenshots:
