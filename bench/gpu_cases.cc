@@ -218,6 +218,18 @@ RmsNormForward NewNorm(GpuOperands& o, int64_t rows, int64_t cols, int64_t rows_
   return op;
 }
 
+// With what the adapters of query, key and value read of it.
+RmsNormForward NewNormWithProducts(GpuOperands& o, int64_t rows, int64_t cols, int64_t rank,
+                                   float dropout) {
+  RmsNormForward op = NewNorm(o, rows, cols, 1);
+  for (int i = 0; i < 3; ++i) {
+    op.products.push_back({.a = o.Random(kBf16, rank, cols, 1 / std::sqrt(float(cols))),
+                           .dropout = NewDropout(o, dropout),
+                           .low = o.Zeros(kBf16, rows, rank)});
+  }
+  return op;
+}
+
 RmsNormBackward NewNormBackward(GpuOperands& o, int64_t rows, int64_t cols, int64_t rows_per_token,
                                 bool train_weight) {
   RmsNormBackward op;
@@ -309,6 +321,13 @@ void AddModel(const BenchShapes& shapes, const ModelShape& m, std::vector<GpuCas
       [m, t](GpuOperands& o) { return NewKvAppend(o, m, t); });
   Add(RmsNormForward::kName, absl::StrCat(rows, m.hidden, "_residual"),
       [m, t](GpuOperands& o) { return NewNorm(o, t, m.hidden, 1); });
+  for (const float dropout : {0.0f, 0.05f}) {
+    Add(RmsNormForward::kName,
+        absl::StrCat(rows, m.hidden, "_residual_3xr16", dropout > 0 ? "_dropout" : ""),
+        [m, t, dropout](GpuOperands& o) {
+          return NewNormWithProducts(o, t, m.hidden, 16, dropout);
+        });
+  }
   for (const bool train : {false, true}) {
     Add(RmsNormBackward::kName, absl::StrCat(rows, m.hidden, "_residual", train ? "_trained" : ""),
         [m, t, train](GpuOperands& o) { return NewNormBackward(o, t, m.hidden, 1, train); });

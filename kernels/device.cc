@@ -21,6 +21,7 @@ const char* NameOf(LinearVariant variant) {
 
 std::vector<LinearVariant> Device::Variants(const Op&) const { return {LinearVariant::kFused}; }
 int64_t Device::TailColumns(const Op&) const { return 0; }
+int64_t Device::FirstProductRank(const Op&) const { return 0; }
 
 absl::Status Device::Accept(const Op& op) const {
   return AsksForLibrary(op)

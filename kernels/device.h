@@ -53,6 +53,9 @@ class Device {
   // where what it needs for that is not on this machine. Only ops that ask for a library are ever
   // refused; their shapes must have been given to WorkspaceBytes, which is 0 for what is refused.
   virtual absl::Status Accept(const Op& op) const;
+  // The largest rank of adapters whose first products (RmsNormForward::products) a norm makes at
+  // less cost than the linear ops that read its result; 0: none, and for every other op.
+  virtual int64_t FirstProductRank(const Op& op) const;
   // Memory that the device itself keeps for all ops together (per-thread panels), beside buffers
   // and workspaces.
   virtual int64_t PrivateBytes() const = 0;

@@ -45,12 +45,12 @@ struct bf16 {
   explicit operator float() const { return quant::F32FromBf16(bits); }
 };
 
-// `rows` × `cols` elements; row r begins `r * pitch` elements after `data`. A scalar is 1 × 1.
 // The next multiple of `alignment`.
 constexpr int64_t AlignUp(int64_t bytes, int64_t alignment) {
   return (bytes + alignment - 1) / alignment * alignment;
 }
 
+// `rows` × `cols` elements; row r begins `r * pitch` elements after `data`. A scalar is 1 × 1.
 struct ConstTensor {
   const void* data = nullptr;
   DType dtype = DType::kF32;

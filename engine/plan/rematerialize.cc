@@ -82,7 +82,12 @@ class Rewriter {
     const auto producer = producer_.find(id);
     if (producer == producer_.end()) return;
     Op copy = forward_[producer->second];
-    if (auto* norm = std::get_if<kernels::RmsNormForward>(&copy)) NormaliseTheSum(norm, id);
+    if (auto* norm = std::get_if<kernels::RmsNormForward>(&copy)) {
+      NormaliseTheSum(norm, id);
+      // Adapters' products are never dropped.
+      norm->products.clear();
+      norm->workspace = {};
+    }
     const absl::flat_hash_set<BufferId> read = ReadBy(copy);
     RedirectReads(&copy);
     kernels::VisitTensors(copy, [&](const char*, auto& view) {

@@ -92,12 +92,16 @@ Tensor ModelPass::Linear(WeightRole role, WeightRole bias_role, int64_t layer, T
   trace->x = x;
   kernels::LinearForward op{
       .x = x, .base = weight.base, .bias = Bias(bias_role, layer), .live_rows = batch_.live_tokens};
-  for (const AdapterIndex& adapter : s_.adapters_of[index]) {
-    op.adapters.push_back(Segment(adapter));
-    op.low.push_back(Activation("adapter product", op.adapters.back().a.rows, layer));
+  const std::vector<AdapterIndex>& adapters = s_.adapters_of[index];
+  std::vector<Tensor> given = std::exchange(given_low_[index], {});
+  given.resize(adapters.size());
+  for (size_t i = 0; i < adapters.size(); ++i) {
+    AdapterSegment& segment = op.adapters.emplace_back(Segment(adapters[i]));
+    segment.given_low = given[i];
+    op.low.push_back(given[i] ? Tensor{} : AdapterProduct(segment, layer));
+    trace->low.push_back(given[i] ? given[i] : op.low[i]);
   }
   if (!op.adapters.empty()) op.tail = Behind(x);
-  trace->low = op.low;
   // The gradients of these two take their place.
   const bool is_gate_or_up = role == WeightRole::kGate || role == WeightRole::kUp;
   op.y = is_gate_or_up ? LinearInput(name, weight.row.rows, layer)
@@ -107,21 +111,47 @@ Tensor ModelPass::Linear(WeightRole role, WeightRole bias_role, int64_t layer, T
   return y;
 }
 
-void ModelPass::Norm(WeightRole role, int64_t layer, Tensor x, Tensor residual, Tensor* sum,
-                     Tensor* normed, Tensor* rstd) {
+Tensor ModelPass::AdapterProduct(const AdapterSegment& segment, int64_t layer) {
+  return Activation("adapter product", segment.a.rows, layer);
+}
+
+std::vector<kernels::FirstProduct> ModelPass::FirstProducts(
+    const kernels::RmsNormForward& norm, int64_t layer, std::initializer_list<WeightRole> readers) {
+  const int64_t most = r_.FirstProductRank(norm);
+  std::vector<kernels::FirstProduct> products;
+  for (const WeightRole reader : readers) {
+    const int64_t index = s_.Find(reader, layer);
+    std::vector<Tensor>& given = given_low_[index];
+    given.clear();
+    for (const AdapterIndex& adapter : s_.adapters_of[index]) {
+      const AdapterSegment segment = Segment(adapter);
+      Tensor& low = given.emplace_back();
+      if (segment.a.rows > most) continue;
+      low = AdapterProduct(segment, layer);
+      products.push_back(
+          {.a = segment.a, .rows = segment.rows, .dropout = segment.dropout, .low = low});
+    }
+  }
+  return products;
+}
+
+void ModelPass::Norm(WeightRole role, int64_t layer, Tensor x, Tensor residual,
+                     std::initializer_list<WeightRole> readers, Tensor* sum, Tensor* normed,
+                     Tensor* rstd) {
   *sum = residual ? Activation("residual stream", spec_.hidden, layer) : x;
   *normed = LinearInput("normed", spec_.hidden, layer);
   *rstd = r_.Transient("rstd", DType::kF32, batch_.capacity.tokens, 1, int(layer));
-  r_.Emit(kernels::RmsNormForward{.x = x,
-                                  .residual = residual,
-                                  .weight = Bias(role, layer),
-                                  .live_rows = batch_.live_tokens,
-                                  .epsilon = spec_.rms_epsilon,
-                                  .weight_offset = spec_.norm_offset,
-                                  .sum = residual ? *sum : Tensor{},
-                                  .y = *normed,
-                                  .rstd = *rstd},
-          int(layer));
+  kernels::RmsNormForward op{.x = x,
+                             .residual = residual,
+                             .weight = Bias(role, layer),
+                             .live_rows = batch_.live_tokens,
+                             .epsilon = spec_.rms_epsilon,
+                             .weight_offset = spec_.norm_offset,
+                             .sum = residual ? *sum : Tensor{},
+                             .y = *normed,
+                             .rstd = *rstd};
+  op.products = FirstProducts(op, layer, readers);
+  r_.Emit(std::move(op), int(layer));
 }
 
 Tensor ModelPass::HeadNorm(WeightRole role, int64_t layer, Tensor x, Tensor* rstd) {
@@ -170,7 +200,7 @@ void ModelPass::ForwardLayer(int64_t layer, int64_t window_of, Tensor x, Tensor 
                              const KvCache* cache, Tensor* mlp_out) {
   using enum WeightRole;
   LayerTrace& t = layers_.emplace_back();
-  Norm(kInputNorm, layer, x, residual, &t.h, &t.normed, &t.rstd);
+  Norm(kInputNorm, layer, x, residual, {kQ, kK, kV}, &t.h, &t.normed, &t.rstd);
 
   t.q_raw = Linear(kQ, kQBias, layer, t.normed, "q", &t.lq);
   t.k_raw = Linear(kK, kKBias, layer, t.normed, "k", &t.lk);
@@ -209,7 +239,7 @@ void ModelPass::ForwardLayer(int64_t layer, int64_t window_of, Tensor x, Tensor 
           int(layer));
   t.attended = Linear(kO, kOBias, layer, t.o, "attention out", &t.lo);
 
-  Norm(kPostAttentionNorm, layer, t.attended, t.h, &t.h2, &t.normed2, &t.rstd2);
+  Norm(kPostAttentionNorm, layer, t.attended, t.h, {kGate, kUp}, &t.h2, &t.normed2, &t.rstd2);
   t.gate = Linear(kGate, kGateBias, layer, t.normed2, "gate", &t.lgate);
   t.up = Linear(kUp, kUpBias, layer, t.normed2, "up", &t.lup);
   t.activated = LinearInput("activated", spec_.intermediate, layer);
@@ -251,7 +281,7 @@ void ModelPass::Layer(int64_t layer, int64_t window_of, Tensor before, Tensor af
 
 Tensor ModelPass::FinalNorm(Tensor x, Tensor residual) {
   Tensor normed;
-  Norm(WeightRole::kFinalNorm, -1, x, residual, &final_sum_, &normed, &final_rstd_);
+  Norm(WeightRole::kFinalNorm, -1, x, residual, {}, &final_sum_, &normed, &final_rstd_);
   return normed;
 }
 

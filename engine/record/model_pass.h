@@ -3,9 +3,11 @@
 #ifndef QLORA_ENGINE_RECORD_MODEL_PASS_H_
 #define QLORA_ENGINE_RECORD_MODEL_PASS_H_
 
+#include <initializer_list>
 #include <string>
 #include <vector>
 
+#include "absl/container/flat_hash_map.h"
 #include "engine/record/program.h"
 #include "engine/record/storage.h"
 #include "engine/step/step_inputs.h"
@@ -90,8 +92,15 @@ class ModelPass {
   kernels::ConstTensor Bias(WeightRole role, int64_t layer) const;
   kernels::Tensor Linear(WeightRole role, WeightRole bias_role, int64_t layer, kernels::Tensor x,
                          const char* name, LinearTrace* trace);
+  // `readers`: the linears that read the norm's result, whose adapters' first products it makes
+  // where the device says so.
   void Norm(WeightRole role, int64_t layer, kernels::Tensor x, kernels::Tensor residual,
-            kernels::Tensor* sum, kernels::Tensor* normed, kernels::Tensor* rstd);
+            std::initializer_list<WeightRole> readers, kernels::Tensor* sum,
+            kernels::Tensor* normed, kernels::Tensor* rstd);
+  kernels::Tensor AdapterProduct(const kernels::AdapterSegment& segment, int64_t layer);
+  std::vector<kernels::FirstProduct> FirstProducts(const kernels::RmsNormForward& norm,
+                                                   int64_t layer,
+                                                   std::initializer_list<WeightRole> readers);
   kernels::Tensor HeadNorm(WeightRole role, int64_t layer, kernels::Tensor x,
                            kernels::Tensor* rstd);
   kernels::Tensor Rotate(kernels::Tensor x, int64_t layer, bool inverse, const char* name);
@@ -119,6 +128,9 @@ class ModelPass {
   const bool dropout_;
   const int64_t tail_;  // most columns that a linear of this pass uses behind its input; mostly 0
 
+  // What norms have made for linears that are still to come, by weight: one an adapter, empty where
+  // the linear has to make it itself.
+  absl::flat_hash_map<int64_t, std::vector<kernels::Tensor>> given_low_;
   std::vector<LayerTrace> layers_;
   kernels::Tensor final_sum_, final_rstd_;
 };

@@ -153,6 +153,10 @@ class Recorder {
     return device_->TailColumns(op);
   }
 
+  int64_t FirstProductRank(const kernels::RmsNormForward& op) const {
+    return device_->FirstProductRank(op);
+  }
+
   // A linear op's `tail` comes as all the room that there is behind its input.
   template <class O>
   void Emit(O op, int layer = -1) {

@@ -32,25 +32,11 @@ void RunLinearForward(const LinearForward& op, ThreadPool& pool, const KernelSet
     const auto [begin, end] = RangeOf(segment.rows, live);
     if (begin == end || segment.a.rows == 0) continue;
 
-    ProductTerm down;
-    down.a = AsStored(RowsOf(op.x, {begin, end}));
-    down.b = AsStored(segment.a);
-    down.round_to_bf16 = round;
-    DropoutView drop;
-    Product low;
-    if (segment.dropout.probability > 0) {
-      drop = {ArgsOf(segment.dropout), op.x.cols};
-      down.drop_a = &drop;
-      low.alpha = KeptScale(segment.dropout.probability);
+    if (!segment.IsLowGiven()) {
+      RunFirstProduct(op.x, FirstProductOf(op, i), live, op.workspace.data, pool, kernels);
     }
-    low.rows = end - begin;
-    low.columns = segment.a.rows;
-    low.terms = absl::MakeConstSpan(&down, 1);
-    low.c = SliceRows(op.low[i], begin, end - begin);
-    RunProduct(low, op.workspace.data, pool, kernels);
-
     ProductTerm& up = terms.emplace_back();
-    up.a = AsStored(low.c);
+    up.a = AsStored(RowsOf(LowOf(op, i), {begin, end}));
     up.b = AsStored(segment.b);
     up.round_to_bf16 = round;
     up.scale = segment.scale;

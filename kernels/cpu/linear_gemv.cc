@@ -71,6 +71,13 @@ void RunGemv(const LinearForward& op, int64_t live, ThreadPool& pool, const Kern
     const Segment& segment =
         segments.emplace_back(Segment{&adapter, begin, end, next_low, Padded(rank)});
     next_low += (end - begin) * segment.pitch;
+    if (adapter.IsLowGiven()) {
+      for (int64_t t = begin; t < end; ++t) {
+        kernels.widen(At(adapter.given_low, t, 0), adapter.given_low.dtype, rank, false,
+                      segment.low + (t - begin) * segment.pitch);
+      }
+      continue;
+    }
     const float* in = x + begin * pitch;
     float alpha = 1.0f;
     if (adapter.dropout.probability > 0) {

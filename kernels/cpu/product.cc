@@ -362,6 +362,28 @@ void RunProduct(const Product& product, void* workspace, ThreadPool& pool,
   }
 }
 
+void RunFirstProduct(const ConstTensor& x, const FirstProduct& first, int64_t live, void* workspace,
+                     ThreadPool& pool, const KernelSet& kernels) {
+  const RowRange range = RangeOf(first.rows, live);
+  if (range.begin == range.end || first.a.rows == 0) return;
+  ProductTerm term;
+  term.a = AsStored(RowsOf(x, range));
+  term.b = AsStored(first.a);
+  term.round_to_bf16 = x.dtype == DType::kBf16;
+  Product product;
+  DropoutView drop;
+  if (first.dropout.probability > 0) {
+    drop = {ArgsOf(first.dropout), x.cols};
+    term.drop_a = &drop;
+    product.alpha = KeptScale(first.dropout.probability);
+  }
+  product.rows = range.end - range.begin;
+  product.columns = first.a.rows;
+  product.terms = absl::MakeConstSpan(&term, 1);
+  product.c = SliceRows(first.low, range.begin, product.rows);
+  RunProduct(product, workspace, pool, kernels);
+}
+
 DecodeSource SourceOf(const QuantizedTensor& q) {
   DecodeSource source;
   source.spec = q.spec;

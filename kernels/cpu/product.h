@@ -55,6 +55,11 @@ int64_t ProductWorkspaceBytes(int64_t rows, absl::Span<const int64_t> depths);
 void RunProduct(const Product& product, void* workspace, ThreadPool& pool,
                 const KernelSet& kernels);
 
+// low = (D∘x) · Aᵀ over the first `live` rows of x that the adapter serves. The workspace is
+// ProductWorkspaceBytes(x.rows, {x.cols}).
+void RunFirstProduct(const ConstTensor& x, const FirstProduct& first, int64_t live, void* workspace,
+                     ThreadPool& pool, const KernelSet& kernels);
+
 // Pointers and values out of the views.
 DecodeSource SourceOf(const QuantizedTensor& q);
 DropoutArgs ArgsOf(const Dropout& dropout);

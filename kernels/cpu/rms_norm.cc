@@ -1,6 +1,7 @@
 #include "kernels/ops/rms_norm.h"
 
 #include "kernels/cpu/ops.h"
+#include "kernels/cpu/product.h"
 #include "kernels/cpu/rows.h"
 #include "kernels/cpu/simd.h"
 
@@ -21,8 +22,13 @@ void Run(const RmsNormForward& op, const Context& context) {
   ForRowTiles(context.pool, rows, op.x.cols, [&](int64_t begin, int64_t end) {
     SimdFor(context.isa).rms_norm_forward(op, begin, end);
   });
+  for (const FirstProduct& product : op.products) {
+    RunFirstProduct(op.y, product, rows, op.workspace.data, context.pool, KernelsOf(context.isa));
+  }
 }
-int64_t WorkspaceBytes(const RmsNormForward&, Isa) { return 0; }
+int64_t WorkspaceBytes(const RmsNormForward& op, Isa) {
+  return op.products.empty() ? 0 : ProductWorkspaceBytes(op.x.rows, {op.x.cols});
+}
 
 void Run(const RmsNormBackward& op, const Context& context) {
   const int64_t rows = RowCount(op.live_rows, op.dy.rows, op.rows_per_token);

@@ -14,6 +14,7 @@
 #include "kernels/cuda/paged_memory.h"
 #include "kernels/cuda/piece_clock.h"
 #include "kernels/cuda/poll.h"
+#include "kernels/cuda/rms_norm_products_layout.h"
 #include "kernels/cuda/staging.h"
 
 namespace qlora::kernels::cuda {
@@ -90,6 +91,7 @@ class CudaDevice : public Device {
   }
   std::vector<LinearVariant> Variants(const Op& op) const override { return VariantsOf(op, card_); }
   int64_t TailColumns(const Op& op) const override { return TailColumnsOf(op); }
+  int64_t FirstProductRank(const Op& op) const override { return FirstProductRankOf(op, card_); }
   int64_t PrivateBytes() const override { return 0; }
 
   absl::StatusOr<Buffer> Allocate(int64_t bytes) override {

@@ -497,7 +497,7 @@ bool IsHopperProduct(const LinearForward& op, const gpu::Properties& card) {
     const float scale = std::fabs(s.scale);
     // Ratios of scales stay far from the ends of fp32.
     if (s.rows.cols != 0 || !(scale >= 0x1p-30f && scale <= 0x1p30f)) return false;
-    if (s.a.rows > 0 && (!hopper::IsMap(s.b) || !hopper::IsMap(op.low[i]))) return false;
+    if (s.a.rows > 0 && (!hopper::IsMap(s.b) || !hopper::IsMap(LowOf(op, i)))) return false;
   }
   return true;
 }
@@ -519,19 +519,10 @@ void RunHopperProduct(const LinearForward& op, const Context& context) {
   for (size_t i = 0; i < op.adapters.size(); ++i) {
     const AdapterSegment& segment = op.adapters[i];
     if (segment.a.rows == 0) continue;
-    Product low;
-    low.rows = op.x.rows;
-    low.columns = segment.a.rows;
-    low.live = PointerOf(op.live_rows);
-    low.c = op.low[i];
-    ProductTerm* down = AddTerm(&low, context);
-    down->a = DenseOperand(op.x, false);
-    down->b = DenseOperand(segment.a, false);
-    down->depth = op.base.in_features;
-    down->mask_a = MaskOf(segment.dropout, op.x.cols, segment.rows);
-    if (down->mask_a.threshold > 0) low.alpha = KeptScale(segment.dropout);
-    RunProduct(LinearForward::kName, low, /*bf16=*/true, context);
-    terms.push_back({op.low[i], segment.b, segment.scale});
+    if (!segment.IsLowGiven()) {
+      RunFirstProduct(LinearForward::kName, op.x, FirstProductOf(op, i), op.live_rows, context);
+    }
+    terms.push_back({LowOf(op, i), segment.b, segment.scale});
   }
   hopper::Arguments p = hopper::ArgumentsOf(op.base, op.live_rows, op.y);
   p.depth = op.base.in_features;

@@ -157,9 +157,9 @@ ConstTensor DenseOf(const LinearBase& base) {
 }
 
 // low = alpha · D∘x · op(a)ᵀ: by the library where it can, else by our own product.
-void FirstProduct(const char* name, const ConstTensor& x, const ConstTensor& a, bool transpose,
-                  float alpha, const Dropout& dropout, const LiveRows& live, const Tensor& low,
-                  void* library, const Context& context) {
+void RunFirst(const char* name, const ConstTensor& x, const ConstTensor& a, bool transpose,
+              float alpha, const Dropout& dropout, const LiveRows& live, const Tensor& low,
+              void* library, const Context& context) {
   const bool plain = !(dropout.probability > 0) && IsAligned(x, 16) && IsAligned(a, 16) &&
                      IsAligned(low, 16) && low.cols % 8 == 0;
   if (plain) {
@@ -201,10 +201,12 @@ void RunDequantized(const LinearForward& op, const Context& context) {
   Tail up, low;
   for (size_t i = 0; i < op.adapters.size(); ++i) {
     const AdapterSegment& segment = op.adapters[i];
-    FirstProduct(LinearForward::kName, op.x, segment.a, true, 1.0f, segment.dropout, op.live_rows,
-                 op.low[i], layout.library, context);
+    if (!segment.IsLowGiven()) {
+      RunFirst(LinearForward::kName, op.x, segment.a, true, 1.0f, segment.dropout, op.live_rows,
+               op.low[i], layout.library, context);
+    }
     up.Add(segment.b, segment.scale);
-    low.Add(op.low[i], 1.0f);
+    low.Add(LowOf(op, i), 1.0f);
   }
   if (layout.weight) {
     gpu::Launch(context.launcher, LinearForward::kName, &ExpandBeside, RowsOf(layout.weight, true),
@@ -230,8 +232,8 @@ void RunDequantized(const LinearBackwardInput& op, const Context& context) {
   Tail down, up;
   for (size_t i = 0; i < op.adapters.size(); ++i) {
     const AdapterSegment& segment = op.adapters[i];
-    FirstProduct(LinearBackwardInput::kName, op.dy, segment.b, false, segment.scale, {},
-                 op.live_rows, op.up[i], layout.library, context);
+    RunFirst(LinearBackwardInput::kName, op.dy, segment.b, false, segment.scale, {}, op.live_rows,
+             op.up[i], layout.library, context);
     down.Add(segment.a, 1.0f);
     up.Add(op.up[i], 1.0f);
   }

@@ -9,8 +9,8 @@
 // `low` goes into the columns behind x where the op has them (`tail`); elsewhere x is copied beside
 // it into the workspace. By a cost model (H100: 716 TFLOP/s, 3.0 TB/s), an adapter of rank 16 adds
 // to the 192 µs of a product with M = K = N = 4096: 0.4 % for the depth, 0.1 % for writing the tail
-// and scale·B, and 11.7 % for the copy where there is one. Its first product reads x once more:
-// 5.8 %.
+// and scale·B, and 11.7 % for the copy where there is one. Its first product reads x once more,
+// 5.8 %, where the norm before has not made it (rms_norm_products.h).
 //
 // Rows behind the live ones are written too, with what nobody reads.
 

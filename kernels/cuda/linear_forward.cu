@@ -9,34 +9,21 @@ void Run(const LinearForward& op, const Context& context) {
   if (op.variant == LinearVariant::kDequantized) return RunDequantized(op, context);
   if (op.variant == LinearVariant::kHopper) return RunHopperProduct(op, context);
   if (IsSkinny(op)) return RunSkinny(op, context);
-  const bool bf16 = op.x.dtype == DType::kBf16;
-  const Operand x = DenseOperand(op.x, false);
   Product product;
   if (op.base.kind != LinearBase::Kind::kNone) {
     ProductTerm* term = AddTerm(&product, context);
-    term->a = x;
+    term->a = DenseOperand(op.x, false);
     term->b = BaseOperand(op.base, false, &product);
     term->depth = op.base.in_features;
   }
   for (size_t i = 0; i < op.adapters.size(); ++i) {
     const AdapterSegment& segment = op.adapters[i];
     if (segment.a.rows == 0) continue;
-    Product low;
-    low.rows = op.x.rows;
-    low.columns = segment.a.rows;
-    low.live = PointerOf(op.live_rows);
-    low.range = PointerOf(segment.rows);
-    low.c = op.low[i];
-    ProductTerm* down = AddTerm(&low, context);
-    down->a = x;
-    down->b = DenseOperand(segment.a, false);
-    down->depth = op.base.in_features;
-    down->mask_a = MaskOf(segment.dropout, op.x.cols, segment.rows);
-    if (down->mask_a.threshold > 0) low.alpha = KeptScale(segment.dropout);
-    RunProduct(LinearForward::kName, low, bf16, context);
-
+    if (!segment.IsLowGiven()) {
+      RunFirstProduct(LinearForward::kName, op.x, FirstProductOf(op, i), op.live_rows, context);
+    }
     ProductTerm* up = AddTerm(&product, context);
-    up->a = DenseOperand(op.low[i], false);
+    up->a = DenseOperand(LowOf(op, i), false);
     up->b = DenseOperand(segment.b, false);
     up->depth = segment.a.rows;
     up->range = PointerOf(segment.rows);
@@ -47,7 +34,7 @@ void Run(const LinearForward& op, const Context& context) {
   product.live = PointerOf(op.live_rows);
   product.bias = op.bias;
   product.c = op.y;
-  RunProduct(LinearForward::kName, product, bf16, context);
+  RunProduct(LinearForward::kName, product, op.x.dtype == DType::kBf16, context);
 }
 
 }  // namespace qlora::kernels::cuda

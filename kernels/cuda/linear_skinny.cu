@@ -26,7 +26,7 @@ constexpr int kPartialPitch = kBlockWeightRows + 4;
 constexpr int kLowThreads = 256;
 
 struct SkinnyAdapter {
-  const uint16_t* a;
+  const uint16_t* a;  // null where `low` is given
   const uint16_t* b;
   uint16_t* low;
   const int32_t* rows;  // first, end; null: all live rows
@@ -59,7 +59,7 @@ QLORA_DEVICE float Dot8(const gpu::Words4& a, const gpu::Words4& b, float sum) {
 QLORA_KERNEL void SkinnyLowKernel(ConstTensor x, LiveRows live_rows, SkinnyAdapters adapters) {
   const SkinnyAdapter& adapter = adapters.at[gpu::BlockY()];
   const int64_t rank_row = gpu::BlockX();
-  if (rank_row >= adapter.rank) return;
+  if (rank_row >= adapter.rank || adapter.a == nullptr) return;
   const int live = int(LiveRowCount(live_rows, x.rows));
   if (live == 0) return;
   const gpu::Words4* a =
@@ -373,17 +373,18 @@ SkinnyAdapters AdaptersOf(const LinearForward& op) {
   SkinnyAdapters adapters = {};
   for (size_t i = 0; i < op.adapters.size(); ++i) {
     const AdapterSegment& s = op.adapters[i];
-    const Tensor& low = op.low[i];
-    adapters.at[adapters.count++] = {static_cast<const uint16_t*>(s.a.data),
-                                     static_cast<const uint16_t*>(s.b.data),
-                                     static_cast<uint16_t*>(low.data),
-                                     static_cast<const int32_t*>(s.rows.data),
-                                     s.a.pitch,
-                                     s.b.pitch,
-                                     low.pitch,
-                                     int(s.a.rows),
-                                     s.scale,
-                                     s.a.rows % 8 == 0 && IsAligned(s.b, 16) && IsAligned(low, 16)};
+    const ConstTensor low = LowOf(op, i);
+    adapters.at[adapters.count++] = {
+        static_cast<const uint16_t*>(s.IsLowGiven() ? nullptr : s.a.data),
+        static_cast<const uint16_t*>(s.b.data),
+        static_cast<uint16_t*>(const_cast<void*>(low.data)),
+        static_cast<const int32_t*>(s.rows.data),
+        s.a.pitch,
+        s.b.pitch,
+        low.pitch,
+        int(s.a.rows),
+        s.scale,
+        s.a.rows % 8 == 0 && IsAligned(s.b, 16) && IsAligned(low, 16)};
   }
   return adapters;
 }

@@ -59,6 +59,23 @@ ProductTerm* AddTerm(Product* product, const Context& context) {
   return &product->terms[product->term_count++];
 }
 
+void RunFirstProduct(const char* name, const ConstTensor& x, const FirstProduct& first,
+                     const LiveRows& live, const Context& context) {
+  Product product;
+  product.rows = x.rows;
+  product.columns = first.a.rows;
+  product.live = PointerOf(live);
+  product.range = PointerOf(first.rows);
+  product.c = first.low;
+  ProductTerm* term = AddTerm(&product, context);
+  term->a = DenseOperand(x, false);
+  term->b = DenseOperand(first.a, false);
+  term->depth = x.cols;
+  term->mask_a = MaskOf(first.dropout, x.cols, first.rows);
+  if (term->mask_a.threshold > 0) product.alpha = KeptScale(first.dropout);
+  RunProduct(name, product, x.dtype == DType::kBf16, context);
+}
+
 void RunProduct(const char* name, const Product& product, bool bf16, const Context& context) {
   if (product.rows == 0 || product.columns == 0) return;
   const int64_t slabs = product.slab == 0 ? 1 : CeilDiv(product.terms[0].depth, product.slab);

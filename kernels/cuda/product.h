@@ -79,6 +79,10 @@ inline const int32_t* PointerOf(const ConstTensor& t) {
 // `bf16`: whether operands enter as bf16. Fails the launcher where there are too many terms.
 void RunProduct(const char* name, const Product& product, bool bf16, const Context& context);
 
+// low = (D∘x) · Aᵀ on its own.
+void RunFirstProduct(const char* name, const ConstTensor& x, const FirstProduct& first,
+                     const LiveRows& live, const Context& context);
+
 // Adds a term; Unimplemented is noted in the launcher where there is no room.
 ProductTerm* AddTerm(Product* product, const Context& context);
 

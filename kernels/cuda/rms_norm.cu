@@ -1,16 +1,13 @@
 #include "kernels/cuda/ops.h"
-#include "kernels/cuda/vectors.h"
+#include "kernels/cuda/product.h"
+#include "kernels/cuda/rms_norm_products.h"
+#include "kernels/cuda/rms_norm_rows.h"
 #include "kernels/cuda/warp.h"
-#include "kernels/ops/rms_norm.h"
 
 namespace qlora::kernels::cuda {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / 32;
-
-// Rows of heads are short: a warp each. Rows of the hidden size get a block.
-constexpr int64_t kWarpRow = 512;
+constexpr int kWarps = kNormWarps, kThreads = kWarps * 32;
 
 // Who works on a row: one warp (`team` = 32) or the block. A team's threads go over the row's
 // vectors, `team` at a time.
@@ -25,35 +22,27 @@ QLORA_DEVICE float TeamSum(float value, int size, gpu::Shared<float> partial) {
   return size == 32 ? WarpSum(value) : BlockSum(value, partial);
 }
 
-struct ForwardArguments {
-  ConstTensor x, residual, weight;
-  LiveRows live;
-  int64_t rows_per_token;
-  float epsilon, weight_offset;
-  Tensor sum, y, rstd;
-  bool whole;
-  int team;
-};
+// Rows of heads are short: a warp each. Rows of the hidden size get a block.
+int TeamFor(int64_t cols) { return cols <= kWarpRow ? 32 : kThreads; }
 
 // What is normalised: x, or x + residual as it is stored.
 template <class T>
-QLORA_DEVICE void LoadSum(const ForwardArguments& a, int64_t row, int64_t first,
+QLORA_DEVICE void LoadSum(const NormForward& a, int64_t row, int64_t first, bool whole,
                           float (&s)[kVector<T>]) {
-  LoadVector(RowOf<T>(a.x, row), first, a.x.cols, a.whole, s);
+  LoadVector(RowOf<T>(a.x, row), first, a.x.cols, whole, s);
   if (a.residual.data == nullptr) return;
   float r[kVector<T>];
-  LoadVector(RowOf<T>(a.residual, row), first, a.x.cols, a.whole, r);
-  QLORA_UNROLL
-  for (int i = 0; i < kVector<T>; ++i) s[i] = Widen(Narrow<T>(s[i] + r[i]));
+  LoadVector(RowOf<T>(a.residual, row), first, a.x.cols, whole, r);
+  AddResidual<T>(s, r);
 }
 
 // Two passes over a row that the second finds in the cache: the first sums squares (and writes the
 // sum), the second scales.
 template <class T>
-QLORA_KERNEL void RmsNormForwardKernel(ForwardArguments a) {
+QLORA_KERNEL void RmsNormForwardKernel(NormForward a, bool whole, int team_size) {
   gpu::SharedMemory memory;
   gpu::Shared<float> partial = memory.Take<float>(kWarps);
-  const Team team = TeamOf(a.team);
+  const Team team = TeamOf(team_size);
   const int64_t rows = LiveRowCount(a.live, a.x.rows / a.rows_per_token) * a.rows_per_token;
   const bool live = team.row < rows;
   const int64_t cols = a.x.cols;
@@ -61,23 +50,23 @@ QLORA_KERNEL void RmsNormForwardKernel(ForwardArguments a) {
   float squares = 0.0f;
   for (int64_t i = team.rank * kVector<T>; live && i < cols; i += step) {
     float s[kVector<T>];
-    LoadSum<T>(a, team.row, i, s);
-    if (a.sum.data != nullptr) StoreVector(RowOf<T>(a.sum, team.row), i, cols, a.whole, s);
+    LoadSum<T>(a, team.row, i, whole, s);
+    if (a.sum.data != nullptr) StoreVector(RowOf<T>(a.sum, team.row), i, cols, whole, s);
     QLORA_UNROLL
     for (int j = 0; j < kVector<T>; ++j) squares = fmaf(s[j], s[j], squares);
   }
   squares = TeamSum(squares, team.size, partial);
   if (!live) return;
-  const float rstd = 1.0f / sqrtf(squares / float(cols) + a.epsilon);
+  const float rstd = RstdOf(a, squares);
   if (team.rank == 0) *RowOf<float>(a.rstd, team.row) = rstd;
   for (int64_t i = team.rank * kVector<T>; i < cols; i += step) {
     float s[kVector<T>];
-    LoadSum<T>(a, team.row, i, s);
+    LoadSum<T>(a, team.row, i, whole, s);
     QLORA_UNROLL
     for (int j = 0; j < kVector<T>; ++j) {
-      if (i + j < cols) s[j] = s[j] * rstd * (a.weight_offset + WidenAt(a.weight, 0, i + j));
+      if (i + j < cols) s[j] = Normed(a, s[j], rstd, WidenAt(a.weight, 0, i + j));
     }
-    StoreVector(RowOf<T>(a.y, team.row), i, cols, a.whole, s);
+    StoreVector(RowOf<T>(a.y, team.row), i, cols, whole, s);
   }
 }
 
@@ -171,39 +160,23 @@ bool Whole(const ConstTensor& t) { return !t || IsAligned(t, 16); }
 }  // namespace
 
 void Run(const RmsNormForward& op, const Context& context) {
-  const bool whole = Whole(op.x) && Whole(op.residual) && Whole(op.sum) && Whole(op.y);
-  const ForwardArguments a = {op.x,
-                              op.residual,
-                              op.weight,
-                              op.live_rows,
-                              op.rows_per_token,
-                              op.epsilon,
-                              op.weight_offset,
-                              op.sum,
-                              op.y,
-                              op.rstd,
-                              whole,
-                              op.x.cols <= kWarpRow ? 32 : kThreads};
+  if (IsNormWithProducts(op, context.card)) return RunNormWithProducts(op, context);
+  const int team = TeamFor(op.x.cols);
   DispatchActivation(op.x.dtype, [&](auto tag) {
     using T = typename decltype(tag)::Type;
     gpu::Launch(context.launcher, RmsNormForward::kName, &RmsNormForwardKernel<T>,
-                ShapeFor(op.x.rows, a.team), a);
+                ShapeFor(op.x.rows, team), NormForwardOf(op), HasAlignedRows(op), team);
   });
+  for (const FirstProduct& product : op.products) {
+    RunFirstProduct(RmsNormForward::kName, op.y, product, op.live_rows, context);
+  }
 }
 
 void Run(const RmsNormBackward& op, const Context& context) {
   const bool whole = Whole(op.dy) && Whole(op.x) && Whole(op.dresidual) && Whole(op.dx);
-  const BackwardArguments a = {op.dy,
-                               op.x,
-                               op.weight,
-                               op.rstd,
-                               op.dresidual,
-                               op.live_rows,
-                               op.rows_per_token,
-                               op.weight_offset,
-                               op.dx,
-                               whole,
-                               op.x.cols <= kWarpRow ? 32 : kThreads};
+  const BackwardArguments a = {op.dy,        op.x,         op.weight,         op.rstd,
+                               op.dresidual, op.live_rows, op.rows_per_token, op.weight_offset,
+                               op.dx,        whole,        TeamFor(op.x.cols)};
   DispatchActivation(op.x.dtype, [&](auto tag) {
     using T = typename decltype(tag)::Type;
     if (op.dweight) {

@@ -3,13 +3,17 @@
 //
 // Forward, for row t, with D the dropout mask of the segment (inverted: kept elements are scaled by
 // 1/keep):
-//   low  = (D∘x) · Aᵀ                        rounded to low's type                            [T,
-//   r] y    = x · Wᵀ + bias + Σ_seg scale · low · Bᵀ     accumulated in fp32, rounded once [T, N]
+//
+//   low  = (D∘x) · Aᵀ                          [T, r], rounded to low's type
+//   y    = x · Wᵀ + bias + Σ scale · low · Bᵀ  [T, N], summed in fp32, rounded once
+//
 // Backward:
-//   up   = scale · dy · B                    rounded to up's type                             [T,
-//   r] dx   = dy · W + Σ_seg D∘(up · A)         accumulated in fp32 (+ dx where accumulate),
-//   rounded once dA  += upᵀ · (D∘x)                       fp32 [r, K] dB  += scale · dyᵀ · low fp32
-//   [N, r] dW  += dyᵀ · x,  dbias += Σ_t dy         fp32, only where the base is trained
+//
+//   up   = scale · dy · B                      [T, r], rounded to up's type
+//   dx   = dy · W + Σ D∘(up · A)               [T, K], summed in fp32 (+ dx where accumulate)
+//   dA  += upᵀ · (D∘x)                         fp32 [r, K]
+//   dB  += scale · dyᵀ · low                   fp32 [N, r]
+//   dW  += dyᵀ · x,  dbias += Σ_t dy           fp32, only where the base is trained
 //
 // A base is dense ([N, K], 16-bit or fp32), quantized in 4 bits and decoded on the fly, or absent.
 // Where x is bf16 every operand enters the product as bf16: a 4-bit weight is bf16(code value ·
@@ -67,15 +71,30 @@ struct Dropout {
   ConstTensor counter;       // i32 [1, 4]: seed low, seed high, step, micro-batch
 };
 
-// The rows one adapter serves; its scratch holds what forward leaves for backward.
+// The rows one adapter serves.
 struct AdapterSegment {
   ConstTensor a;     // [r, K], x's type
   ConstTensor b;     // [N, r], x's type
   ConstTensor rows;  // i32 [1, 2]: first row, end row; empty: all live rows
   float scale = 1.0f;
   Dropout dropout;
+  ConstTensor given_low;  // forward's `low` where a norm has made it (FirstProduct), else empty
+  bool IsLowGiven() const { return given_low.cols > 0; }
   static void Visit(auto& s, auto&& f) {
     f("a", s.a), f("b", s.b), f("rows", s.rows), f("dropout.counter", s.dropout.counter);
+    f("given_low", s.given_low);
+  }
+};
+
+// low = (D∘x) · Aᵀ of one adapter, alone: what the norm that makes x can make along with it
+// (rms_norm.h).
+struct FirstProduct {
+  ConstTensor a;     // [r, K], x's type
+  ConstTensor rows;  // i32 [1, 2] or empty, as in AdapterSegment
+  Dropout dropout;
+  Tensor low;  // x's type [T, r]
+  static void Visit(auto& p, auto&& f) {
+    f("a", p.a), f("rows", p.rows), f("dropout.counter", p.dropout.counter), f("low", p.low);
   }
 };
 
@@ -107,7 +126,7 @@ struct LinearForward {
   ConstTensor bias;  // bf16, f16 or f32 [1, N], or empty
   LiveRows live_rows;
   std::vector<AdapterSegment> adapters;
-  std::vector<Tensor> low;  // one per adapter: x's type [T, r]
+  std::vector<Tensor> low;  // one per adapter: x's type [T, r]; empty where it is given
   Tensor y;                 // bf16 or f32 [T, N]
   LinearVariant variant = LinearVariant::kFused;
   // Scratch: Device::TailColumns(op) columns right behind those of x, in the same rows. Empty where
@@ -123,6 +142,15 @@ struct LinearForward {
     f("y", op.y), f("tail", op.tail), f("workspace", op.workspace);
   }
 };
+
+// `low` of adapter i, whoever has made it.
+inline ConstTensor LowOf(const LinearForward& op, size_t i) {
+  return op.adapters[i].IsLowGiven() ? op.adapters[i].given_low : ConstTensor(op.low[i]);
+}
+inline FirstProduct FirstProductOf(const LinearForward& op, size_t i) {
+  const AdapterSegment& s = op.adapters[i];
+  return {.a = s.a, .rows = s.rows, .dropout = s.dropout, .low = op.low[i]};
+}
 
 struct LinearBackwardInput {
   ConstTensor dy;  // bf16 or f32 [T, N]
@@ -197,7 +225,8 @@ inline double AdapterFlops(const std::vector<AdapterSegment>& adapters, const Li
                            int64_t rows) {
   double flops = 0;
   for (const AdapterSegment& s : adapters) {
-    flops += 2.0 * rows * s.a.rows * (base.in_features + base.out_features);
+    const int64_t first = s.IsLowGiven() ? 0 : base.in_features;
+    flops += 2.0 * rows * s.a.rows * (first + base.out_features);
   }
   return flops;
 }

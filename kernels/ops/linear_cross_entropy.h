@@ -1,11 +1,13 @@
 // Linear + cross-entropy over the trained rows only, in chunks: full logits are never stored.
 //
 // For i < count, with t = rows[i] and target c = targets[i]:
-//   z = h[t] · Wᵀ;  z = softcap · tanh(z / softcap) where softcap > 0
-//   loss_i = log Σ_v exp(z_v) − z_c   (fp32 over the vocabulary, summed over a segment's rows in
-//   fp64)
-//   dh[t]  = (softmax(z) − onehot(c)) · (1 − (z/softcap)²) · W        (not divided by any token
-//   count) dW    += (…)ᵀ · h                        (only where the head is trained)
+//
+//   z      = h[t] · Wᵀ;  z = softcap · tanh(z / softcap) where softcap > 0
+//   loss_i = log Σ_v exp(z_v) − z_c          fp32 over the vocabulary, fp64 over a segment's rows
+//   g_i    = (softmax(z) − onehot(c)) · (1 − (z/softcap)²)
+//   dh[t]  = g_i · W                         not divided by any token count
+//   dW    += Σ_i g_iᵀ · h[t]                 only where the head is trained
+//
 // dh rows that are not in `rows` are set to zero. `rows` ascend.
 //
 // Rounding: z stays fp32; softmax − onehot is rounded to h's type before its product; dh is rounded

@@ -48,6 +48,7 @@ attention_backward 0 3700
 linear_skinny 0 2900
 dequantize 0 530
 linear_dequantized 0 900
+rms_norm_products 0 3500
 hopper_product 0 3880
 END
 

@@ -57,6 +57,7 @@ struct LinearParams {
     int64_t first = -1, end = -1;  // -1: no row range, all live rows
     float scale = 2.0f;
     float dropout = 0.0f;
+    bool given = false;  // LinearForward: `low` is there already
   };
   int64_t rows = 0, in = 0, out = 0;
   DType x = DType::kBf16;  // and dy's
@@ -74,7 +75,13 @@ struct LinearParams {
   bool pitched = false;
   uint64_t seed = kDefaultSeed;
 };
+// At least so many over `rows` rows: over all of them, or neighbouring ranges as a sweep has them,
+// empty ones among them, or ranges that overlap.
+std::vector<LinearParams::Adapter> RandomAdapters(CountedRandom& random, int least, int64_t rows);
 OpCase<LinearForward> MakeLinearForward(const LinearParams& p);
+// Of an x with p.rows, p.in and p.x.
+FirstProduct NewFirstProduct(OperandMemory& memory, const LinearParams& p,
+                             const LinearParams::Adapter& adapter);
 OpCase<LinearBackwardInput> MakeLinearBackwardInput(const LinearParams& p);
 // Of the first adapter.
 OpCase<LinearBackwardAdapter> MakeLinearBackwardAdapter(const LinearParams& p);
@@ -124,6 +131,7 @@ struct RowParams {
   bool train_weight = false;
   int64_t rows_per_token = 1;
   float weight_offset = 0.0f;
+  std::vector<LinearParams::Adapter> products = {};  // of RmsNormForward; rows_per_token is 1
   // Rope; cols = heads · head_size.
   int64_t head_size = 0, rotary = 0, positions = 0;
   bool inverse = false;

@@ -27,7 +27,7 @@ std::string Describe(const LinearParams& p) {
   if (p.bias) absl::StrAppend(&name, " bias ", kernels::NameOf(p.bias_type));
   for (const LinearParams::Adapter& a : p.adapters) {
     absl::StrAppend(&name, " [r", a.rank, " rows ", a.first, ":", a.end, " scale ", a.scale,
-                    " drop ", a.dropout, "]");
+                    " drop ", a.dropout, a.given ? " given" : "", "]");
   }
   absl::StrAppend(&name, " live ", p.live, p.accumulate ? " accumulate" : "",
                   p.want_dx ? "" : " no dx", p.tail > 0 ? " tail" : "", p.pitched ? " pitched" : "",
@@ -78,6 +78,15 @@ ConstTensor NewSegmentRows(OperandMemory& memory, const LinearParams::Adapter& a
   rows.Row<int32_t>(0)[0] = int32_t(a.first);
   rows.Row<int32_t>(0)[1] = int32_t(a.end);
   return rows;
+}
+
+// What is there for the rows of one segment alone, poison around it.
+Tensor NewInSegment(OperandMemory& memory, const LinearParams& p, const LinearParams::Adapter& a) {
+  const Tensor t = memory.New(p.x, p.rows, a.rank);
+  const int64_t begin = a.first < 0 ? 0 : std::min(a.first, Live(p));
+  const int64_t end = a.first < 0 ? Live(p) : std::min(a.end, Live(p));
+  FillNormal(memory.random(), SliceRows(t, begin, std::max<int64_t>(0, end - begin)), 1);
+  return t;
 }
 
 Dropout NewDropout(OperandMemory& memory, const LinearParams::Adapter& a) {
@@ -155,31 +164,29 @@ LinearParams::Adapter RandomAdapter(CountedRandom& random) {
   return a;
 }
 
-// None, one over all rows, or several: neighbouring ranges as a sweep has them, empty ones among
-// them, and sometimes two that overlap, whose contributions add up.
-void AddAdapters(CountedRandom& random, int least, LinearParams& p) {
-  const int count = std::max(least, random.Pick({0, 1, 1, 1, 2, 3}));
-  int64_t first = 0;
-  const bool ranges = count > 1 ? random.Chance(0.8) : random.Chance(0.3);
-  const bool overlap = random.Chance(0.2);
-  for (int i = 0; i < count; ++i) {
-    LinearParams::Adapter a = RandomAdapter(random);
-    if (ranges) {
-      a.first = overlap ? random.Below(p.rows + 1) : first;
-      a.end = a.first + random.Below(p.rows - a.first + 1);
-      if (!overlap && i + 1 == count) a.end = p.rows;
-      first = a.end;
-    }
-    p.adapters.push_back(a);
-  }
-}
-
 // One stream an op and index, so that the cases of an op do not depend on those of another.
 CountedRandom Stream(uint64_t seed, int op, int index) {
   return CountedRandom(seed * 0x10001 + uint64_t(op) * 0x1000000 + uint64_t(index));
 }
 
 }  // namespace
+
+std::vector<LinearParams::Adapter> RandomAdapters(CountedRandom& random, int least, int64_t rows) {
+  const int count = std::max(least, random.Pick({0, 1, 1, 1, 2, 3}));
+  int64_t first = 0;
+  const bool ranges = count > 1 ? random.Chance(0.8) : random.Chance(0.3);
+  const bool overlap = random.Chance(0.2);
+  std::vector<LinearParams::Adapter> adapters;
+  for (int i = 0; i < count; ++i) {
+    LinearParams::Adapter& a = adapters.emplace_back(RandomAdapter(random));
+    if (!ranges) continue;
+    a.first = overlap ? random.Below(rows + 1) : first;
+    a.end = a.first + random.Below(rows - a.first + 1);
+    if (!overlap && i + 1 == count) a.end = rows;
+    first = a.end;
+  }
+  return adapters;
+}
 
 QuantizedTensor NewQuantized(OperandMemory& memory, int64_t rows, int64_t cols,
                              const quant::QuantSpec& spec) {
@@ -210,6 +217,14 @@ QuantizedTensor NewQuantized(OperandMemory& memory, int64_t rows, int64_t cols,
   return q;
 }
 
+FirstProduct NewFirstProduct(OperandMemory& memory, const LinearParams& p,
+                             const LinearParams::Adapter& adapter) {
+  return {.a = NewNormal(memory, p.x, adapter.rank, p.in, 1 / std::sqrt(double(p.in) + 1)),
+          .rows = NewSegmentRows(memory, adapter),
+          .dropout = NewDropout(memory, adapter),
+          .low = memory.New(p.x, p.rows, adapter.rank)};
+}
+
 OpCase<LinearForward> MakeLinearForward(const LinearParams& p) {
   auto memory = NewMemory(p);
   LinearForward op;
@@ -223,7 +238,8 @@ OpCase<LinearForward> MakeLinearForward(const LinearParams& p) {
   op.live_rows = NewLiveRows(*memory, p.live);
   for (const LinearParams::Adapter& a : p.adapters) {
     op.adapters.push_back(NewSegment(*memory, p, a));
-    op.low.push_back(memory->New(p.x, p.rows, a.rank));
+    if (a.given) op.adapters.back().given_low = NewInSegment(*memory, p, a);
+    op.low.push_back(a.given ? Tensor{} : memory->New(p.x, p.rows, a.rank));
   }
   op.y = memory->New(p.y, p.rows, p.out);
   return {Describe(p), memory, op};
@@ -253,14 +269,8 @@ OpCase<LinearBackwardAdapter> MakeLinearBackwardAdapter(const LinearParams& p) {
   LinearBackwardAdapter op;
   op.x = NewNormal(*memory, p.x, p.rows, p.in, 1, Live(p));
   op.dy = NewNormal(*memory, p.x, p.rows, p.out, 0.3, Live(p));
-  const Tensor low = memory->New(p.x, p.rows, a.rank), up = memory->New(p.x, p.rows, a.rank);
-  // Only the segment's own rows hold data.
-  const int64_t begin = a.first < 0 ? 0 : std::min(a.first, Live(p));
-  const int64_t end = a.first < 0 ? Live(p) : std::min(a.end, Live(p));
-  for (const Tensor& t : {low, up}) {
-    FillNormal(memory->random(), SliceRows(t, begin, std::max<int64_t>(0, end - begin)), 1);
-  }
-  op.low = low, op.up = up;
+  op.low = NewInSegment(*memory, p, a);
+  op.up = NewInSegment(*memory, p, a);
   op.live_rows = NewLiveRows(*memory, p.live);
   op.rows = NewSegmentRows(*memory, a);
   op.scale = a.scale;
@@ -349,7 +359,8 @@ int OpCases<LinearForward>::Count() { return 260; }
 OpCase<LinearForward> OpCases<LinearForward>::Make(int index, uint64_t seed) {
   CountedRandom random = Stream(seed, 1, index);
   LinearParams p = RandomParams(random, index, seed);
-  AddAdapters(random, 0, p);
+  p.adapters = RandomAdapters(random, 0, p.rows);
+  for (LinearParams::Adapter& a : p.adapters) a.given = random.Chance(0.2);
   return MakeLinearForward(p);
 }
 
@@ -357,7 +368,7 @@ int OpCases<LinearBackwardInput>::Count() { return 260; }
 OpCase<LinearBackwardInput> OpCases<LinearBackwardInput>::Make(int index, uint64_t seed) {
   CountedRandom random = Stream(seed, 2, index);
   LinearParams p = RandomParams(random, index, seed);
-  AddAdapters(random, 0, p);
+  p.adapters = RandomAdapters(random, 0, p.rows);
   p.want_dx = p.adapters.empty() || random.Chance(0.9);
   return MakeLinearBackwardInput(p);
 }
@@ -366,7 +377,7 @@ int OpCases<LinearBackwardAdapter>::Count() { return 240; }
 OpCase<LinearBackwardAdapter> OpCases<LinearBackwardAdapter>::Make(int index, uint64_t seed) {
   CountedRandom random = Stream(seed, 3, index);
   LinearParams p = RandomParams(random, index, seed);
-  AddAdapters(random, 1, p);
+  p.adapters = RandomAdapters(random, 1, p.rows);
   return MakeLinearBackwardAdapter(p);
 }
 

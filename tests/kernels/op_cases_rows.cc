@@ -124,9 +124,16 @@ OpCase<RmsNormForward> MakeRmsNormForward(const RowParams& p) {
   if (p.residual) op.sum = memory->New(p.dtype, p.rows, p.cols);
   op.y = memory->New(p.dtype, p.rows, p.cols);
   op.rstd = memory->New(DType::kF32, p.rows, 1);
+  std::string products;
+  for (const LinearParams::Adapter& a : p.products) {
+    op.products.push_back(
+        NewFirstProduct(*memory, {.rows = p.rows, .in = p.cols, .x = p.dtype}, a));
+    absl::StrAppend(&products, " [r", a.rank, " rows ", a.first, ":", a.end, " drop ", a.dropout,
+                    "]");
+  }
   return {
       Describe(p, absl::StrCat("weight ", NameOf(p.weight), "+", p.weight_offset, " rows/token ",
-                               p.rows_per_token, p.residual ? " residual" : "")),
+                               p.rows_per_token, p.residual ? " residual" : "", products)),
       memory, op};
 }
 
@@ -247,6 +254,9 @@ OpCase<RmsNormForward> OpCases<RmsNormForward>::Make(int index, uint64_t seed) {
   CountedRandom random = Stream(seed, 11, index);
   RowParams p = RandomParams(random, index, seed);
   AddNorm(random, p);
+  if (p.rows_per_token == 1 && random.Chance(0.4)) {
+    p.products = RandomAdapters(random, 1, p.rows);
+  }
   return MakeRmsNormForward(p);
 }
 

@@ -42,6 +42,27 @@ TEST(PlannedCard, PlansAsTheBackendDoes) {
   }
 }
 
+// Which adapters' products norms make along, by width, rows and card.
+TEST(PlannedCard, MakesFirstProductsWhereTheyPay) {
+  const auto rank = [](int major, int minor, int64_t rows, int64_t cols, kernels::DType type) {
+    kernels::RmsNormForward norm;
+    norm.x = {nullptr, type, rows, cols, cols};
+    const auto card = kernels::cuda::PlannedCard({.major = major, .minor = minor});
+    return card->FirstProductRank(norm);
+  };
+  constexpr auto kBf16 = kernels::DType::kBf16;
+  EXPECT_EQ(rank(9, 0, 4096, 4096, kBf16), 24);  // tiles of 16 rows
+  EXPECT_EQ(rank(9, 0, 4096, 8192, kBf16), 12);  // of 8
+  EXPECT_EQ(rank(9, 0, 4096, 16384, kBf16), 0);  // of none
+  EXPECT_EQ(rank(8, 0, 4096, 4096, kBf16), 48);  // slower memory
+  EXPECT_EQ(rank(8, 9, 4096, 4096, kBf16), 24);  // and little shared memory
+  EXPECT_EQ(rank(9, 0, 17, 4096, kBf16), 24);
+  EXPECT_EQ(rank(9, 0, 16, 4096, kBf16), 0);  // a decoder's step
+  EXPECT_EQ(rank(9, 0, 4096, 4100, kBf16), 0);
+  EXPECT_EQ(rank(9, 0, 4096, 4096, kernels::DType::kF32), 0);
+  EXPECT_EQ(kernels::cuda::PlannedCard({.major = 9})->FirstProductRank(kernels::Rope{}), 0);
+}
+
 TEST(PlannedCard, RunsNothing) {
   const auto planned = kernels::cuda::PlannedCard({.name = "H100", .major = 9});
   EXPECT_TRUE(absl::IsUnimplemented(planned->Allocate(1).status()));

@@ -19,6 +19,7 @@ class ForwardingDevice : public Device {
   int64_t WorkspaceBytes(const Op& op) const override { return inner_->WorkspaceBytes(op); }
   std::vector<LinearVariant> Variants(const Op& op) const override { return inner_->Variants(op); }
   int64_t TailColumns(const Op& op) const override { return inner_->TailColumns(op); }
+  int64_t FirstProductRank(const Op& op) const override { return inner_->FirstProductRank(op); }
   int64_t PrivateBytes() const override { return inner_->PrivateBytes(); }
   absl::StatusOr<Buffer> Allocate(int64_t bytes) override { return inner_->Allocate(bytes); }
   absl::StatusOr<std::unique_ptr<PagedMemory>> AllocatePaged(const PagedShape& shape) override {

@@ -55,6 +55,7 @@ Expectation Reference(const RmsNormForward& op) {
   const int64_t width = op.x.cols;
   Expectation result = {{"y", op.y}, {"rstd", op.rstd}};
   if (op.residual) result.emplace_back("sum", op.sum);
+  Computed normed(op.products.empty() ? 0 : op.x.rows, width);
   for (int64_t r = 0; r < rows; ++r) {
     std::vector<double> s(width);
     double squares = 0;
@@ -77,8 +78,13 @@ Expectation Reference(const RmsNormForward& op) {
     result[1].Set(r, 0, rstd, rstd * rstd_error + HalfUlp(DType::kF32, rstd));
     for (int64_t c = 0; c < width; ++c) {
       const double y = s[c] * rstd * (double(op.weight_offset) + Get(op.weight, 0, c));
-      result[0].Set(r, c, y, Bound(3, std::abs(y), op.y.dtype, y, rstd_error * std::abs(y)));
+      const double bound = Bound(3, std::abs(y), op.y.dtype, y, rstd_error * std::abs(y));
+      result[0].Set(r, c, y, bound);
+      if (!op.products.empty()) normed.value(r, c) = y, normed.error(r, c) = bound;
     }
+  }
+  for (const FirstProduct& product : op.products) {
+    ExpectFirstProduct(normed, product, rows, op.x.dtype, result);
   }
   return result;
 }

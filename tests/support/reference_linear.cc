@@ -51,34 +51,6 @@ double OperandRounding(const Dropout& dropout, DType compute) {
   return dropout.probability == 0.0f ? 0.0 : UnitRoundoff(compute);
 }
 
-// Values with the errors they were computed with.
-struct Computed {
-  Computed(int64_t rows, int64_t cols) : value(rows, cols), error(rows, cols) {}
-  Matrix value, error;
-};
-
-// low = (D∘x) · Aᵀ, set in `expected`.
-Computed LowOf(const Matrix& x, const AdapterSegment& s, Range rows, DType compute, Expected& out) {
-  const Matrix dropped = Dropped(x, s.dropout, rows);
-  const Matrix a(s.a);
-  Computed low(x.rows, a.rows);
-  for (int64_t t = rows.begin; t < rows.end; ++t) {
-    for (int64_t r = 0; r < a.rows; ++r) {
-      double sum = 0, magnitude = 0;
-      for (int64_t k = 0; k < x.cols; ++k) {
-        const double term = dropped(t, k) * a(r, k);
-        sum += term;
-        magnitude += std::abs(term);
-      }
-      low.value(t, r) = sum;
-      low.error(t, r) = Bound(double(x.cols) + 3, magnitude, compute, sum,
-                              OperandRounding(s.dropout, compute) * magnitude);
-      out.Set(t, r, sum, low.error(t, r));
-    }
-  }
-  return low;
-}
-
 // up = scale · dy · B, set in `expected`.
 Computed UpOf(const Matrix& dy, const AdapterSegment& s, Range rows, DType compute, Expected& out) {
   const Matrix b(s.b);
@@ -100,6 +72,32 @@ Computed UpOf(const Matrix& dy, const AdapterSegment& s, Range rows, DType compu
 }
 
 }  // namespace
+
+Computed ExpectFirstProduct(const Computed& x, const FirstProduct& product, int64_t live,
+                            DType compute, Expectation& expectation) {
+  const Range rows = SegmentRows(product.rows, live);
+  const Matrix value = Dropped(x.value, product.dropout, rows);
+  const Matrix error = Dropped(x.error, product.dropout, rows);
+  const Matrix a(product.a);
+  Computed low(value.rows, a.rows);
+  Expected& out = expectation.emplace_back("low", product.low);
+  for (int64_t t = rows.begin; t < rows.end; ++t) {
+    for (int64_t r = 0; r < a.rows; ++r) {
+      double sum = 0, magnitude = 0, inherited = 0;
+      for (int64_t k = 0; k < value.cols; ++k) {
+        const double term = value(t, k) * a(r, k);
+        sum += term;
+        magnitude += std::abs(term);
+        inherited += error(t, k) * std::abs(a(r, k));
+      }
+      low.value(t, r) = sum;
+      low.error(t, r) = Bound(double(value.cols) + 3, magnitude, compute, sum,
+                              inherited + OperandRounding(product.dropout, compute) * magnitude);
+      out.Set(t, r, sum, low.error(t, r));
+    }
+  }
+  return low;
+}
 
 Matrix WeightOf(const LinearBase& base, DType compute) {
   Matrix w(base.out_features, base.in_features);
@@ -165,8 +163,9 @@ Expectation Reference(const LinearForward& op) {
     const AdapterSegment& s = op.adapters[i];
     const Range rows = SegmentRows(s.rows, live);
     const Matrix b(s.b);
-    result.emplace_back("low", op.low[i]);
-    const Computed low = LowOf(x, s, rows, compute, result.back());
+    const Computed low = s.IsLowGiven() ? Computed(Matrix(s.given_low, rows.end))
+                                        : ExpectFirstProduct(Computed(x), FirstProductOf(op, i),
+                                                             live, compute, result);
     depth += double(s.a.rows) + 3;
     for (int64_t t = rows.begin; t < rows.end; ++t) {
       for (int64_t n = 0; n < out; ++n) {

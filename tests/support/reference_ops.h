@@ -24,6 +24,17 @@ QLORA_FOR_EACH_OP(QLORA_DECLARE_REFERENCE)
 // that. Zero where the base is absent.
 Matrix WeightOf(const LinearBase& base, DType compute);
 
+// Values with the errors they were computed with.
+struct Computed {
+  Computed(int64_t rows, int64_t cols) : value(rows, cols), error(rows, cols) {}
+  explicit Computed(const Matrix& exact) : value(exact), error(exact.rows, exact.cols) {}
+  Matrix value, error;
+};
+
+// low = (D∘x) · Aᵀ of an adapter over x's first `live` rows, added to `expectation`.
+Computed ExpectFirstProduct(const Computed& x, const FirstProduct& product, int64_t live,
+                            DType compute, Expectation& expectation);
+
 // What `Reference` leaves open of AdamW's 8-bit states: each code is a nearest one of the updated
 // value over the block's new absmax. `after` holds views of the result. Empty where all is well.
 std::string CheckCodedStates(const AdamW& before, const AdamW& after);
