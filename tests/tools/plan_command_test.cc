@@ -168,7 +168,8 @@ TEST_F(PlanCommand, CountsWhatNcclTakesForItself) {
   const std::string job = Shape("llama_7b") + "plan { card: 'H100' explore: false world_size: ";
   const auto nccl = [&](int ranks) {
     int64_t bytes = 0;
-    for (const auto& item : Report(absl::StrCat(job, ranks, " }"))["items"]) {
+    const nlohmann::json report = Report(absl::StrCat(job, ranks, " }"));
+    for (const auto& item : report["items"]) {
       if (item["name"].get<std::string>().starts_with("NCCL: ")) bytes += Number(item["bytes"]);
     }
     return bytes;

@@ -3,6 +3,7 @@
 #include "engine/plan/plan.h"
 
 #include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "engine/model/families.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -146,7 +147,8 @@ TEST_F(Refusal, RemediesWork) {
     const absl::StatusOr<Plan> plan = Make(record, least - missing);
     ASSERT_FALSE(plan.ok());
     for (const auto& remedy : remedies) {
-      EXPECT_EQ(absl::StrContains(std::string(plan.status().message()), remedy.text),
+      EXPECT_EQ(absl::StrContains(std::string(plan.status().message()),
+                                  absl::StrCat("\n  ", remedy.text, " (")),
                 Make(*remedy.changed, least - missing, proto::Recompute::AUTO, remedy.paged).ok())
           << remedy.text << " at " << missing << " bytes too few:\n"
           << plan.status().message();
