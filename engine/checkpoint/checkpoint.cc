@@ -13,6 +13,7 @@
 #include "engine/io/json_file.h"
 #include "engine/io/model_files.h"
 #include "engine/io/safetensors_writer.h"
+#include "engine/lora/saved_adapter.h"
 #include "engine/model/element_convert.h"
 #include "engine/model/load_weights.h"
 
@@ -215,16 +216,12 @@ absl::Status WriteFinalOutput(Env* env, const std::string& folder, Execution* ex
 absl::Status LoadAdapter(Env* env, const std::string& folder, Execution* execution,
                          int64_t course) {
   const Storage& storage = execution->plan().run.storage;
-  std::vector<ExpectedModule> expected;
   const std::vector<AdaptedModule>& modules = storage.options.lora[course].modules;
-  for (const AdaptedModule& m : modules) {
-    expected.push_back({.path = m.module, .in = m.in, .out = m.out});
-  }
-  absl::StatusOr<LoadedAdapter> loaded = ReadAdapter(env, folder, expected);
+  absl::StatusOr<LoadedAdapter> loaded = ReadAdapterOf(env, folder, modules);
   if (!loaded.ok()) return AsInputError(loaded.status());
   const int64_t first = storage.courses[course].first_element();
   std::vector<float> flat(storage.courses[course].elements());
-  for (size_t i = 0; i < expected.size(); ++i) {
+  for (size_t i = 0; i < modules.size(); ++i) {
     if (loaded->adapter.config.r != modules[i].rank) {
       return proto::BadDataError(absl::StrCat(folder, ": the adapter has rank ",
                                               loaded->adapter.config.r, "; this job has ",

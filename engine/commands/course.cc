@@ -289,14 +289,9 @@ absl::Status Course::WriteResults() {
 }
 
 std::vector<std::string> Course::CheckGates() {
-  const std::vector<GateResult> results = engine::CheckGates(
-      setup_.job.gates(), TrainingMetrics(state_, training_.load_best_model_at_end()));
-  for (const GateResult& result : results) {
-    if (result.passed) Say(DescribeGate(result));
-  }
-  std::vector<std::string> missed = MissedGates(results);
-  for (std::string& line : missed) line = label_ + line;
-  return missed;
+  return ReportGates(setup_.job.gates(),
+                     TrainingMetrics(state_, training_.load_best_model_at_end()), &console_,
+                     label_);
 }
 
 }  // namespace qlora::engine

@@ -61,12 +61,15 @@ std::string DescribeGate(const GateResult& result) {
                          result.field == kMinExactMatch ? "least" : "most", result.limit);
 }
 
-absl::Status ReportGates(const proto::Gates& gates, const GateMetrics& metrics, Console* console) {
+std::vector<std::string> ReportGates(const proto::Gates& gates, const GateMetrics& metrics,
+                                     Console* console, const std::string& label) {
   const std::vector<GateResult> results = CheckGates(gates, metrics);
   for (const GateResult& result : results) {
-    if (result.passed) console->Line(DescribeGate(result));
+    if (result.passed) console->Line(label + DescribeGate(result));
   }
-  return GateStatus(MissedGates(results));
+  std::vector<std::string> missed = MissedGates(results);
+  for (std::string& line : missed) line = label + line;
+  return missed;
 }
 
 std::vector<std::string> MissedGates(absl::Span<const GateResult> results) {

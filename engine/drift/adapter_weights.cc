@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/io/adapter_file.h"
+#include "engine/lora/saved_adapter.h"
 #include "engine/model/element_convert.h"
 #include "proto/errors.h"
 
@@ -44,11 +45,7 @@ int64_t AdapterWeights::Bytes() const {
 
 absl::StatusOr<AdapterWeights> ReadAdapterWeights(Env* env, const std::string& folder,
                                                   absl::Span<const AdaptedModule> modules) {
-  std::vector<ExpectedModule> expected;
-  for (const AdaptedModule& m : modules) {
-    expected.push_back({.path = m.module, .in = m.in, .out = m.out});
-  }
-  const absl::StatusOr<LoadedAdapter> loaded = ReadAdapter(env, folder, expected);
+  const absl::StatusOr<LoadedAdapter> loaded = ReadAdapterOf(env, folder, modules);
   if (!loaded.ok()) return loaded.status();
   const AdapterConfig& config = loaded->adapter.config;
   AdapterWeights weights{

@@ -55,11 +55,11 @@ class DriftRun {
                             &DriftRun::CompareForms, &DriftRun::CompareKept, &DriftRun::Write}) {
       if (absl::Status s = (this->*part)(); !s.ok()) return s;
     }
-    return ReportGates(
-        setup_.job.gates(),
-        {.eval_loss_increase = report_.quantized().loss() - report_.baseline().loss(),
-         .kl = report_.quantized().kl()},
-        &console_);
+    return GateStatus(
+        ReportGates(setup_.job.gates(),
+                    {.eval_loss_increase = report_.quantized().loss() - report_.baseline().loss(),
+                     .kl = report_.quantized().kl()},
+                    &console_));
   }
 
  private:

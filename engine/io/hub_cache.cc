@@ -1,12 +1,11 @@
 #include "engine/io/hub_cache.h"
 
-#include <cstdlib>
-
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
+#include "engine/io/environment.h"
 
 namespace qlora::engine {
 namespace {
@@ -73,12 +72,7 @@ std::string HubCacheFolder(const std::function<std::string(const char*)>& variab
   return "";
 }
 
-std::string HubCacheFolder() {
-  return HubCacheFolder([](const char* name) {
-    const char* value = std::getenv(name);
-    return std::string(value != nullptr ? value : "");
-  });
-}
+std::string HubCacheFolder() { return HubCacheFolder(EnvironmentVariable); }
 
 absl::StatusOr<std::string> ResolveModel(Env* env, const std::string& model,
                                          const std::string& hub_cache_folder) {

@@ -1,8 +1,7 @@
 #include "engine/io/user_cache.h"
 
-#include <cstdlib>
-
 #include "engine/io/env.h"
+#include "engine/io/environment.h"
 
 namespace qlora::engine {
 
@@ -18,11 +17,6 @@ std::string UserCacheFolder(const std::function<std::string(const char*)>& varia
   return "";
 }
 
-std::string UserCacheFolder() {
-  return UserCacheFolder([](const char* name) {
-    const char* value = std::getenv(name);
-    return std::string(value != nullptr ? value : "");
-  });
-}
+std::string UserCacheFolder() { return UserCacheFolder(EnvironmentVariable); }
 
 }  // namespace qlora::engine

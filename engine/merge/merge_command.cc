@@ -210,15 +210,13 @@ class MergeRun {
       report_.set_output(output_);
     }
     console_.Line(MergeText(report_));
-    if (absl::Status s =
-            WriteMergeReport(setup_.env, JoinPath(setup_.job.output_dir(), "merge"), report_);
-        !s.ok()) {
+    if (absl::Status s = WriteMergeReport(setup_.env, setup_.job.output_dir(), report_); !s.ok()) {
       return s;
     }
     if (accepted) {
-      return ReportGates(setup_.job.gates(),
-                         {.eval_loss_increase = chosen.loss_increase(), .kl = chosen.kl()},
-                         &console_);
+      return GateStatus(ReportGates(
+          setup_.job.gates(), {.eval_loss_increase = chosen.loss_increase(), .kl = chosen.kl()},
+          &console_));
     }
     return proto::GateMissedError(absl::StrCat(
         "merge.max_loss_increase: merged into ", chosen.into(), " the loss rises by ",

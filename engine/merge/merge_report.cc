@@ -1,5 +1,7 @@
 #include "engine/merge/merge_report.h"
 
+#include <google/protobuf/util/json_util.h>
+
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -12,6 +14,10 @@
 
 namespace qlora::engine {
 namespace {
+
+constexpr char kFolder[] = "merge";
+constexpr char kJsonFile[] = "merge.json";
+constexpr int64_t kMaxJsonBytes = 1 << 20;
 
 std::string Verdict(const proto::MergedModelReport& m) {
   if (m.written()) return m.within_tolerance() ? "written" : "written, over the tolerance";
@@ -102,14 +108,27 @@ std::string MergeHtml(const proto::MergeReport& report) {
   return page.Finish();
 }
 
-absl::Status WriteMergeReport(Env* env, const std::string& folder,
+absl::Status WriteMergeReport(Env* env, const std::string& output_dir,
                               const proto::MergeReport& report) {
   const absl::StatusOr<std::string> json = ReportJson(report);
   if (!json.ok()) return json.status();
+  const std::string folder = JoinPath(output_dir, kFolder);
   absl::Status s = env->CreateFolders(folder);
-  if (s.ok()) s = AtomicWriteFile(env, JoinPath(folder, "merge.json"), *json);
+  if (s.ok()) s = AtomicWriteFile(env, JoinPath(folder, kJsonFile), *json);
   if (s.ok()) s = AtomicWriteFile(env, JoinPath(folder, "merge.html"), MergeHtml(report));
   return s.ok() ? s : proto::IoError(s.message());
+}
+
+std::optional<proto::MergeReport> ReadMergeReport(Env* env, const std::string& output_dir) {
+  const absl::StatusOr<std::string> json =
+      env->ReadFile(JoinPath(JoinPath(output_dir, kFolder), kJsonFile), kMaxJsonBytes);
+  proto::MergeReport report;
+  google::protobuf::util::JsonParseOptions options;
+  options.ignore_unknown_fields = true;
+  if (!json.ok() || !google::protobuf::util::JsonStringToMessage(*json, &report, options).ok()) {
+    return std::nullopt;
+  }
+  return report;
 }
 
 }  // namespace qlora::engine

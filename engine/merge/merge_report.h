@@ -3,6 +3,7 @@
 #ifndef QLORA_ENGINE_MERGE_MERGE_REPORT_H_
 #define QLORA_ENGINE_MERGE_MERGE_REPORT_H_
 
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
@@ -16,9 +17,11 @@ std::string MergeText(const proto::MergeReport& report);
 // The whole HTML file.
 std::string MergeHtml(const proto::MergeReport& report);
 
-// merge.json and merge.html in `folder`, which is made; each as a whole.
-absl::Status WriteMergeReport(Env* env, const std::string& folder,
+// merge.json and merge.html in the folder merge of `output_dir`, which is made; each as a whole.
+absl::Status WriteMergeReport(Env* env, const std::string& output_dir,
                               const proto::MergeReport& report);
+// What an earlier merge wrote there; nothing where it can't be read.
+std::optional<proto::MergeReport> ReadMergeReport(Env* env, const std::string& output_dir);
 
 }  // namespace qlora::engine
 

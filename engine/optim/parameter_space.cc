@@ -1,5 +1,6 @@
 #include "engine/optim/parameter_space.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace qlora::engine {
@@ -11,6 +12,13 @@ int64_t ParameterSpace::Add(std::string name, int64_t rows, int64_t cols, float 
   size_ += blocks * kernels::kParameterBlock;
   trained_ += rows * cols;
   return int64_t(parameters_.size()) - 1;
+}
+
+int64_t ParameterSpace::IndexAt(int64_t element) const {
+  const auto behind =
+      std::upper_bound(parameters_.begin(), parameters_.end(), element,
+                       [](int64_t value, const Parameter& p) { return value < p.offset; });
+  return behind - parameters_.begin() - 1;
 }
 
 kernels::Tensor ParameterSpace::View(int64_t index, kernels::Tensor flat) const {

@@ -30,6 +30,8 @@ class ParameterSpace {
   int64_t size() const { return size_; }        // elements with gaps
   int64_t trained() const { return trained_; }  // elements without
 
+  // Of the parameter that element `element` of a flat view belongs to, or the gap behind it.
+  int64_t IndexAt(int64_t element) const;
   // The rows of a parameter in a flat [1, size()] view.
   kernels::Tensor View(int64_t index, kernels::Tensor flat) const;
   // Runs of blocks with equal decay and of one course: the table that AdamW reads.

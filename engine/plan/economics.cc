@@ -1,9 +1,8 @@
 #include "engine/plan/economics.h"
 
-#include <google/protobuf/util/json_util.h>
-
 #include <algorithm>
 #include <map>
+#include <optional>
 #include <set>
 #include <string>
 
@@ -11,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/commands/evaluate.h"
 #include "engine/lora/initialize.h"
+#include "engine/merge/merge_report.h"
 #include "engine/model/load_weights.h"
 #include "engine/plan/plan_changes.h"
 #include "engine/plan/step_time.h"
@@ -23,8 +23,6 @@ namespace {
 using Report = proto::PlanReport;
 
 constexpr int64_t kBytesOf16Bits = 2;
-constexpr char kMergeReport[] = "merge/merge.json";  // engine/merge/merge_command.h
-constexpr int64_t kMaxMergeReportBytes = 1 << 20;
 // Ranks that are reckoned with beside the job's own.
 constexpr int64_t kRanks[] = {2, 4, 8, 16, 32, 64, 128};
 
@@ -121,15 +119,8 @@ void AddModes(const PlannedRun& run, const Plan& plan, Report::Economics* econom
 // How long merging took where `merge` has measured it. Whatever the file holds, it is only shown.
 void AddMerged(const PlannedRun& run, Report::Economics* economics) {
   if (run.output_dir.empty()) return;
-  const absl::StatusOr<std::string> json =
-      run.setup().env->ReadFile(JoinPath(run.output_dir, kMergeReport), kMaxMergeReportBytes);
-  proto::MergeReport report;
-  google::protobuf::util::JsonParseOptions options;
-  options.ignore_unknown_fields = true;
-  if (!json.ok() || !google::protobuf::util::JsonStringToMessage(*json, &report, options).ok()) {
-    return;
-  }
-  *economics->mutable_merged() = report.merged();
+  const std::optional<proto::MergeReport> report = ReadMergeReport(run.setup().env, run.output_dir);
+  if (report) *economics->mutable_merged() = report->merged();
 }
 
 }  // namespace

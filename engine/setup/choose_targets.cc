@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "engine/input_error.h"
+#include "engine/lora/saved_adapter.h"
 #include "engine/model/prequantized.h"
 
 namespace qlora::engine {
@@ -67,11 +68,8 @@ absl::Status AdapterOfAnotherModel(const Setup& setup, const SavedAdapter& saved
 absl::Status CheckInitFrom(const Setup& setup, std::vector<std::string>* problems) {
   const proto::Lora& lora = setup.job.lora();
   if (lora.init_from().empty()) return absl::OkStatus();
-  std::vector<ExpectedModule> expected;
-  for (const AdaptedModule& m : setup.targets.modules) {
-    expected.push_back({.path = m.module, .in = m.in, .out = m.out});
-  }
-  const absl::StatusOr<LoadedAdapter> adapter = ReadAdapter(setup.env, lora.init_from(), expected);
+  const absl::StatusOr<LoadedAdapter> adapter =
+      ReadAdapterOf(setup.env, lora.init_from(), setup.targets.modules);
   if (!adapter.ok()) return proto::Annotate(AsInputError(adapter.status()), "lora.init_from");
   const AdapterConfig& config = adapter->adapter.config;
   const auto must_equal = [&](const char* field, const std::string& job, const std::string& there) {

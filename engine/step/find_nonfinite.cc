@@ -135,11 +135,9 @@ class Watcher {
     const bool is_trained = storage_.trained() && id == Program::IdOf(storage_.trained().data);
     if (!is_gradient && !is_trained) return buffers_[id].name;
     const int64_t element = Program::OffsetOf(view.data) / kernels::SizeOf(view.dtype);
-    const std::vector<Parameter>& parameters = storage_.space.parameters();
-    const auto behind =
-        std::upper_bound(parameters.begin(), parameters.end(), element,
-                         [](int64_t offset, const Parameter& p) { return offset < p.offset; });
-    return absl::StrCat(is_gradient ? "the gradient of " : "", std::prev(behind)->name);
+    const ParameterSpace& space = storage_.space;
+    return absl::StrCat(is_gradient ? "the gradient of " : "",
+                        space.parameters()[space.IndexAt(element)].name);
   }
 
   std::string Describe(ConstTensor view, const Found& found, const std::string& by) const {

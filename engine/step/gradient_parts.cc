@@ -13,18 +13,14 @@ constexpr int64_t kMostParts = 8;
 // By parameter: the index behind the last op that writes its gradient; 0 where none does.
 std::vector<int64_t> FinishedBefore(const ParameterSpace& space, kernels::ConstTensor gradient,
                                     const PieceProgram& piece) {
-  const std::vector<Parameter>& parameters = space.parameters();
-  std::vector<int64_t> finished(parameters.size(), 0);
+  std::vector<int64_t> finished(space.parameters().size(), 0);
   for (int64_t i = 0; i < int64_t(piece.ops.size()); ++i) {
     kernels::VisitTensors(piece.ops[i], [&](const char*, const auto& view) {
       if constexpr (std::is_same_v<std::remove_cvref_t<decltype(view)>, kernels::Tensor>) {
         if (view.data == nullptr) return;
         if (Program::IdOf(view.data) != Program::IdOf(gradient.data)) return;
         const int64_t offset = Program::OffsetOf(view.data) / kernels::SizeOf(kernels::DType::kF32);
-        const auto behind = std::upper_bound(
-            parameters.begin(), parameters.end(), offset,
-            [](int64_t value, const Parameter& parameter) { return value < parameter.offset; });
-        finished[behind - parameters.begin() - 1] = i + 1;
+        finished[space.IndexAt(offset)] = i + 1;
       }
     });
   }
