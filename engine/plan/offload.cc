@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "absl/container/flat_hash_map.h"
+
 namespace qlora::engine {
 namespace {
 
@@ -11,18 +13,21 @@ struct Uses {
   int64_t backward_first = -1, backward_last = -1;
 };
 
-Uses UsesOf(const PieceProgram& piece, BufferId id) {
-  Uses uses;
+std::vector<Uses> UsesIn(const PieceProgram& piece, absl::Span<const BufferId> buffers) {
+  absl::flat_hash_map<BufferId, size_t> index;
+  for (size_t i = 0; i < buffers.size(); ++i) index[buffers[i]] = i;
+  std::vector<Uses> uses(buffers.size());
   for (int64_t i = 0; i < int64_t(piece.ops.size()); ++i) {
-    bool touches = false;
-    kernels::VisitTensors(piece.ops[i], [&](const char*, const auto& view) {
-      touches |= view.data != nullptr && Program::IdOf(view.data) == id;
-    });
-    if (!touches) continue;
     const bool forward = i < piece.backward_begin;
-    int64_t& first = forward ? uses.forward_first : uses.backward_first;
-    (forward ? uses.forward_last : uses.backward_last) = i;
-    if (first < 0) first = i;
+    kernels::VisitTensors(piece.ops[i], [&](const char*, const auto& view) {
+      if (view.data == nullptr) return;
+      const auto found = index.find(Program::IdOf(view.data));
+      if (found == index.end()) return;
+      Uses& u = uses[found->second];
+      int64_t& first = forward ? u.forward_first : u.backward_first;
+      (forward ? u.forward_last : u.backward_last) = i;
+      if (first < 0) first = i;
+    });
   }
   return uses;
 }
@@ -33,12 +38,12 @@ OffloadedBuffers Offload(Program* program, int64_t piece_index,
                          absl::Span<const BufferId> buffers) {
   PieceProgram& piece = program->pieces()[piece_index];
   OffloadedBuffers result;
+  const std::vector<Uses> all = UsesIn(piece, buffers);
   std::vector<Uses> uses;
-  for (const BufferId id : buffers) {
-    const Uses u = UsesOf(piece, id);
-    if (u.forward_first < 0 || u.backward_first < 0) continue;
-    result.windows.push_back(id);
-    uses.push_back(u);
+  for (size_t i = 0; i < buffers.size(); ++i) {
+    if (all[i].forward_first < 0 || all[i].backward_first < 0) continue;
+    result.windows.push_back(buffers[i]);
+    uses.push_back(all[i]);
   }
   const int64_t count = int64_t(result.windows.size());
   if (count <= kOffloadSlots) return {};

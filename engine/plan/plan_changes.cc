@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "engine/model/load_weights.h"
+#include "engine/plan/planner.h"
 #include "engine/plan/step_time.h"
 #include "engine/record/check_size.h"
 #include "proto/job_defaults.h"
@@ -149,10 +150,7 @@ bool FitsWith(const ModelSpec& spec, RecordOptions options, const kernels::Devic
               const PlanLimits& limits, int64_t rows, int64_t tokens) {
   options.train = {.tokens = rows * tokens, .documents = rows, .trained_rows = rows * tokens};
   options.storage.rope_positions = std::max(options.storage.rope_positions, tokens);
-  if (!CheckSize(spec, options).ok()) return false;
-  // Rates do not matter: the plan gives up memory in a fixed order.
-  return Fits(BestPlan(spec, options, device, {.matmul_flops = 1, .memory_bytes = 1}, limits),
-              limits);
+  return CheckSize(spec, options).ok() && Planner(spec, options, device, limits).CanFit();
 }
 
 }  // namespace

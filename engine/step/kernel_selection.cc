@@ -153,7 +153,7 @@ std::string KernelSelection::KeyOf(const Op& op) {
 
 LinearVariant KernelSelection::For(const Op& op, const kernels::Device& device) const {
   const std::vector<LinearVariant> variants = device.Variants(op);
-  if (variants.size() == 1) return variants.front();
+  if (variants.size() == 1 || choices_.empty()) return variants.front();
   const auto it = choices_.find(KeyOf(op));
   return it != choices_.end() && Contains(variants, it->second) ? it->second : variants.front();
 }

@@ -5,6 +5,8 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "engine/model/families.h"
+#include "engine/plan/lifetimes.h"
+#include "engine/plan/planner.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/engine/run/model_run.h"
@@ -178,6 +180,35 @@ TEST_F(Refusal, PagedStatesAreTheFirstToLeave) {
   EXPECT_THAT(std::string(refused.status().message()), HasSubstr("in host memory, which has"));
 }
 
+TEST_F(Refusal, WhetherAnythingFitsIsWhatTheBestPlanTells) {
+  const RecordOptions record = Training(data_);
+  const MachineRates rates{.matmul_flops = 1e9, .memory_bytes = 1e9};
+  const int64_t most = Make(record, int64_t{1} << 40)->total_bytes + 20'000;
+  const int64_t least =
+      Make(record, int64_t{1} << 40, proto::Recompute::FULL)->total_bytes - 200'000;
+  int fitting = 0, tried = 0;
+  for (const bool paged : {false, true}) {
+    for (const int64_t host_bytes : {int64_t{1} << 40, int64_t{20'000}, int64_t{0}}) {
+      for (const auto recompute :
+           {proto::Recompute::AUTO, proto::Recompute::NONE, proto::Recompute::FULL}) {
+        for (int64_t memory = least; memory < most; memory += 10'000) {
+          const PlanLimits limits{.memory_bytes = memory,
+                                  .recompute = recompute,
+                                  .paging = {.allowed = paged, .window_bytes = 4096},
+                                  .may_offload = true,
+                                  .host_bytes = host_bytes};
+          const Plan best = BestPlan(spec_, record, *device_, rates, limits);
+          EXPECT_EQ(Planner(spec_, record, *device_, limits).CanFit(), Fits(best, limits))
+              << memory << " " << paged << " " << host_bytes << " " << recompute;
+          fitting += Fits(best, limits), ++tried;
+        }
+      }
+    }
+  }
+  EXPECT_GT(fitting, tried / 10);
+  EXPECT_LT(fitting, tried - tried / 10);
+}
+
 // Whoever shares bytes of the arena must not be alive at the same time.
 TEST(Placement, BuffersAliveTogetherDoNotOverlap) {
   const Dataset data = GoldenDocuments("qlora_llama");
@@ -209,6 +240,7 @@ TEST(Placement, BuffersAliveTogetherDoNotOverlap) {
       }
     }
     EXPECT_GT(shared, 100) << "nothing shares memory";
+    EXPECT_LE(LeastArenaBytes(program), run.plan().placement.bytes);
   }
 }
 
