@@ -150,14 +150,7 @@ class TrainingRun {
     }
     JoinedBatch joined;
     const auto give = [&](int64_t j) -> absl::StatusOr<MicroBatchInputs> {
-      if (ranks() != nullptr) ranks()->control().Progress();
-      if (is_alone()) return batches.front()[j].inputs();
-      std::vector<const MicroBatch*> parts;
-      for (const std::vector<MicroBatch>& batch : batches) {
-        parts.push_back(batch.empty() ? nullptr : &batch[j]);
-      }
-      joined = JoinBatches(parts);
-      return joined.inputs();
+      return MicroBatchOf(batches, j, &joined);
     };
     absl::StatusOr<std::vector<StepResult>> results = step->Run(steps, give);
     if (!results.ok()) return results.status();
@@ -171,7 +164,7 @@ class TrainingRun {
                         .communication_share = (step->waited_seconds() - waited_before) / seconds,
                         .paged_in_bytes = step->paged_in() - paged_in,
                         .paged_out_bytes = step->paged_out() - paged_out};
-    if (absl::Status s = ExplainSkipped(steps, *results, step, give); !s.ok()) return s;
+    if (absl::Status s = ExplainSkipped(steps, *results, batches, step); !s.ok()) return s;
     for (size_t i = 0; i < run_->courses.size(); ++i) {
       if (!steps[i].is_active) continue;
       if (absl::Status s = run_->courses[i]->FinishStep(batches[i], steps[i], (*results)[i], cost);
@@ -182,29 +175,42 @@ class TrainingRun {
     return absl::OkStatus();
   }
 
-  // Once for each run of skipped steps, on all ranks alike: looking costs more than a step.
+  // The j-th micro-batch of all courses that have batches. With several courses `joined` holds it.
+  absl::StatusOr<MicroBatchInputs> MicroBatchOf(const std::vector<std::vector<MicroBatch>>& batches,
+                                                int64_t j, JoinedBatch* joined) {
+    if (ranks() != nullptr) ranks()->control().Progress();
+    if (is_alone()) return batches.front()[j].inputs();
+    std::vector<const MicroBatch*> parts;
+    for (const std::vector<MicroBatch>& batch : batches) {
+      parts.push_back(batch.empty() ? nullptr : &batch[j]);
+    }
+    *joined = JoinBatches(parts);
+    return joined->inputs();
+  }
+
+  // Once for each run of skipped steps, on all ranks alike: looking costs more than a step. Each
+  // course's rows are looked at by themselves: others may have bad numbers of their own.
   absl::Status ExplainSkipped(const std::vector<CourseStep>& steps,
-                              const std::vector<StepResult>& results, TrainStep* step,
-                              TrainStep::Batches give) {
-    std::vector<Course*> asking;
+                              const std::vector<StepResult>& results,
+                              const std::vector<std::vector<MicroBatch>>& batches,
+                              TrainStep* step) {
     for (size_t i = 0; i < run_->courses.size(); ++i) {
-      if (steps[i].is_active && run_->courses[i]->lacks_cause(results[i])) {
-        asking.push_back(run_->courses[i].get());
+      if (!steps[i].is_active || !run_->courses[i]->lacks_cause(results[i])) continue;
+      std::vector<std::vector<MicroBatch>> own(batches.size());
+      own[i] = batches[i];
+      JoinedBatch joined;
+      absl::StatusOr<std::string> found =
+          step->FindNonFinite(steps, [&](int64_t j) { return MicroBatchOf(own, j, &joined); });
+      if (!found.ok()) return found.status();
+      if (ranks() != nullptr) {
+        absl::StatusOr<std::vector<std::string>> all =
+            ranks()->control().AllGather("what is not finite", *found);
+        if (!all.ok()) return all.status();
+        for (size_t rank = all->size(); rank-- > 0;) {
+          if (!(*all)[rank].empty()) *found = absl::StrCat((*all)[rank], " of rank ", rank);
+        }
       }
-    }
-    if (asking.empty()) return absl::OkStatus();
-    absl::StatusOr<std::string> found = step->FindNonFinite(steps, give);
-    if (!found.ok()) return found.status();
-    if (ranks() != nullptr) {
-      absl::StatusOr<std::vector<std::string>> all =
-          ranks()->control().AllGather("what is not finite", *found);
-      if (!all.ok()) return all.status();
-      for (size_t rank = all->size(); rank-- > 0;) {
-        if (!(*all)[rank].empty()) *found = absl::StrCat((*all)[rank], " of rank ", rank);
-      }
-    }
-    for (Course* course : asking) {
-      course->set_cause(
+      run_->courses[i]->set_cause(
           found->empty() ? "Run again, every micro-batch is finite: a sum of gradients overflowed, "
                            "or memory gave something else than was written"
                          : absl::StrCat("The first value that is not finite is in ", *found));

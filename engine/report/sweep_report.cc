@@ -108,8 +108,10 @@ void JudgeSweep(SweepReport* report) {
   }
   report->set_metric(ChooseMetric(*report));
   if (report->metric() == SweepReport::NONE) {
+    const bool any = std::any_of(report->adapter().begin(), report->adapter().end(), IsTrained);
     report->set_verdict(
-        "no verdict on ranks: not all adapters were held against the same held-out data");
+        any ? "no verdict on ranks: not all adapters were held against the same held-out data"
+            : "no verdict on ranks: no adapter has a result");
     return;
   }
   const SweepReport::Metric metric = report->metric();

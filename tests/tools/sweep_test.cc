@@ -3,6 +3,8 @@
 
 #include <signal.h>
 
+#include <cstring>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
@@ -74,6 +76,21 @@ class SweepTest : public Workplace {
     }
   }
 
+  // Makes the base's last norm so large that gradients are near the end of fp32's range: those of
+  // an adapter with a large lora_alpha are beyond it.
+  void EnlargeGradients() const {
+    std::string file = Read("base/model.safetensors");
+    uint64_t header = 0;
+    std::memcpy(&header, file.data(), sizeof(header));
+    const auto offsets = nlohmann::json::parse(
+        file.substr(sizeof(header), header))["model.norm.weight"]["data_offsets"];
+    for (size_t at = offsets[0]; at < offsets[1]; at += 2) {
+      const uint16_t large = 0x799a;  // 1e35 in bf16
+      std::memcpy(file.data() + sizeof(header) + header + at, &large, sizeof(large));
+    }
+    Write("base/model.safetensors", file);
+  }
+
   std::string held_out_, sweep_;
 };
 
@@ -118,6 +135,35 @@ TEST_F(SweepTest, StopsWithACheckpointOfEach) {
     EXPECT_EQ(Read("out/" + name + "/adapter_model.safetensors"),
               Read("alone/" + name + "/adapter_model.safetensors"));
   }
+}
+
+TEST_F(SweepTest, OneWhoseNumbersGoBadEndsAloneAndIsNamed) {
+  job_.insert(job_.find("save_total_limit"), "max_consecutive_nonfinite: 2 ");
+  EnlargeGradients();
+  TrainAlone();
+  job_ += sweep_;
+  job_.insert(job_.find("sweep {") + 7, " adapter { name: \"reckless\" lora_alpha: 1e6 }");
+  const CommandResult result = Run("sweep");
+  EXPECT_EQ(result.exit_code, 76) << result.out << result.err;
+  EXPECT_THAT(result.err, AllOf(HasSubstr("reckless: ends at step 2; the others go on"),
+                                HasSubstr("reckless: 2 steps in a row had gradients or a loss"),
+                                HasSubstr("is in the gradient of model.layers.")));
+  for (const char* other : {"r2: ends", "r8: ends", "theirs: ends"}) {
+    EXPECT_THAT(result.err, Not(HasSubstr(other)));
+  }
+  ExpectEqualAlone();
+  EXPECT_FALSE(TreeOf(Path("out")).contains("reckless/adapter_model.safetensors"));
+  for (const char* report : {"out/sweep_report.txt", "out/sweep_report.html"}) {
+    EXPECT_THAT(Read(report), AllOf(HasSubstr("reckless"), HasSubstr("its numbers went bad")));
+  }
+  const auto report = nlohmann::json::parse(Read("out/sweep_report.json"));
+  for (const auto& adapter : report["adapter"]) {
+    const bool is_bad = adapter["name"] == "reckless";
+    EXPECT_EQ(adapter["not_trained"], is_bad ? "its numbers went bad" : "") << adapter;
+    EXPECT_EQ(adapter["steps"] != adapter["total_steps"], is_bad) << adapter;
+  }
+  EXPECT_EQ(report["adapter"].size(), 4u);
+  EXPECT_NE(report["smallest"], "reckless");
 }
 
 TEST_F(SweepTest, TellsEverythingThatIsWrongAtOnce) {

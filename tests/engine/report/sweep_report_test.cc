@@ -102,6 +102,15 @@ TEST(SweepReportTest, WhatWasNotTrainedDoesNotCount) {
   EXPECT_THAT(SweepText(report), HasSubstr("its numbers went bad"));
 }
 
+TEST(SweepReportTest, WhereNoneHasAResultThatIsWhatItSays) {
+  SweepReport report;
+  Add(&report, "a", 2, 1.0)->set_not_trained("its numbers went bad");
+  Add(&report, "b", 4, NAN);
+  JudgeSweep(&report);
+  EXPECT_EQ(report.metric(), SweepReport::NONE);
+  EXPECT_THAT(report.verdict(), HasSubstr("no adapter has a result"));
+}
+
 TEST(SweepReportTest, NamesAreShownAndNeverObeyed) {
   SweepReport report;
   report.set_tolerance(0.01);
