@@ -123,6 +123,18 @@ void AddMerged(const PlannedRun& run, Report::Economics* economics) {
   if (report) *economics->mutable_merged() = report->merged();
 }
 
+// Why nothing is known of the prompts, where the job's figures ask for it.
+std::string WhyUncounted(const PlannedRun& run) {
+  const proto::Economics& given = run.setup().job.economics();
+  const bool asks = given.has_instruction() || given.has_calls_per_day() ||
+                    given.has_price_per_million_prompt_tokens();
+  if (!asks) return "";
+  return absl::StrCat("what a call saves is unknown: ",
+                      given.instruction().empty()        ? "economics.instruction is not given"
+                      : run.setup().tokenizer == nullptr ? "the model has no tokenizer.json"
+                                                         : "there are no data");
+}
+
 }  // namespace
 
 absl::StatusOr<PromptTokens> MeasurePrompts(const PlannedRun& run) {
@@ -173,6 +185,7 @@ absl::StatusOr<Report::Economics> ReckonEconomics(const PlannedRun& run, const P
   if (!prompts.ok()) return prompts.status();
   economics.set_prompt_tokens_with(prompts->with_instruction);
   economics.set_prompt_tokens_without(prompts->without);
+  if (prompts->with_instruction == 0) economics.set_prompts_uncounted(WhyUncounted(run));
   economics.set_tokens_saved_per_day((prompts->with_instruction - prompts->without) *
                                      given.calls_per_day());
   economics.set_saved_per_day(economics.tokens_saved_per_day() / 1e6 *

@@ -15,8 +15,6 @@ namespace {
 
 using Report = proto::PlanReport;
 
-// Rows of a micro-batch that are looked at; more never pay.
-constexpr int64_t kMostRows = 1024;
 // Ranks that are looked at beside the job's own number.
 constexpr int kMostRanks = 4096;
 

@@ -12,6 +12,9 @@
 
 namespace qlora::engine {
 
+// Rows of a micro-batch that are looked at; more never pay.
+inline constexpr int64_t kMostRows = 1024;
+
 // `plan` is BestPlan of the run; `past_runs` are this device's. With plan.explore other plans are
 // made beside it: changes, the largest sequence and batch, other modes.
 absl::StatusOr<proto::PlanReport> MakePlanReport(const PlannedRun& run, const Plan& plan,

@@ -135,6 +135,10 @@ void AddTrained(const char* title, const google::protobuf::RepeatedPtrField<Repo
   page->Chart(bars);
 }
 
+std::string Price(double amount, const Report::Economics& e) {
+  return absl::StrFormat("%.4g %s", amount, e.currency());
+}
+
 void AddEconomics(const Report::Economics& e, HtmlPage* page) {
   page->Heading("What it costs and saves");
   std::vector<KeyFigure> figures = {
@@ -147,22 +151,27 @@ void AddEconomics(const Report::Economics& e, HtmlPage* page) {
   if (e.training_hours() > 0) {
     figures.push_back({.label = "training",
                        .value = absl::StrFormat("%.3g h", e.training_hours()),
-                       .note = absl::StrFormat("%.4g %s", e.training_cost(), e.currency())});
+                       .note = e.training_cost() > 0 ? Price(e.training_cost(), e) : ""});
   }
   if (e.prompt_tokens_with() > 0) {
     figures.push_back(
         {.label = "tokens saved per call",
          .value = absl::StrFormat("%.1f", e.prompt_tokens_with() - e.prompt_tokens_without()),
          .note = absl::StrFormat("of %.1f with the instruction", e.prompt_tokens_with())});
+  }
+  if (e.tokens_saved_per_day() > 0) {
+    const std::string tokens = absl::StrFormat("%.4g tokens", e.tokens_saved_per_day());
+    const bool is_priced = e.saved_per_day() > 0;
     figures.push_back({.label = "saved per day",
-                       .value = absl::StrFormat("%.4g %s", e.saved_per_day(), e.currency()),
-                       .note = absl::StrFormat("%.4g tokens", e.tokens_saved_per_day())});
+                       .value = is_priced ? Price(e.saved_per_day(), e) : tokens,
+                       .note = is_priced ? tokens : ""});
   }
   if (e.break_even_days() > 0) {
     figures.push_back(
         {.label = "paid back after", .value = absl::StrFormat("%.3g days", e.break_even_days())});
   }
   page->Figures(figures);
+  if (!e.prompts_uncounted().empty()) page->Paragraph(e.prompts_uncounted());
   AddModes(e, page);
   AddMerged(e, page);
   AddTrained("Trained parameters by target", e.targets(), page);
@@ -191,8 +200,7 @@ std::string PlanReportHtml(const Report& report) {
   if (report.largest_sequence() > 0) {
     figures.push_back({.label = "longest sequence",
                        .value = absl::StrCat(FormatCount(report.largest_sequence()), " tokens")});
-    figures.push_back({.label = "largest micro-batch",
-                       .value = absl::StrCat(FormatCount(report.largest_batch()), " rows")});
+    figures.push_back({.label = "largest micro-batch", .value = LargestBatchText(report)});
   }
   page.Figures(figures);
   AddMemory(report, &page);

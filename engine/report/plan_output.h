@@ -14,6 +14,9 @@ namespace qlora::engine {
 std::string PlanReportText(const proto::PlanReport& report);
 std::string PlanReportHtml(const proto::PlanReport& report);
 
+// "37 rows"; where not all that fit were looked at, "1,024 rows or more".
+std::string LargestBatchText(const proto::PlanReport& report);
+
 // plan_report.txt, .json (proto/plan_report.proto) and .html in `folder`, which is made if it is
 // not there.
 absl::Status WritePlanReport(Env* env, const std::string& folder, const proto::PlanReport& report);

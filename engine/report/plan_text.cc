@@ -3,6 +3,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "engine/plan/plan.h"
+#include "engine/plan/plan_report.h"
 #include "engine/report/console.h"
 #include "engine/report/plan_output.h"
 
@@ -69,10 +70,9 @@ void AppendTime(const Report& report, std::string* text) {
 void AppendLimits(const Report& report, std::string* text) {
   if (report.rows_of_tokens() > 0) {
     absl::StrAppendFormat(text,
-                          "what fits\n  %12s  tokens in a sequence at most\n"
-                          "  %12s  rows of %s tokens in a micro-batch at most\n",
-                          FormatCount(report.largest_sequence()),
-                          FormatCount(report.largest_batch()),
+                          "what fits\n  longest sequence: %s tokens\n"
+                          "  largest micro-batch: %s, of %s tokens each\n",
+                          FormatCount(report.largest_sequence()), LargestBatchText(report),
                           FormatCount(report.rows_of_tokens()));
   }
   if (report.fits()) return;
@@ -120,14 +120,26 @@ void AppendEconomics(const Report::Economics& e, std::string* text) {
                           merged.seconds(), merged.loss_increase());
   }
   if (e.prompt_tokens_with() > 0) {
-    absl::StrAppendFormat(text, "  a prompt has %.1f tokens with the instruction, %.1f without\n",
-                          e.prompt_tokens_with(), e.prompt_tokens_without());
-    absl::StrAppendFormat(text, "  saves %.4g tokens and %.4g %s a day\n", e.tokens_saved_per_day(),
-                          e.saved_per_day(), e.currency());
+    absl::StrAppendFormat(
+        text, "  a prompt has %.1f tokens with the instruction, %.1f without: saves %.1f a call\n",
+        e.prompt_tokens_with(), e.prompt_tokens_without(),
+        e.prompt_tokens_with() - e.prompt_tokens_without());
+  }
+  if (!e.prompts_uncounted().empty()) absl::StrAppend(text, "  ", e.prompts_uncounted(), "\n");
+  if (e.tokens_saved_per_day() > 0) {
+    absl::StrAppendFormat(text, "  saves %.4g tokens a day", e.tokens_saved_per_day());
+    if (e.saved_per_day() > 0) {
+      absl::StrAppendFormat(text, ", %.4g %s", e.saved_per_day(), e.currency());
+    }
+    *text += "\n";
   }
   if (e.training_hours() > 0) {
-    absl::StrAppendFormat(text, "  training takes %.3g hours of the machine, %.4g %s\n",
-                          e.training_hours(), e.training_cost(), e.currency());
+    absl::StrAppendFormat(text, "  training takes %.3g hours of a rank's machine",
+                          e.training_hours());
+    if (e.training_cost() > 0) {
+      absl::StrAppendFormat(text, ", %.4g %s", e.training_cost(), e.currency());
+    }
+    *text += "\n";
   }
   if (e.break_even_days() > 0) {
     absl::StrAppendFormat(text, "  paid back after %.3g days\n", e.break_even_days());
@@ -135,6 +147,12 @@ void AppendEconomics(const Report::Economics& e, std::string* text) {
 }
 
 }  // namespace
+
+std::string LargestBatchText(const Report& report) {
+  return absl::StrCat(FormatCount(report.largest_batch()),
+                      report.largest_batch() == 1 ? " row" : " rows",
+                      report.largest_batch() >= kMostRows ? " or more" : "");
+}
 
 std::string PlanReportText(const Report& report) {
   std::string text = absl::StrCat(
