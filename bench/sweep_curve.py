@@ -28,7 +28,7 @@ def write_data(path, tokens):
     draw = random.Random(1)
     with open(path, "w") as out:
         for _ in range(16):
-            ids = [draw.randrange(100, 4000) for _ in range(tokens)]
+            ids = [draw.randrange(100, 500) for _ in range(tokens)]
             out.write(json.dumps({"input_ids": ids, "labels": ids}) + "\n")
 
 
