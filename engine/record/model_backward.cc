@@ -51,6 +51,7 @@ void ModelPass::LinearBackward(const LinearTrace& trace, WeightRole bias_role, i
                                            .up = up[i],
                                            .live_rows = batch_.live_tokens,
                                            .rows = segment.rows,
+                                           .share = segment.share,
                                            .scale = segment.scale,
                                            .dropout = segment.dropout,
                                            .accumulate = true,

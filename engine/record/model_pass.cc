@@ -70,7 +70,10 @@ int64_t ModelPass::TailColumns() const {
 AdapterSegment ModelPass::Segment(const AdapterIndex& adapter) const {
   AdapterSegment segment = s_.Adapter(adapter).segment;
   // One alone has all rows.
-  if (batch_.courses > 1) segment.rows = SliceRows(batch_.token_segments, adapter.course, 1);
+  if (batch_.courses > 1) {
+    segment.rows = SliceRows(batch_.token_segments, adapter.course, 1);
+    segment.share = 1.0f / float(batch_.courses);
+  }
   if (dropout_ && segment.dropout.probability > 0) {
     segment.dropout.counter = SliceRows(batch_.random_counters, adapter.course, 1);
   } else {
@@ -193,6 +196,7 @@ kernels::AttentionShape ModelPass::AttentionShapeOf(int64_t layer) const {
           .scale = spec_.attention_scale,
           .softcap = spec_.attention_softcap,
           .window = spec_.window[layer],
+          .longest = s_.options.rope_positions,
           .kernel = s_.options.attention};
 }
 

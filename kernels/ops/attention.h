@@ -18,6 +18,8 @@
 #ifndef QLORA_KERNELS_OPS_ATTENTION_H_
 #define QLORA_KERNELS_OPS_ATTENTION_H_
 
+#include <algorithm>
+
 #include "kernels/tensor.h"
 
 namespace qlora::kernels {
@@ -33,6 +35,7 @@ struct AttentionShape {
   float scale = 0.0f;
   float softcap = 0.0f;  // 0: none
   int64_t window = 0;    // 0: none
+  int64_t longest = 0;   // no document has more keys, for Flops() only; 0: not known
   AttentionKernel kernel = AttentionKernel::kOwn;
 };
 
@@ -86,9 +89,22 @@ struct KvAppend {
   }
 };
 
-// The upper limits of work and traffic: one document as long as the capacity, causal.
-inline double Flops(const AttentionForward& op) { return 2.0 * op.q.Count() * op.k.rows; }
-inline double Flops(const AttentionBackward& op) { return 5.0 * op.q.Count() * op.k.rows; }
+// Keys of a document as long as may be, each of which half of its queries see; in a window as many
+// queries as without one would see twice the window.
+inline double MostKeys(const ConstTensor& k, const AttentionShape& shape) {
+  int64_t keys = k.rows;
+  if (shape.longest > 0) keys = std::min(keys, shape.longest);
+  if (shape.window > 0) keys = std::min(keys, 2 * shape.window);
+  return double(keys);
+}
+
+// The upper limits of work and traffic: documents as long as may be, up to the capacity, causal.
+inline double Flops(const AttentionForward& op) {
+  return 2.0 * op.q.Count() * MostKeys(op.k, op.shape);
+}
+inline double Flops(const AttentionBackward& op) {
+  return 5.0 * op.q.Count() * MostKeys(op.k, op.shape);
+}
 inline double Flops(const KvAppend&) { return 0.0; }
 inline double Bytes(const AttentionForward& op) {
   return double(2 * op.q.Count() + 2 * op.k.Count()) * SizeOf(op.q.dtype) + 4.0 * op.lse.Count();

@@ -73,9 +73,10 @@ struct Dropout {
 
 // The rows one adapter serves.
 struct AdapterSegment {
-  ConstTensor a;     // [r, K], x's type
-  ConstTensor b;     // [N, r], x's type
-  ConstTensor rows;  // i32 [1, 2]: first row, end row; empty: all live rows
+  ConstTensor a;       // [r, K], x's type
+  ConstTensor b;       // [N, r], x's type
+  ConstTensor rows;    // i32 [1, 2]: first row, end row; empty: all live rows
+  float share = 1.0f;  // of all rows that are its own, on average, for Flops() only
   float scale = 1.0f;
   Dropout dropout;
   ConstTensor given_low;  // forward's `low` where a norm has made it (FirstProduct), else empty
@@ -181,6 +182,7 @@ struct LinearBackwardAdapter {
   ConstTensor up;   // x's type [T, r]
   LiveRows live_rows;
   ConstTensor rows;  // i32 [1, 2] or empty, as in AdapterSegment
+  float share = 1.0f;
   float scale = 1.0f;
   Dropout dropout;
   bool accumulate = true;
@@ -226,7 +228,7 @@ inline double AdapterFlops(const std::vector<AdapterSegment>& adapters, const Li
   double flops = 0;
   for (const AdapterSegment& s : adapters) {
     const int64_t first = s.IsLowGiven() ? 0 : base.in_features;
-    flops += 2.0 * rows * s.a.rows * (first + base.out_features);
+    flops += 2.0 * s.share * rows * s.a.rows * (first + base.out_features);
   }
   return flops;
 }
@@ -250,7 +252,7 @@ inline double Bytes(const LinearBackwardInput& op) {
          double(op.dx.Count()) * SizeOf(op.dy.dtype) * (op.accumulate ? 2 : 1);
 }
 inline double Flops(const LinearBackwardAdapter& op) {
-  return 2.0 * op.x.rows * op.low.cols * (op.x.cols + op.dy.cols);
+  return 2.0 * op.share * op.x.rows * op.low.cols * (op.x.cols + op.dy.cols);
 }
 inline double Bytes(const LinearBackwardAdapter& op) {
   return double(op.x.Count() + op.dy.Count()) * SizeOf(op.x.dtype) +
