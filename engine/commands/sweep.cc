@@ -93,7 +93,7 @@ absl::Status Sweep(const SweepSetup& sweep, Console* console,
                    const volatile std::sig_atomic_t* stop_signal) {
   Together together;
   for (const SweepSetup::Adapter& adapter : sweep.adapters) {
-    together.members.push_back({adapter.setup.get(), adapter.name, adapter.round});
+    together.members.push_back({adapter.setup.get(), adapter.name, adapter.round, adapter.group});
   }
   console->Line(Title(sweep));
   together.wants_round = [&](Courses courses, int64_t next) {

@@ -1,6 +1,7 @@
 #include "engine/commands/sweep_setup.h"
 
 #include <algorithm>
+#include <limits>
 #include <map>
 #include <set>
 #include <utility>
@@ -8,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "engine/plan/plan_limits.h"
+#include "engine/plan/step_time.h"
 #include "engine/record/check_size.h"
 #include "proto/errors.h"
 #include "proto/exit_codes.h"
@@ -31,18 +33,39 @@ void Add(BatchCapacity* capacity, const BatchCapacity& more) {
   capacity->trained_rows += more.trained_rows;
 }
 
-// One program for all: every adapter in each of its linears; rows for all adapters that take a step
-// together, that is, of one round; evaluation and generation for the one that needs most.
-RecordOptions JoinRecords(const std::vector<SweepSetup::Adapter>& adapters) {
-  RecordOptions joined = adapters.front().setup->record;
+// Rows beside which more rows do not make the frozen weights' products any cheaper for each; what
+// they take of the caches makes the rest dearer (bench/sweep_curve.py).
+constexpr int64_t kRowsEnough = 2048;
+
+// Puts the adapters of each round into as few groups as have at most `rows` rows each (one that has
+// more is alone), of much the same size.
+void ChooseGroups(int64_t rows, absl::Span<const RecordOptions> records,
+                  std::vector<SweepSetup::Adapter>* adapters) {
+  std::map<int64_t, std::vector<size_t>> rounds;
+  for (size_t i = 0; i < adapters->size(); ++i) rounds[(*adapters)[i].round].push_back(i);
+  for (const auto& [round, members] : rounds) {
+    int64_t most = 1;
+    for (const size_t i : members) most = std::max(most, records[i].train.tokens);
+    const int64_t count = int64_t(members.size());
+    const int64_t of_group = std::clamp<int64_t>(rows / most, 1, count);
+    const int64_t groups = (count + of_group - 1) / of_group;
+    for (int64_t k = 0; k < count; ++k) (*adapters)[members[k]].group = k * groups / count;
+  }
+}
+
+// One program for all: every adapter in each of its linears; rows for all adapters whose rows go
+// through the model in one pass; evaluation and generation for the one that needs most.
+RecordOptions JoinRecords(absl::Span<const RecordOptions> records,
+                          const std::vector<SweepSetup::Adapter>& adapters) {
+  RecordOptions joined = records.front();
   joined.storage.lora.clear();
-  std::map<int64_t, BatchCapacity> rows;
-  for (const SweepSetup::Adapter& adapter : adapters) {
-    const RecordOptions& own = adapter.setup->record;
+  std::map<std::pair<int64_t, int64_t>, BatchCapacity> rows;  // of round and group
+  for (size_t i = 0; i < adapters.size(); ++i) {
+    const RecordOptions& own = records[i];
     joined.storage.lora.push_back(own.storage.lora.front());
     joined.storage.rope_positions =
         std::max(joined.storage.rope_positions, own.storage.rope_positions);
-    Add(&rows[adapter.round], own.train);
+    Add(&rows[{adapters[i].round, adapters[i].group}], own.train);
     if (own.eval) {
       if (!joined.eval) joined.eval = own.eval;
       Grow(&*joined.eval, *own.eval);
@@ -56,7 +79,10 @@ RecordOptions JoinRecords(const std::vector<SweepSetup::Adapter>& adapters) {
     }
   }
   joined.train = {};
-  for (const auto& [round, capacity] : rows) Grow(&joined.train, capacity);
+  for (const auto& [place, capacity] : rows) {
+    Grow(&joined.train, capacity);
+    joined.passes = std::max(joined.passes, place.second + 1);
+  }
   return joined;
 }
 
@@ -76,6 +102,39 @@ absl::Status CheckDevice(const SweepSetup& sweep) {
                                          " on a GPU; split it into several sweeps"));
 }
 
+// Makes the first adapter's setup that of the run: all adapters, in groups of at most kRowsEnough
+// rows, or in those smaller ones that fit and take the least time, as by their plans.
+absl::Status JoinRun(SweepSetup* sweep) {
+  std::vector<RecordOptions> records;
+  for (const auto& adapter : sweep->adapters) records.push_back(adapter.setup->record);
+  Setup& first = *sweep->adapters.front().setup;
+  const auto join = [&](int64_t rows) {
+    ChooseGroups(rows, records, &sweep->adapters);
+    first.record = JoinRecords(records, sweep->adapters);
+    return CheckSize(first.spec, first.record);
+  };
+  if (absl::Status s = join(kRowsEnough); !s.ok()) return s;
+  absl::StatusOr<PlanLimits> limits =
+      LimitsOf(first, !sweep->job.quantization().quantize_cache().empty());
+  if (!limits.ok()) return limits.status();
+  first.limits = *std::move(limits);
+  int64_t best = 1;
+  double least = std::numeric_limits<double>::infinity();
+  for (int64_t rows = kRowsEnough; rows >= 1; rows /= 2) {
+    const int64_t passes = first.record.passes;
+    if (absl::Status s = join(rows); !s.ok()) return s;
+    if (rows < kRowsEnough && first.record.passes == passes) continue;
+    const Plan plan = BestPlan(first.spec, first.record, *first.device, first.rates, first.limits);
+    if (!Fits(plan, first.limits)) continue;
+    const double seconds =
+        TimeOfStep(plan, first.rates, first.job.training().gradient_accumulation_steps()).seconds;
+    if (seconds < least) best = rows, least = seconds;
+    // Smaller groups could only save memory.
+    if (plan.recompute_seconds == 0) break;
+  }
+  return join(best);
+}
+
 }  // namespace
 
 std::string SweepSetup::Names() const {
@@ -86,11 +145,7 @@ std::string SweepSetup::Names() const {
 
 PlannedRun SweepSetup::planned() const {
   PlannedRun run{.output_dir = job.output_dir()};
-  std::map<int64_t, int64_t> of_round;
-  for (const Adapter& adapter : adapters) {
-    run.setups.push_back(adapter.setup.get());
-    run.together = std::max(run.together, ++of_round[adapter.round]);
-  }
+  for (const Adapter& adapter : adapters) run.setups.push_back(adapter.setup.get());
   return run;
 }
 
@@ -116,12 +171,8 @@ absl::StatusOr<std::unique_ptr<SweepSetup>> PrepareSweep(const proto::Job& job,
   if (job.sweep().raise_rank()) ChooseRounds(sweep.get());
   if (absl::Status s = CheckDevice(*sweep); !s.ok()) return s;
 
+  if (absl::Status s = JoinRun(sweep.get()); !s.ok()) return s;
   Setup& first = *sweep->adapters.front().setup;
-  first.record = JoinRecords(sweep->adapters);
-  if (absl::Status s = CheckSize(first.spec, first.record); !s.ok()) return s;
-  absl::StatusOr<PlanLimits> limits = LimitsOf(first, !job.quantization().quantize_cache().empty());
-  if (!limits.ok()) return limits.status();
-  first.limits = *std::move(limits);
   if (first.device->info().is_host || first.device_is_planned) return sweep;
   absl::StatusOr<KernelSelection> kernels =
       SelectKernels(Record(first.spec, first.record, *first.device).program.Ops(),

@@ -19,6 +19,7 @@ struct SweepSetup {
     std::string name;
     std::unique_ptr<Setup> setup;
     int64_t round = 0;  // with sweep.raise_rank the place of its rank, else 0
+    int64_t group = 0;  // in its round, of those whose rows go through the model in one pass
   };
   proto::Job job;
   // As proto::SweepJobs. The first one's setup owns the open model; its record and limits are those

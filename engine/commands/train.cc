@@ -147,10 +147,11 @@ class TrainingRun {
     for (size_t i = 0; i < run_->courses.size(); ++i) {
       if (!IsAmong(active, i)) continue;
       steps[i] = run_->courses[i]->PrepareStep(&batches[i]);
+      steps[i].group = together_.members[i].group;
     }
     JoinedBatch joined;
-    const auto give = [&](int64_t j) -> absl::StatusOr<MicroBatchInputs> {
-      return MicroBatchOf(batches, j, &joined);
+    const auto give = [&](int64_t j, int64_t group) -> absl::StatusOr<MicroBatchInputs> {
+      return RowsOf(group, steps, batches, j, &joined);
     };
     absl::StatusOr<std::vector<StepResult>> results = step->Run(steps, give);
     if (!results.ok()) return results.status();
@@ -175,14 +176,16 @@ class TrainingRun {
     return absl::OkStatus();
   }
 
-  // The j-th micro-batch of all courses that have batches. With several courses `joined` holds it.
-  absl::StatusOr<MicroBatchInputs> MicroBatchOf(const std::vector<std::vector<MicroBatch>>& batches,
-                                                int64_t j, JoinedBatch* joined) {
+  // Of a group's active courses the j-th micro-batches. With several courses `joined` holds them.
+  absl::StatusOr<MicroBatchInputs> RowsOf(int64_t group, const std::vector<CourseStep>& steps,
+                                          const std::vector<std::vector<MicroBatch>>& batches,
+                                          int64_t j, JoinedBatch* joined) {
     if (ranks() != nullptr) ranks()->control().Progress();
     if (is_alone()) return batches.front()[j].inputs();
     std::vector<const MicroBatch*> parts;
-    for (const std::vector<MicroBatch>& batch : batches) {
-      parts.push_back(batch.empty() ? nullptr : &batch[j]);
+    for (size_t i = 0; i < batches.size(); ++i) {
+      const bool has_rows = steps[i].is_active && steps[i].group == group;
+      parts.push_back(has_rows ? &batches[i][j] : nullptr);
     }
     *joined = JoinBatches(parts);
     return joined->inputs();
@@ -196,11 +199,11 @@ class TrainingRun {
                               TrainStep* step) {
     for (size_t i = 0; i < run_->courses.size(); ++i) {
       if (!steps[i].is_active || !run_->courses[i]->lacks_cause(results[i])) continue;
-      std::vector<std::vector<MicroBatch>> own(batches.size());
-      own[i] = batches[i];
+      std::vector<CourseStep> own(steps.size(), {.is_active = false});
+      own[i] = steps[i];
       JoinedBatch joined;
-      absl::StatusOr<std::string> found =
-          step->FindNonFinite(steps, [&](int64_t j) { return MicroBatchOf(own, j, &joined); });
+      absl::StatusOr<std::string> found = step->FindNonFinite(
+          own, [&](int64_t j, int64_t group) { return RowsOf(group, own, batches, j, &joined); });
       if (!found.ok()) return found.status();
       if (ranks() != nullptr) {
         absl::StatusOr<std::vector<std::string>> all =
@@ -226,8 +229,8 @@ class TrainingRun {
     return tokens;
   }
 
-  // Of a step over so many tokens on all ranks. A micro-batch that is not full takes its share of a
-  // full one's time.
+  // Of a step over so many tokens on all ranks. A pass that is not full takes its share of a full
+  // one's time.
   double PredictedSeconds(int64_t tokens) const {
     const double capacity = double(run_->plan.run.train->inputs.capacity.tokens);
     const StepTime time =

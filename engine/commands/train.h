@@ -25,13 +25,14 @@ absl::Status Train(const Setup& setup, Console* console,
                    const volatile std::sig_atomic_t* stop_signal);
 
 // Several courses of one run: in each step all that are active and of the current round take part,
-// their rows beside each other. Each goes by its own setup; the first setup's record and limits
-// describe the run.
+// the rows of a group's beside each other. Each goes by its own setup; the first setup's record and
+// limits describe the run.
 struct Together {
   struct Member {
     const Setup* setup;
     std::string name;
     int64_t round = 0;  // rounds follow one another, from 0
+    int64_t group = 0;  // within the round
   };
   std::vector<Member> members;
   // Asked between rounds, with all courses: whether the next round is wanted. Empty: always.

@@ -63,6 +63,22 @@ void AddTimes(const MachineRates& rates, Plan* plan) {
   }
 }
 
+std::string DescribePaging(const Plan& plan) {
+  const kernels::PagedShape& paging = plan.paging;
+  std::string text = absl::StrCat("optimizer states in ", paging.windows, " windows of ",
+                                  FormatBytes(paging.window_bytes), ": ", paging.resident,
+                                  " stay on the device, ", paging.slots, " at a time pass through");
+  if (!paging.IsLent()) return text;
+  absl::StrAppend(&text, " memory that activations lend; on the device are ",
+                  FormatBytes(paging.resident * paging.window_bytes), " in forward");
+  for (const Move& move : plan.run.program.pieces()[plan.run.train->micro_batch].moves) {
+    if (move.kind != Move::Kind::kLend) continue;
+    absl::StrAppend(&text, ", then ",
+                    FormatBytes((paging.resident + move.window) * paging.window_bytes));
+  }
+  return text;
+}
+
 }  // namespace
 
 std::string FormatBytes(int64_t bytes) {
@@ -91,20 +107,14 @@ std::string Describe(const RecomputeChoice& choice, int64_t layers) {
   return text;
 }
 
-std::string DescribePaging(const Plan& plan) {
-  const kernels::PagedShape& paging = plan.paging;
-  std::string text = absl::StrCat("optimizer states in ", paging.windows, " windows of ",
-                                  FormatBytes(paging.window_bytes), ": ", paging.resident,
-                                  " stay on the device, ", paging.slots, " at a time pass through");
-  if (!paging.IsLent()) return text;
-  absl::StrAppend(&text, " memory that activations lend; on the device are ",
-                  FormatBytes(paging.resident * paging.window_bytes), " in forward");
-  for (const Move& move : plan.run.program.pieces()[plan.run.train->micro_batch].moves) {
-    if (move.kind != Move::Kind::kLend) continue;
-    absl::StrAppend(&text, ", then ",
-                    FormatBytes((paging.resident + move.window) * paging.window_bytes));
+std::vector<std::string> DescribeChoices(const Plan& plan) {
+  std::vector<std::string> choices = {Describe(plan.recompute, plan.run.storage.spec.layers)};
+  if (plan.paging.windows > 0) choices.push_back(DescribePaging(plan));
+  if (const int64_t groups = plan.run.train->passes; groups > 1) {
+    choices.push_back(
+        absl::StrCat("adapters go through the model in ", groups, " groups, one after the other"));
   }
-  return text;
+  return choices;
 }
 
 double StepSeconds(const Plan& plan, int64_t micro_batches) {
@@ -171,8 +181,9 @@ std::string PlanTable(const Plan& plan, const PlanLimits& limits) {
   absl::StrAppendFormat(&text, "  %12s  in all, of %s (%s)\n", FormatBytes(plan.total_bytes),
                         FormatBytes(limits.memory_bytes), limits.memory_source);
   if (plan.run.train.has_value()) {
-    absl::StrAppend(&text, "  ", Describe(plan.recompute, plan.run.storage.spec.layers), "\n");
-    if (plan.paging.windows > 0) absl::StrAppend(&text, "  ", DescribePaging(plan), "\n");
+    for (const std::string& choice : DescribeChoices(plan)) {
+      absl::StrAppend(&text, "  ", choice, "\n");
+    }
   }
   return text;
 }

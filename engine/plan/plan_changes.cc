@@ -192,10 +192,9 @@ int64_t LargestSequence(const ModelSpec& spec, const RecordOptions& options,
 
 int64_t LargestBatch(const ModelSpec& spec, const RecordOptions& options,
                      const kernels::Device& device, const PlanLimits& limits, int64_t tokens,
-                     int64_t most, int64_t adapters) {
-  return Largest(most, [&](int64_t rows) {
-    return FitsWith(spec, options, device, limits, adapters * rows, tokens);
-  });
+                     int64_t most) {
+  return Largest(
+      most, [&](int64_t rows) { return FitsWith(spec, options, device, limits, rows, tokens); });
 }
 
 }  // namespace qlora::engine

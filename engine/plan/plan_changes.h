@@ -33,11 +33,10 @@ std::vector<PlanChange> FittingChanges(const ModelSpec& spec, const RecordOption
 int64_t LargestSequence(const ModelSpec& spec, const RecordOptions& options,
                         const kernels::Device& device, const PlanLimits& limits, int64_t rows,
                         int64_t most);
-// The largest number of rows of `tokens` each in a micro-batch, for each of `adapters` that train
-// together, up to `most`; 0 where none fits.
+// The largest number of rows of `tokens` each in a micro-batch, up to `most`; 0 where none fits.
 int64_t LargestBatch(const ModelSpec& spec, const RecordOptions& options,
                      const kernels::Device& device, const PlanLimits& limits, int64_t tokens,
-                     int64_t most, int64_t adapters);
+                     int64_t most);
 
 }  // namespace qlora::engine
 

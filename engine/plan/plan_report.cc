@@ -41,8 +41,7 @@ void AddMemory(const Setup& setup, const Plan& plan, Report* report) {
   report->set_limit_source(setup.limits.memory_source);
   report->set_host_bytes(is_host ? 0 : plan.HostBytes());
   report->set_fits(Fits(plan, setup.limits));
-  report->add_choices(Describe(plan.recompute, plan.run.storage.spec.layers));
-  if (plan.paging.windows > 0) report->add_choices(DescribePaging(plan));
+  for (const std::string& choice : DescribeChoices(plan)) report->add_choices(choice);
 }
 
 Report::Speed SpeedOf(const ScalePoint& point) {
@@ -59,7 +58,7 @@ void AddSpeed(const Setup& setup, const Plan& plan, Report* report) {
   const int64_t accumulation = setup.job.training().gradient_accumulation_steps();
   const StepTime step = TimeOfStep(plan, setup.rates, accumulation);
   const Network network = NetworkOf(setup.job.plan());
-  const int64_t tokens = accumulation * setup.record.train.tokens;
+  const int64_t tokens = accumulation * setup.record.passes * setup.record.train.tokens;
   const ScalePoint point =
       PredictStep(setup.world(), step.seconds, double(tokens), step.traffic, network);
   Report::Time* time = report->mutable_time();
@@ -102,10 +101,10 @@ void Explore(const PlannedRun& run, Report* report) {
   const int64_t length = setup.job.data().max_length();
   const int64_t longest =
       std::min(setup.spec.max_positions, proto::FindIntRange("data.max_length")->max);
-  report->set_largest_sequence(LargestSequence(setup.spec, setup.record, *setup.device,
-                                               setup.limits, rows * run.together, longest));
-  report->set_largest_batch(LargestBatch(setup.spec, setup.record, *setup.device, setup.limits,
-                                         length, kMostRows, run.together));
+  report->set_largest_sequence(
+      LargestSequence(setup.spec, setup.record, *setup.device, setup.limits, rows, longest));
+  report->set_largest_batch(
+      LargestBatch(setup.spec, setup.record, *setup.device, setup.limits, length, kMostRows));
   report->set_rows_of_tokens(length);
   if (report->fits()) return;
   for (const PlanChange& change :

@@ -13,8 +13,6 @@ namespace qlora::engine {
 struct PlannedRun {
   // Of each that is trained; all outlive this. The first one's record and limits are the run's.
   std::vector<const Setup*> setups;
-  // How many of them take a step together at most.
-  int64_t together = 1;
   // Of all of them; empty where the job names none.
   std::string output_dir;
 

@@ -42,15 +42,16 @@ StepTime TimeOfStep(const Plan& plan, const MachineRates& rates, int64_t micro_b
     sums = double(micro_batches) * sums + double(micro_batches - 1) * pair;
   }
   StepTime time;
-  const double lacking = double(micro_batches) - full;
-  time.seconds = StepSeconds(plan, micro_batches) - lacking * plan.micro_batch_seconds + sums;
+  const int64_t passes = micro_batches * train.passes;
+  const double lacking = double(passes) - full;
+  time.seconds = StepSeconds(plan, passes) - lacking * plan.micro_batch_seconds + sums;
   time.memory_seconds = full * plan.micro_batch_memory_seconds + sums + plan.update_seconds;
-  time.traffic = double(micro_batches) * MicroBatchTraffic(plan) + UpdateTraffic(plan);
+  time.traffic = double(passes) * MicroBatchTraffic(plan) + UpdateTraffic(plan);
   return time;
 }
 
 StepTime TimeOfStep(const Plan& plan, const MachineRates& rates, int64_t micro_batches) {
-  return TimeOfStep(plan, rates, micro_batches, double(micro_batches));
+  return TimeOfStep(plan, rates, micro_batches, double(micro_batches * plan.run.train->passes));
 }
 
 Network NetworkOf(const proto::Plan& plan) {

@@ -15,8 +15,8 @@ struct StepTime {
   Traffic traffic;            // between the ranks, if there are several
 };
 
-// Of a step of so many micro-batches, which hold as much as `full` full ones. The plan has its
-// times by the same rates.
+// Of a step of so many micro-batches, whose passes hold as much as `full` full ones. The plan has
+// its times by the same rates.
 StepTime TimeOfStep(const Plan& plan, const MachineRates& rates, int64_t micro_batches,
                     double full);
 // All full.

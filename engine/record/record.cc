@@ -30,6 +30,7 @@ class RunRecorder {
 
   void RecordTraining() {
     TrainPieces& t = run_.train.emplace();
+    t.passes = options_.passes;
     t.inputs =
         AddBatchInputs(&run_.program, WithFewestRows(options_.train), courses(), "micro-batch");
     t.update_inputs = AddUpdateInputs(&run_.program, courses());

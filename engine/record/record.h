@@ -32,8 +32,10 @@ struct GenerationShape {
 
 struct RecordOptions {
   StorageOptions storage;
-  AdamOptions adam;                   // used where storage.training
-  BatchCapacity train;                // likewise
+  AdamOptions adam;     // used where storage.training
+  BatchCapacity train;  // likewise; of a pass
+  // That a micro-batch makes: more than one where the courses go through the model in groups.
+  int64_t passes = 1;
   std::optional<BatchCapacity> eval;  // loss on held-out data
   bool eval_logits = false;           // and the logits of every token
   std::optional<GenerationShape> generate;
@@ -59,6 +61,7 @@ struct UpdatePiece {
 
 struct TrainPieces {
   BatchViews inputs;
+  int64_t passes = 1;  // of a micro-batch, as recorded with: how often `micro_batch` runs in it
   UpdateViews update_inputs;
   LossViews loss;
   std::vector<GradientPart> gradient_parts;             // as micro_batch finishes them

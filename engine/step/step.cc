@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <cmath>
+#include <set>
 #include <utility>
 #include <vector>
 
@@ -9,6 +10,17 @@
 #include "engine/step/find_nonfinite.h"
 
 namespace qlora::engine {
+namespace {
+
+std::set<int64_t> ActiveGroups(absl::Span<const CourseStep> courses) {
+  std::set<int64_t> groups;
+  for (const CourseStep& course : courses) {
+    if (course.is_active) groups.insert(course.group);
+  }
+  return groups;
+}
+
+}  // namespace
 
 TrainStep::TrainStep(Execution* execution, const StepOptions& options, Comm* comm)
     : execution_(*execution),
@@ -23,21 +35,26 @@ TrainStep::TrainStep(Execution* execution, const StepOptions& options, Comm* com
 }
 
 absl::StatusOr<StepResult> TrainStep::Run(const CourseStep& course, Batches batches) {
-  absl::StatusOr<std::vector<StepResult>> results = Run(absl::MakeConstSpan(&course, 1), batches);
+  absl::StatusOr<std::vector<StepResult>> results =
+      Run(absl::MakeConstSpan(&course, 1), [&](int64_t j, int64_t) { return batches(j); });
   if (!results.ok()) return results.status();
   return results->front();
 }
 
 absl::StatusOr<std::vector<StepResult>> TrainStep::Run(absl::Span<const CourseStep> courses,
-                                                       Batches batches) {
+                                                       GroupBatches batches) {
+  const std::set<int64_t> groups = ActiveGroups(courses);
   for (int64_t j = 0; j < options_.micro_batches; ++j) {
-    if (absl::Status s = StageBatch(courses, FirstBatch() + j, batches); !s.ok()) return s;
     if (j == 0 || options_.tree_sum) {
       if (absl::Status s = execution_.Run(pieces_.begin_sum); !s.ok()) return s;
     }
     const bool is_last = j + 1 == options_.micro_batches;
-    const auto at_move = [&](const Move& m) { return is_last ? AtMove(m) : absl::OkStatus(); };
-    if (absl::Status s = execution_.Run(pieces_.micro_batch, at_move); !s.ok()) return s;
+    for (const int64_t group : groups) {
+      if (absl::Status s = StageBatch(courses, FirstBatch() + j, group, batches); !s.ok()) return s;
+      const bool ends_sums = is_last && group == *groups.rbegin();
+      const auto at_move = [&](const Move& m) { return ends_sums ? AtMove(m) : absl::OkStatus(); };
+      if (absl::Status s = execution_.Run(pieces_.micro_batch, at_move); !s.ok()) return s;
+    }
     if (options_.tree_sum && !is_last) {
       if (absl::Status s = KeepSum(j); !s.ok()) return s;
     }
@@ -72,9 +89,9 @@ absl::StatusOr<std::vector<StepResult>> TrainStep::Run(absl::Span<const CourseSt
   return results;
 }
 
-absl::Status TrainStep::StageBatch(absl::Span<const CourseStep> courses, int64_t j,
-                                   Batches batches) {
-  absl::StatusOr<MicroBatchInputs> batch = batches(j);
+absl::Status TrainStep::StageBatch(absl::Span<const CourseStep> courses, int64_t j, int64_t group,
+                                   GroupBatches batches) {
+  absl::StatusOr<MicroBatchInputs> batch = batches(j, group);
   if (!batch.ok()) return batch.status();
   std::vector<RandomCounter> counters;
   for (const CourseStep& course : courses) {
@@ -86,13 +103,15 @@ absl::Status TrainStep::StageBatch(absl::Span<const CourseStep> courses, int64_t
 }
 
 absl::StatusOr<std::string> TrainStep::FindNonFinite(absl::Span<const CourseStep> courses,
-                                                     Batches batches) {
+                                                     GroupBatches batches) {
   std::string first;
   for (int64_t j = FirstBatch(); j < FirstBatch() + options_.micro_batches; ++j) {
-    if (absl::Status s = StageBatch(courses, j, batches); !s.ok()) return s;
-    absl::StatusOr<std::string> found = engine::FindNonFinite(&execution_, pieces_);
-    if (!found.ok()) return found.status();
-    if (first.empty() && !found->empty()) first = absl::StrCat(*found, " in micro-batch ", j);
+    for (const int64_t group : ActiveGroups(courses)) {
+      if (absl::Status s = StageBatch(courses, j, group, batches); !s.ok()) return s;
+      absl::StatusOr<std::string> found = engine::FindNonFinite(&execution_, pieces_);
+      if (!found.ok()) return found.status();
+      if (first.empty() && !found->empty()) first = absl::StrCat(*found, " in micro-batch ", j);
+    }
   }
   return first;
 }

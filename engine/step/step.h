@@ -36,6 +36,8 @@ struct StepOptions {
 // What a course brings to a step.
 struct CourseStep {
   bool is_active = true;  // false: it has no rows and is not updated
+  // Rows of a group's courses go through the model beside each other, groups one after the other.
+  int64_t group = 0;
   uint64_t seed = 0;
   int64_t step = 0;     // counts from 0 and feeds the random counter
   int64_t updates = 0;  // made before: skipped steps make none
@@ -57,17 +59,21 @@ class TrainStep {
 
   // Gives micro-batch j of the global batch. The spans live until the next call.
   using Batches = absl::FunctionRef<absl::StatusOr<MicroBatchInputs>(int64_t j)>;
+  // Of it the rows of a group's courses.
+  using GroupBatches =
+      absl::FunctionRef<absl::StatusOr<MicroBatchInputs>(int64_t j, int64_t group)>;
 
-  // One of each course of the run, and a result for each.
+  // One of each course of the run, at least one of them active, and a result for each.
   absl::StatusOr<std::vector<StepResult>> Run(absl::Span<const CourseStep> courses,
-                                              Batches batches);
+                                              GroupBatches batches);
   // Of a run with one course.
   absl::StatusOr<StepResult> Run(const CourseStep& course, Batches batches);
 
   // Behind a step that was skipped, with what it was given: the first value of this rank's
   // micro-batches that is not finite (engine/step/find_nonfinite.h), "" where they all are by
   // themselves. All ranks call it.
-  absl::StatusOr<std::string> FindNonFinite(absl::Span<const CourseStep> courses, Batches batches);
+  absl::StatusOr<std::string> FindNonFinite(absl::Span<const CourseStep> courses,
+                                            GroupBatches batches);
 
   // Bytes of paged optimizer states that were moved to the device and back since the start.
   int64_t paged_in() const { return pager_ ? pager_->bytes_in() : 0; }
@@ -76,8 +82,9 @@ class TrainStep {
   double waited_seconds() const { return waited_seconds_; }
 
  private:
-  // Puts micro-batch `j` of the global batch where the pieces read it.
-  absl::Status StageBatch(absl::Span<const CourseStep> courses, int64_t j, Batches batches);
+  // Puts a group's rows of micro-batch `j` of the global batch where the pieces read them.
+  absl::Status StageBatch(absl::Span<const CourseStep> courses, int64_t j, int64_t group,
+                          GroupBatches batches);
   // Of the first of this rank's micro-batches.
   int64_t FirstBatch() const {
     return comm_ == nullptr ? 0 : comm_->rank() * options_.micro_batches;

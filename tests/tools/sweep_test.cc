@@ -10,6 +10,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "gmock/gmock.h"
 #include "tests/tools/workplace.h"
 
@@ -105,6 +106,25 @@ TEST_F(SweepTest, LeavesWhatTrainLeavesForEach) {
   EXPECT_THAT(Read("out/sweep_report.json"),
               AllOf(HasSubstr("\"smallest\": \""), HasSubstr("theirs")));
   EXPECT_EQ(RunEngine({"verify", Path("out/theirs")}).exit_code, 0);
+}
+
+// 2,304 rows of each of two adapters, a few of the third's.
+TEST_F(SweepTest, AdaptersWithManyRowsPassOneAfterTheOther) {
+  std::string lines;
+  for (int i = 0; i < 36; ++i) {
+    absl::StrAppend(&lines, "{\"prompt\": \"", i, "\", \"completion\": \"",
+                    std::string(300, char('0' + i)), "\"}\n");
+  }
+  Write("data.jsonl", lines);
+  job_ = absl::StrReplaceAll(
+      job_, {{"training {", "training { per_device_train_batch_size: 36 max_steps: 3"},
+             {"num_train_epochs: 3", ""}});
+  TrainAlone();
+  job_ += sweep_;
+  const CommandResult result = Run("sweep");
+  ASSERT_EQ(result.exit_code, 0) << result.out << result.err;
+  EXPECT_THAT(result.out, HasSubstr("adapters go through the model in 3 groups"));
+  ExpectEqualAlone();
 }
 
 TEST_F(SweepTest, GoesOnAfterAKill) {

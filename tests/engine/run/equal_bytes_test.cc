@@ -1,6 +1,7 @@
 // The same steps give the same bytes: on another device, with other threads, with anything
 // recomputed, after a restart from a checkpoint.
 
+#include "absl/strings/str_join.h"
 #include "engine/checkpoint/checkpoint.h"
 #include "gtest/gtest.h"
 #include "tests/engine/io/temp_folder.h"
@@ -198,7 +199,7 @@ TEST_P(EqualBytes, WithStatesInMemoryThatActivationsLend) {
       outcome.losses.push_back(next.losses[0]);
       outcome.state = next.state;
     }
-    EXPECT_TRUE(outcome == expected) << DescribePaging(run.plan());
+    EXPECT_TRUE(outcome == expected) << absl::StrJoin(DescribeChoices(run.plan()), "; ");
     options.memory_limit = run.plan().total_bytes - shape.resident * shape.window_bytes;
   }
 }

@@ -86,13 +86,21 @@ std::vector<Left> TrainMembers(const TogetherCase& c, const std::vector<Customer
   record.storage.weight_decay = 0.1f;
   record.storage.lora.clear();
   record.train = {};
+  record.passes = c.groups;
+  const auto group_of = [&](size_t member) { return int64_t(member) % c.groups; };
   std::vector<Batcher> batchers;
-  for (const size_t i : members) {
-    record.storage.lora.push_back(TargetsOf(spec, customers[i]));
-    const BatchCapacity capacity = batchers.emplace_back(BatcherOf(customers[i])).capacity();
-    record.train.tokens += capacity.tokens;
-    record.train.documents += capacity.documents;
-    record.train.trained_rows += capacity.trained_rows;
+  std::vector<BatchCapacity> capacities(c.groups);
+  for (size_t m = 0; m < members.size(); ++m) {
+    const Customer& customer = customers[members[m]];
+    record.storage.lora.push_back(TargetsOf(spec, customer));
+    const BatchCapacity own = batchers.emplace_back(BatcherOf(customer)).capacity();
+    BatchCapacity& capacity = capacities[group_of(m)];
+    capacity.tokens += own.tokens;
+    capacity.documents += own.documents;
+    capacity.trained_rows += own.trained_rows;
+    record.train.tokens = std::max(record.train.tokens, capacity.tokens);
+    record.train.documents = std::max(record.train.documents, capacity.documents);
+    record.train.trained_rows = std::max(record.train.trained_rows, capacity.trained_rows);
   }
   ModelRun run({.model = c.model, .record = record, .paging = c.paging}, std::move(device));
   for (size_t m = 0; m < members.size(); ++m) {
@@ -114,7 +122,8 @@ std::vector<Left> TrainMembers(const TogetherCase& c, const std::vector<Customer
       own.is_active = n < customer.steps;
       if (!own.is_active) continue;
       batches[m] = batchers[m].Step(n);
-      own = {.seed = customer.seed,
+      own = {.group = group_of(m),
+             .seed = customer.seed,
              .step = n,
              .updates = n,
              .learning_rate = customer.learning_rate,
@@ -122,12 +131,16 @@ std::vector<Left> TrainMembers(const TogetherCase& c, const std::vector<Customer
     }
     if (std::none_of(steps.begin(), steps.end(), [](const auto& s) { return s.is_active; })) break;
     JoinedBatch joined;
-    const auto results = step.Run(steps, [&](int64_t j) -> absl::StatusOr<MicroBatchInputs> {
+    const auto give = [&](int64_t j, int64_t group) -> absl::StatusOr<MicroBatchInputs> {
       std::vector<const MicroBatch*> parts;
-      for (const auto& batch : batches) parts.push_back(batch.empty() ? nullptr : &batch[j]);
+      for (size_t m = 0; m < batches.size(); ++m) {
+        const bool has_rows = steps[m].is_active && group_of(m) == group;
+        parts.push_back(has_rows ? &batches[m][j] : nullptr);
+      }
       joined = JoinBatches(parts);
       return joined.inputs();
-    });
+    };
+    const auto results = step.Run(steps, give);
     EXPECT_TRUE(results.ok()) << results.status();
     if (!results.ok()) return left;
     for (size_t m = 0; m < members.size(); ++m) {

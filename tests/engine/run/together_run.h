@@ -19,6 +19,7 @@ struct TogetherCase {
   kernels::DType compute = kernels::DType::kBf16;
   bool eight_bit_states = false;
   PagingLimits paging;
+  int64_t groups = 1;  // that go through the model one after the other: member m in m % groups
 };
 
 // One customer: everything differs from the others'.

@@ -50,13 +50,15 @@ TEST_P(Together, OnesNaNStaysItsOwn) {
 std::vector<TogetherCase> Cases() {
   using enum kernels::DType;
   return {{.name = "qlora"},
+          {.name = "in_groups", .groups = 2},
           {.name = "lora_f32", .mode = proto::Mode::LORA, .compute = kF32},
           {.name = "eight_bit_paged",
            .eight_bit_states = true,
            .paging = {.allowed = true,
                       .budget_bytes = 64 << 10,
                       .window_bytes = 16 << 10,
-                      .folder = testing::TempDir()}}};
+                      .folder = testing::TempDir()},
+           .groups = 3}};
 }
 
 INSTANTIATE_TEST_SUITE_P(Runs, Together, testing::ValuesIn(Cases()),
