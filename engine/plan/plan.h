@@ -85,8 +85,8 @@ struct Plan {
   double eval_batch_seconds = 0;
 };
 
-// What it does to fit, a line each: what is recomputed; how the states are paged, with the budget of
-// each phase; in how many groups adapters go through the model.
+// What it does to fit, a line each: what is recomputed; how the states are paged, with the budget
+// of each phase; in how many groups adapters go through the model.
 std::vector<std::string> DescribeChoices(const Plan& plan);
 
 // Seconds of a step of so many micro-batches, all full, on one rank.
