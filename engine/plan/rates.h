@@ -16,7 +16,7 @@ struct MachineRates {
 };
 
 // Runs one product and one addition of long vectors on the device, about 0.2 s, and frees what it
-// used. The best of several tries counts: a disturbance only ever slows one down.
+// used. The best of several tries counts, of a slow device the first: a disturbance only slows.
 absl::StatusOr<MachineRates> MeasureRates(kernels::Device& device, kernels::DType compute);
 
 // Σ over ops of max(FLOP / rate, bytes / rate), what they would take if each ran at its bound, by
