@@ -79,17 +79,16 @@ class Collector : public google::protobuf::io::ErrorCollector {
  private:
   // Returns the line that is at fault.
   int Record(int line, int column, const std::string& message) {
+    if (problems_.problems().size() >= kMaxProblems) return line;
     if (absl::StrContains(message, "Unknown enumeration value") ||
         absl::StrContains(message, "has no field named")) {
       // Told when the parser already stands behind the name, often on the next line.
       const std::vector<std::string> words = Quoted(message);
       if (words.size() == 2) StepBack(words[words[0].find('.') != std::string::npos], line, column);
     }
-    if (problems_.problems().size() < kMaxProblems) {
-      const std::string place =
-          line < 0 ? source_name_ : absl::StrCat(source_name_, ":", line + 1, ":", column + 1);
-      problems_.AddAt(place, WithAdvice(message));
-    }
+    const std::string place =
+        line < 0 ? source_name_ : absl::StrCat(source_name_, ":", line + 1, ":", column + 1);
+    problems_.AddAt(place, WithAdvice(message));
     return line;
   }
 

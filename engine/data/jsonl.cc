@@ -35,14 +35,15 @@ absl::StatusOr<std::vector<JsonlLine>> SplitJsonl(absl::string_view file, const 
   std::vector<JsonlLine> lines;
   for (int64_t number = 1; !file.empty(); ++number) {
     if (max_lines > 0 && static_cast<int64_t>(lines.size()) == max_lines) break;
-    const size_t end = std::min(file.find('\n'), file.size());
+    // Not looked for beyond the longest line: gigabytes without one would be read for nothing.
+    const size_t end = std::min(file.substr(0, kMaxJsonlLine + 1).find('\n'), file.size());
+    if (static_cast<int64_t>(end) > kMaxJsonlLine) {
+      return proto::BadDataError(
+          absl::StrCat(JsonlPlace(path, number), ": found a line of more than ", kMaxJsonlLine,
+                       " bytes, the most that is allowed; one JSON object per line"));
+    }
     absl::string_view line = file.substr(0, end);
     file.remove_prefix(std::min(end + 1, file.size()));
-    if (static_cast<int64_t>(line.size()) > kMaxJsonlLine) {
-      return proto::BadDataError(absl::StrCat(JsonlPlace(path, number), ": found a line of ",
-                                              line.size(), " bytes; allowed: ", kMaxJsonlLine,
-                                              "; one JSON object per line"));
-    }
     if (IsBlank(line)) continue;
     if (line.back() == '\r') line.remove_suffix(1);
     lines.push_back({number, line});

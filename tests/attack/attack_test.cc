@@ -1,5 +1,6 @@
 // Files made to harm whoever reads them, given to the program as a user would: each is refused by
-// its own message, in 600 MiB of address space and a tenth of a second, with nothing written.
+// its own message, in 600 MiB of address space and a tenth of a second, with nothing written, and
+// before more than 1 MiB is allocated at once beyond what the file really holds.
 // (Parsers alone meet many more in tests/engine/io and tests/engine/text.)
 
 #include <algorithm>
@@ -11,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/io/manifest.h"
+#include "tests/support/paths.h"
 #include "tests/tools/workplace.h"
 
 namespace qlora::tests {
@@ -19,6 +21,8 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr int64_t kAddressSpace = int64_t{600} << 20;
+// And the NUL of a string of so many bytes.
+constexpr int64_t kLargestAllocation = (int64_t{1} << 20) + 1;
 constexpr double kCpuSeconds = 0.1;
 // Where the machine's speed was measured before the file is looked at.
 constexpr double kLoadSeconds = 0.5;
@@ -64,6 +68,7 @@ struct Attack {
   int64_t sparse = 0;  // the file grows to this length without taking room
   int code = 65;
   double cpu_seconds = kCpuSeconds;
+  int64_t memory_per_byte = 1;  // of what the file really holds
 };
 
 void PrintTo(const Attack& attack, std::ostream* out) { *out << attack.name; }
@@ -111,7 +116,7 @@ std::vector<Attack> WeightAttacks() {
            "{\"\\u001b]0;owned\\u0007\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]}}"),
        "control character"},
       {"weights_name_with_nul", kWeights, Weights("{\"a\\u0000\":1}"), "control character"},
-      {"weights_1e6_tensors", kWeights, Weights(EmptyTensors(1'000'000)), "200000", "", 0, 65, 1.0},
+      {"weights_1e6_tensors", kWeights, Weights(EmptyTensors(1'000'000)), "200000", "", 0, 65, 0.2},
       {"weights_polyglot_tail", kWeights, Weights(OneTensor("2", "0,4"), 4) + "PK\x05\x06",
        "but the file has"},
       {"weights_nothing_but_a_stranger", kWeights, Weights(OneTensor("2", "0,4"), 4),
@@ -170,7 +175,7 @@ std::vector<Attack> TextAttacks() {
       {"tokenizer_merge_of_strangers", kTokenizer, "\"merges\":[[\"strange\",\"r\"],", "merges",
        "\"merges\":["},
       {"data_depth", kData, Repeat("{\"prompt\":", kDeep), "data.jsonl:1"},
-      {"data_line_of_256_mb", kData, "{", "data.jsonl:1", "", int64_t{256} << 20, 65, 2.0},
+      {"data_line_of_256_mb", kData, "{", "data.jsonl:1", "", int64_t{256} << 20},
       {"data_utf16", kData, std::string("\xff\xfe{\0\"\0", 6), "data.jsonl:1"},
       {"data_nul", kData, std::string("{\"prompt\": \"a\0b\"}", 17), "data.jsonl:1"},
       {"data_duplicate_key", kData, "{\"prompt\":\"a\",\"prompt\":\"b\",\"completion\":\"c\"}",
@@ -178,7 +183,8 @@ std::vector<Attack> TextAttacks() {
       {"job_depth", kJob, Repeat("training {", 100'000), "job.textproto", "", 0, 64},
       {"job_of_2_mb", kJob, std::string(2 << 20, '#'), "job.textproto", "", 0, 64},
       {"job_binary", kJob, std::string("\x00\x01\xff\xfe", 4), "job.textproto", "", 0, 64},
-      {"job_problems_100000", kJob, Repeat("x: 1\n", 100'000), "and 150 more", "", 0, 64, 0.5},
+      {"job_problems_100000", kJob, Repeat("x: 1\n", 100'000), "and 150 more", "", 0, 64,
+       kCpuSeconds, 8},
       {"job_pattern_that_never_ends", kJob, "lora { target_modules_regex: '(.*.*)*(.*.*)*x' }",
        "target_modules_regex", "", 0, 64},
   };
@@ -187,6 +193,7 @@ std::vector<Attack> TextAttacks() {
 class AttackTest : public Workplace, public testing::WithParamInterface<Attack> {
  protected:
   void Apply(const Attack& attack) {
+    held_ = attack.memory_per_byte * int64_t(attack.contents.size());
     if (attack.file == kJob) {
       job_ = attack.contents;
       return;
@@ -206,10 +213,16 @@ class AttackTest : public Workplace, public testing::WithParamInterface<Attack> 
     WriteJob();
     std::vector<std::string> words = {"train", Path("job.textproto")};
     if (!more.empty()) words.insert(words.end(), {"--set", more});
+    CommandOptions options{.address_space = kAddressSpace};
+    // Sanitizers are preloaded themselves.
+    if (!kSanitized) {
+      options.launcher = {"env", absl::StrCat("LD_PRELOAD=", AllocationShim()),
+                          absl::StrCat("QLORA_LARGEST_ALLOCATION=", Path("largest"))};
+    }
     CommandResult result;
     double least = 1e9;
     for (int i = 0; i < 3 && least > cpu_seconds; ++i) {
-      result = RunEngine(words, {.address_space = kAddressSpace});
+      result = RunEngine(words, options);
       least = std::min(least, result.cpu_seconds);
     }
     EXPECT_EQ(result.exit_code, code) << result.out << result.err.substr(0, 2000);
@@ -220,8 +233,12 @@ class AttackTest : public Workplace, public testing::WithParamInterface<Attack> 
     for (const char c : result.err) EXPECT_TRUE(c == '\n' || static_cast<unsigned char>(c) >= 32);
     if (!kSanitized) {
       EXPECT_LT(least, cpu_seconds);
+      EXPECT_LE(std::stoll(Read("largest")), kLargestAllocation + held_);
     }
   }
+
+ private:
+  int64_t held_ = 0;  // bytes that may be allocated for what the file really holds
 };
 
 TEST_P(AttackTest, IsRefused) {

@@ -11,6 +11,7 @@ std::string SourceDir();
 std::string TestsDir();
 std::string EngineBinary();    // qlora_engine
 std::string IoShim();          // the library of tests/support/io_shim.cc
+std::string AllocationShim();  // that of tests/support/allocation_shim.cc
 std::string DemoDataBinary();  // make_demo_data
 
 }  // namespace qlora::tests
