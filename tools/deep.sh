@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What takes longer than the ordinary tests: the fault tests with their full numbers, seeded mutants, every test under
-# each sanitizer, a million made-up inputs for each parser, report pages in a browser, and the comparison with the real
-# libraries (PyTorch, Transformers, PEFT, bitsandbytes, TensorBoard), which are fetched from PyPI.
+# each sanitizer, a million made-up inputs for each parser, how much of it the committed ones reach, report pages in a
+# browser, and the comparison with the real libraries (PyTorch, Transformers, PEFT, bitsandbytes, TensorBoard), which are
+# fetched from PyPI.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 ./tools/test.sh
@@ -12,5 +13,6 @@ QLORA_DEEP=1 build/tests/engine_tests --gtest_filter='CommitFaultsTest.*'
 ./tools/sanitize.sh address,undefined
 ./tools/sanitize.sh thread
 ./tools/fuzz.sh 1000000
+./tools/coverage.sh
 ./tests/interop/run.sh build/tools/qlora_engine
 ./tests/report_pages/run.sh

@@ -5,6 +5,7 @@
 #include "engine/model/families.h"
 #include "proto/job_check.h"
 #include "proto/job_defaults.h"
+#include "proto/sweep_jobs.h"
 #include "tests/engine/model/config_text.h"
 #include "tests/fuzz/fuzz_target.h"
 
@@ -18,23 +19,33 @@ void FuzzJob(absl::string_view input) {
   const absl::string_view text = TakeText(&input);
   std::vector<std::string> overrides;
   if (!input.empty()) overrides.emplace_back(TakeText(&input));
+  proto::LoadJob(text, "job.textproto", overrides, Command::kTrain, engine::CheckTargetPattern)
+      .status()
+      .IgnoreError();
+  const auto job = proto::ParseJob(text, "job.textproto", overrides);
+  if (!job.ok()) return;
+  const proto::Job full = proto::WithDefaults(*job);
+  bool is_good = false;
   for (const Command command :
-       {Command::kTrain, Command::kPlan, Command::kInspect, Command::kEval, Command::kGenerate}) {
-    const auto job =
-        proto::LoadJob(text, "job.textproto", overrides, command, engine::CheckTargetPattern);
-    if (!job.ok()) continue;
-    Require(proto::CheckJob(*job, command).ok(), "defaults leave a good job good");
-    Require(proto::WithDefaults(*job).SerializeAsString() == job->SerializeAsString(),
-            "defaults are filled in once");
-    std::string printed;
-    Require(google::protobuf::TextFormat::PrintToString(*job, &printed), "a job can be printed");
-    const auto again = proto::ParseJob(printed, "job.textproto", {});
-    Require(again.ok() && again->SerializeAsString() == job->SerializeAsString(),
-            "what is printed is the job");
-    if (job->mode() == proto::Mode::FULL) continue;
-    const auto targets = engine::ResolveLoraTargets(job->lora(), *kRows);
-    if (targets.ok()) Require(!targets->modules.empty(), "targets are modules");
+       {Command::kTrain, Command::kPlan, Command::kInspect, Command::kEval, Command::kGenerate,
+        Command::kQuantize, Command::kDrift, Command::kMerge, Command::kSweep}) {
+    if (!proto::CheckJob(*job, command).ok()) continue;
+    is_good = true;
+    Require(proto::CheckJob(full, command).ok(), "defaults leave a good job good");
+    if (command != Command::kSweep) continue;
+    Require(!proto::SweepJobs(full).empty(), "a sweep trains something");
   }
+  if (!is_good) return;
+  Require(proto::WithDefaults(full).SerializeAsString() == full.SerializeAsString(),
+          "defaults are filled in once");
+  std::string printed;
+  Require(google::protobuf::TextFormat::PrintToString(full, &printed), "a job can be printed");
+  const auto again = proto::ParseJob(printed, "job.textproto", {});
+  Require(again.ok() && again->SerializeAsString() == full.SerializeAsString(),
+          "what is printed is the job");
+  if (full.mode() == proto::Mode::FULL) return;
+  const auto targets = engine::ResolveLoraTargets(full.lora(), *kRows);
+  if (targets.ok()) Require(!targets->modules.empty(), "targets are modules");
 }
 
 }  // namespace qlora::tests

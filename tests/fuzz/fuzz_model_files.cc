@@ -25,10 +25,11 @@ void FuzzSafetensors(absl::string_view input) {
 }
 
 void FuzzModelConfig(absl::string_view input) {
-  const absl::string_view config = TakeText(&input), generation = TakeText(&input);
-  auto spec = engine::ParseModelConfig(config, "config.json");
+  FaultyEnv env;
+  PutFile(&env, "m/config.json", TakeText(&input));
+  if (!input.empty()) PutFile(&env, "m/generation_config.json", TakeText(&input));
+  const auto spec = engine::ReadModelConfig(&env, "m");
   if (!spec.ok()) return;
-  engine::AddGenerationConfig(generation, "generation_config.json", &*spec).IgnoreError();
   Require(spec->kv_heads > 0 && spec->query_heads % spec->kv_heads == 0, "heads share keys");
   Require(spec->rope.rotary_dims <= spec->head_size, "no more turns than the head has");
   for (const int32_t id : spec->eos_ids) Require(id >= 0 && id < spec->vocab, "ids are tokens");
@@ -42,20 +43,40 @@ void FuzzModelConfig(absl::string_view input) {
   Require(count == ParameterCount(*spec), "parameters are those of the rows");
 }
 
+namespace {
+
+// Of tensors of two bf16 each.
+std::string Shard(const std::string& header, size_t data_bytes) {
+  std::string file(8, '\0');
+  file[0] = char(header.size());
+  return file + header + std::string(data_bytes, '\0');
+}
+
+}  // namespace
+
 void FuzzIndex(absl::string_view input) {
-  // One tensor, "t" of two bf16.
-  static const std::string kHeader =
-      R"({"t":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}}          )";
-  std::string shard(8, '\0');
-  shard[0] = char(kHeader.size());
-  shard += kHeader + std::string(4, '\0');
+  static const std::string kOne =
+      Shard(R"({"t":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}})", 4);
+  static const std::string kTwo = Shard(R"({"t":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]},)"
+                                        R"("u":{"dtype":"BF16","shape":[2],"data_offsets":[4,8]}})",
+                                        8);
   FaultyEnv env;
-  PutFile(&env, "m/model.safetensors.index.json", input);
-  PutFile(&env, "m/a.safetensors", shard);
-  PutFile(&env, "m/b.safetensors", shard);
+  PutFile(&env, "m/pytorch_model.bin", "");
+  if (const absl::string_view index = TakeText(&input); !index.empty()) {
+    PutFile(&env, "m/model.safetensors.index.json", index);
+  }
+  if (!input.empty()) PutFile(&env, "m/model.safetensors", input);
+  PutFile(&env, "m/a.safetensors", kOne);
+  PutFile(&env, "m/b.safetensors", kTwo);
   const auto model = engine::ShardedModel::Open(&env, "m");
   if (!model.ok()) return;
-  for (const std::string& name : model->Names()) Require(name == "t", "names are those of shards");
+  int64_t bytes = 0;
+  for (const std::string& name : model->Names()) {
+    const auto tensor = model->Get(name);
+    Require(tensor.ok() && tensor->info->name == name, "what is listed is there");
+    bytes += tensor->info->bytes;
+  }
+  Require(bytes == model->total_bytes(), "the bytes are those of the tensors");
 }
 
 }  // namespace qlora::tests

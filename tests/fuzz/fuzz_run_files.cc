@@ -48,9 +48,15 @@ void FuzzAdapter(absl::string_view input) {
             "A is r by in, B out by r");
     expected.push_back({m.path, m.in, m.out});
   }
-  if (!expected.empty()) {
-    Require(engine::ReadAdapter(&env, "a", expected).ok(), "a file holds what it holds");
-  }
+  if (expected.empty()) return;
+  Require(engine::ReadAdapter(&env, "a", expected).ok(), "a file holds what it holds");
+  // F16 is read only.
+  PutFile(&env, "b/other", "");
+  if (!engine::WriteAdapter(&env, "b", any->adapter).ok()) return;
+  const auto again = engine::ReadAdapter(&env, "b", expected);
+  Require(again.ok() && engine::AdapterConfigJson(again->adapter.config) ==
+                            engine::AdapterConfigJson(any->adapter.config),
+          "an adapter that was written is the one that was read");
 }
 
 void FuzzControl(absl::string_view input) {

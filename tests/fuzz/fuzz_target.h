@@ -22,10 +22,11 @@ struct FuzzTarget {
 const std::vector<FuzzTarget>& FuzzTargets();
 
 void FuzzSafetensors(absl::string_view input);  // a file
-void FuzzModelConfig(absl::string_view input);  // config.json
-void FuzzIndex(absl::string_view input);        // model.safetensors.index.json
+void FuzzModelConfig(absl::string_view input);  // config.json, generation_config.json
+void FuzzIndex(absl::string_view input);        // model.safetensors.index.json or, behind it, the
+                                                // lone model.safetensors
 void FuzzTokenizer(absl::string_view input);    // tokenizer.json, tokenizer_config.json, a text
-void FuzzRecords(absl::string_view input);      // format (a byte), data.jsonl
+void FuzzRecords(absl::string_view input);      // format and settings (a byte), data.jsonl
 void FuzzJob(absl::string_view input);          // job.textproto, a --set override
 void FuzzManifest(absl::string_view input);     // kind (a byte), manifest.pb or what it holds
 void FuzzRunState(absl::string_view input);     // run_state.pb

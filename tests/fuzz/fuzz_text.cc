@@ -35,9 +35,15 @@ void FuzzRecords(absl::string_view input) {
       new std::pair<std::string, std::string>(engine::ByteTokenizerFiles());
   static const Tokenizer* const kTokenizer =
       Tokenizer::FromJson(kFiles->first, kFiles->second)->release();
-  static const auto* const kData = new proto::Data(proto::WithDefaults(proto::Job()).data());
+  static const auto* const kDefaults = new proto::Data(proto::WithDefaults(proto::Job()).data());
 
-  const int choice = TakeByte(&input) % proto::DataFormat::Value_ARRAYSIZE;
+  const uint8_t settings = TakeByte(&input);
+  const int choice = (settings & 7) % proto::DataFormat::Value_ARRAYSIZE;
+  proto::Data data = *kDefaults;
+  data.set_train_on_prompt((settings & 8) != 0);
+  data.set_whole_string_tokenization((settings & 16) != 0);
+  data.set_train_newline_after_turn((settings & 32) != 0);
+  if ((settings & 64) != 0) data.set_chat_format(proto::ChatFormat::CHATML);
   const auto lines = engine::SplitJsonl(input, "data.jsonl", 64);
   if (!lines.ok()) return;
   for (const engine::JsonlLine& line : *lines) {
@@ -45,13 +51,13 @@ void FuzzRecords(absl::string_view input) {
     if (!json.ok()) continue;
     auto format = static_cast<proto::DataFormat::Value>(choice);
     if (format == proto::DataFormat::AUTO) {
-      const auto detected = engine::DetectFormat(*json, *kData);
+      const auto detected = engine::DetectFormat(*json, data);
       if (!detected.ok()) continue;
       format = *detected;
     }
-    const auto record = engine::ReadRecord(*json, format, *kData);
+    const auto record = engine::ReadRecord(*json, format, data);
     if (!record.ok()) continue;
-    const auto encoder = engine::RecordEncoder::Create(kTokenizer, *kData, format);
+    const auto encoder = engine::RecordEncoder::Create(kTokenizer, data, format);
     Require(encoder.ok(), "this tokenizer has what every format needs");
     const auto tokens = encoder->Encode(*record);
     if (tokens.ok()) Require(tokens->ids.size() == tokens->trained.size(), "a mark for each id");
