@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds with sanitizers and runs the tests: all, or those of some executables whose names match a pattern:
 #   tools/sanitize.sh address,undefined
-#   tools/sanitize.sh thread '*EqualBytes*:*Threads*' kernels_tests engine_tests
+#   tools/sanitize.sh thread '*EqualBytes*:*Threads*' kernels_tests thread_tests
 set -euo pipefail
 cd "$(dirname "$0")/.."
 sanitizers=${1:?usage: tools/sanitize.sh SANITIZERS [PATTERN [TARGET ...]]}
