@@ -40,6 +40,7 @@ TEST_F(DriftCommands, TheReportHasAllItsParts) {
   const CommandResult result = Ok("drift");
   const Json report = Json::parse(Read("out/drift/drift.json"));
   EXPECT_EQ(report["samples"], "8");
+  EXPECT_EQ(report["tokens"], "46");  // of completions, with their ends
   EXPECT_EQ(report["weights"]["weights"].size(), 14u);
   EXPECT_EQ(report["layers"].size(), 2u);
   EXPECT_EQ(report["types"].size(), 5u + 5u);
