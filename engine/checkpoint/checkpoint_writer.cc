@@ -1,11 +1,11 @@
 #include "engine/checkpoint/checkpoint_writer.h"
 
 #include <algorithm>
-#include <system_error>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "engine/input_error.h"
+#include "kernels/start_thread.h"
 
 namespace qlora::engine {
 
@@ -62,17 +62,16 @@ absl::Status CheckpointWriter::Save(const OutputFiles& files, const proto::RunSt
     copy_.emplace(*std::move(copy));
   }
   if (absl::Status s = copy_->Take(execution_); !s.ok()) return s;
-  try {
-    thread_ = std::thread([this, files, state] {
-      const StateReader read = [this](kernels::ConstTensor view, void* to, int64_t bytes) {
-        return copy_->Read(view, to, bytes);
-      };
-      status_ = Commit(read, files, state, nullptr);
-      done_ = true;
-    });
-  } catch (const std::system_error&) {
-    return Commit(ReaderOf(execution_), files, state, nullptr);
-  }
+  absl::StatusOr<std::thread> thread =
+      kernels::StartThread("the thread that saves", [this, files, state] {
+        const StateReader read = [this](kernels::ConstTensor view, void* to, int64_t bytes) {
+          return copy_->Read(view, to, bytes);
+        };
+        status_ = Commit(read, files, state, nullptr);
+        done_ = true;
+      });
+  if (!thread.ok()) return Commit(ReaderOf(execution_), files, state, nullptr);
+  thread_ = *std::move(thread);
   return absl::OkStatus();
 }
 

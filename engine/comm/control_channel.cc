@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/comm/control_frame.h"
 #include "engine/version.h"
+#include "kernels/start_thread.h"
 #include "proto/errors.h"
 #include "proto/exit_codes.h"
 
@@ -78,7 +79,17 @@ absl::StatusOr<std::unique_ptr<ControlChannel>> ControlChannel::Join(
   channel->wake_ = Socket(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   const absl::Status met = world.rank == 0 ? channel->WaitForAll() : channel->AttachToFirst();
   if (!met.ok()) return met;
-  channel->service_ = std::thread([raw = channel.get()] { raw->Serve(); });
+  absl::StatusOr<std::thread> service = kernels::StartThread(
+      "the thread that listens to other ranks", [raw = channel.get()] { raw->Serve(); });
+  if (!service.ok()) {
+    // The others are there and would wait for this one.
+    channel->SendToAll(
+        AbortMessage(proto::ExitCodeOf(service.status()),
+                     absl::StrCat("rank ", world.rank, ": ", service.status().message())),
+        kNoticeSeconds);
+    return service.status();
+  }
+  channel->service_ = *std::move(service);
   return channel;
 }
 

@@ -9,6 +9,8 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/start_thread.h"
+
 namespace qlora::engine {
 namespace {
 
@@ -76,7 +78,10 @@ class HostComm : public Comm {
 };
 
 absl::Status HostComm::Open(const OpenHostLink& open) {
-  worker_ = std::thread([this, open] { Work(open); });
+  absl::StatusOr<std::thread> worker = kernels::StartThread(
+      "the thread that exchanges with other ranks", [this, open] { Work(open); });
+  if (!worker.ok()) return worker.status();
+  worker_ = *std::move(worker);
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [&] { return open_; });
   return status_;
@@ -88,7 +93,7 @@ HostComm::~HostComm() {
     ending_ = true;
   }
   changed_.notify_all();
-  worker_.join();
+  if (worker_.joinable()) worker_.join();
 }
 
 void HostComm::Work(const OpenHostLink& open) {

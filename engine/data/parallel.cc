@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <atomic>
-#include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
+
+#include "kernels/start_thread.h"
 
 namespace qlora::engine {
 
@@ -20,10 +22,10 @@ void ForEachInParallel(int64_t n, int threads, int64_t chunk,
   };
   std::vector<std::thread> others;
   const int64_t useful = std::min<int64_t>(threads, chunks);
-  try {
-    for (int64_t t = 1; t < useful; ++t) others.emplace_back(take_chunks);
-  } catch (const std::system_error&) {
-    // The system refuses more threads: those that there are do the work.
+  for (int64_t t = 1; t < useful; ++t) {
+    absl::StatusOr<std::thread> thread = kernels::StartThread("a reading thread", take_chunks);
+    if (!thread.ok()) break;  // those that there are do the work
+    others.push_back(*std::move(thread));
   }
   take_chunks();
   for (std::thread& thread : others) thread.join();

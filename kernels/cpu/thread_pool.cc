@@ -1,9 +1,9 @@
 #include "kernels/cpu/thread_pool.h"
 
-#include <system_error>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/start_thread.h"
 
 namespace qlora::kernels::cpu {
 namespace {
@@ -21,13 +21,11 @@ absl::StatusOr<std::unique_ptr<ThreadPool>> ThreadPool::Create(int threads) {
   if (!scratch.ok()) return scratch.status();
   pool->scratch_ = *std::move(scratch);
   for (int worker = 1; worker < threads; ++worker) {
-    try {
-      pool->threads_.emplace_back([p = pool.get(), worker] { p->Work(worker); });
-    } catch (const std::system_error& error) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat("the system refused thread ", worker + 1, " of ", threads, ": ",
-                       error.code().message(), "; set num_threads lower"));
-    }
+    absl::StatusOr<std::thread> thread =
+        StartThread(absl::StrCat("thread ", worker + 1, " of ", threads),
+                    [p = pool.get(), worker] { p->Work(worker); });
+    if (!thread.ok()) return thread.status();
+    pool->threads_.push_back(*std::move(thread));
   }
   return pool;
 }

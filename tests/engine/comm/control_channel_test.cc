@@ -1,5 +1,8 @@
 #include "engine/comm/control_channel.h"
 
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <atomic>
 #include <chrono>
 #include <cstring>
@@ -7,10 +10,12 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/comm/control_frame.h"
+#include "engine/version.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "proto/errors.h"
 #include "proto/exit_codes.h"
+#include "tests/support/no_threads.h"
 #include "tests/support/thread_ranks.h"
 
 namespace qlora::engine {
@@ -163,6 +168,51 @@ TEST(ControlChannel, RefusesRanksThatCountOtherwise) {
   for (const absl::Status& status : {first.status(), other}) {
     EXPECT_EQ(proto::ExitCodeOf(status), proto::kExitBadJob) << status;
     EXPECT_THAT(std::string(status.message()), HasSubstr("counts 5 ranks, rank 0 counts 2"));
+  }
+}
+
+TEST(ControlChannel, RefusesAnotherBuild) {
+  const std::string rendezvous = NewRendezvous();
+  std::thread second([&] {
+    auto socket = Socket::Connect(rendezvous, 10);
+    ASSERT_TRUE(socket.ok());
+    proto::ControlMessage message;
+    message.mutable_hello()->set_version("9.9.9");
+    message.mutable_hello()->set_world(2);
+    message.mutable_hello()->set_rank(1);
+    EXPECT_TRUE(socket->Send(EncodeFrame(message), 1).ok());
+    char byte;
+    EXPECT_TRUE(socket->Receive(&byte, 1, 4).ok()) << "it is told so";
+  });
+  const double begin = Now();
+  const auto first = ControlChannel::Join({0, 2, rendezvous}, {.join_seconds = 10});
+  EXPECT_LT(Now() - begin, 1);
+  second.join();
+  EXPECT_EQ(proto::ExitCodeOf(first.status()), proto::kExitBadJob);
+  EXPECT_THAT(std::string(first.status().message()),
+              HasSubstr(absl::StrCat("runs version 9.9.9, rank 0 version ", kEngineVersion)));
+}
+
+// The others, who are there already, learn why one is not.
+TEST(ControlChannel, ARankWithoutAThreadEndsAll) {
+  for (const int rank : {0, 1}) {
+    const std::string rendezvous = NewRendezvous();
+    const pid_t child = fork();
+    if (child == 0) {
+      const tests::NoThreads no_threads;
+      _exit(proto::ExitCodeOf(
+          ControlChannel::Join({rank, 2, rendezvous}, {.join_seconds = 10}).status()));
+    }
+    const auto channel = ControlChannel::Join({1 - rank, 2, rendezvous}, {.join_seconds = 10});
+    int status = 0;
+    waitpid(child, &status, 0);
+    EXPECT_TRUE(WIFEXITED(status));
+    EXPECT_EQ(WEXITSTATUS(status), proto::kExitDoesNotFit);
+    ASSERT_TRUE(channel.ok()) << channel.status();
+    const auto all = (*channel)->AllGather("never complete", "");
+    EXPECT_EQ(proto::ExitCodeOf(all.status()), proto::kExitDoesNotFit) << all.status();
+    EXPECT_THAT(std::string(all.status().message()),
+                HasSubstr(absl::StrCat("rank ", rank, ": the system refused the thread")));
   }
 }
 

@@ -9,6 +9,7 @@
 #include "proto/errors.h"
 #include "proto/exit_codes.h"
 #include "tests/engine/run/model_run.h"
+#include "tests/support/no_threads.h"
 #include "tests/support/thread_ranks.h"
 
 namespace qlora::engine {
@@ -166,6 +167,18 @@ TEST(HostComm, AnAbortEndsASumThatWaits) {
         ASSERT_TRUE(ranks.comm().StartSum(DType::kF32, data.data(), scratch.data(), 10).ok());
         EXPECT_EQ(proto::ExitCodeOf(ranks.comm().Finish()), proto::kExitNumbersBad);
       });
+}
+
+TEST(HostComm, WithoutAThreadIsRefused) {
+  OnRanks(2, {}, nullptr, [](Ranks& ranks, kernels::Device*) {
+    if (ranks.is_first()) {
+      const std::unique_ptr<kernels::Device> device = CpuDevice();
+      const tests::NoThreads no_threads;
+      const auto comm = CreateHostComm(&ranks.control(), device.get(), nullptr);
+      EXPECT_EQ(proto::ExitCodeOf(comm.status()), proto::kExitDoesNotFit) << comm.status();
+    }
+    ASSERT_TRUE(ranks.control().AllGather("all are done", "").ok());
+  });
 }
 
 }  // namespace

@@ -1,12 +1,8 @@
 // Checkpoints that are written while training goes on hold the moment they were asked for.
 #include "engine/checkpoint/checkpoint_writer.h"
 
-#include <sys/resource.h>
-#include <unistd.h>
-
 #include <cerrno>
 #include <condition_variable>
-#include <fstream>
 #include <mutex>
 #include <thread>
 
@@ -15,8 +11,8 @@
 #include "proto/errors.h"
 #include "proto/exit_codes.h"
 #include "tests/engine/run/model_run.h"
-#include "tests/support/command_line.h"
 #include "tests/support/faulty_env.h"
+#include "tests/support/no_threads.h"
 
 namespace qlora::engine {
 namespace {
@@ -84,25 +80,6 @@ class CheckpointWriterTest : public testing::TestWithParam<proto::Mode::Value> {
     return files;
   }
 
-  // Bytes that this process has mapped.
-  static rlim_t AddressSpace() {
-    std::ifstream statm("/proc/self/statm");
-    rlim_t pages = 0;
-    statm >> pages;
-    return pages * rlim_t(sysconf(_SC_PAGESIZE));
-  }
-
-  // Ends the process with 0 where a checkpoint that was to be written beside is there at once.
-  [[noreturn]] void SaveWithoutThreads() {
-    env_.Open();
-    CheckpointWriter writer(&env_, &run_.execution(), {.output_dir = "out", .beside = true});
-    // Less than a stack takes, by default 8 MiB.
-    const rlimit none{AddressSpace() + (3 << 20), RLIM_INFINITY};
-    setrlimit(RLIMIT_AS, &none);
-    const bool saved = writer.Save(Files(), At(1), /*now=*/false).ok();
-    _exit(saved && VerifyFolder(&env_, "out/checkpoint-1").ok() ? 0 : 1);
-  }
-
   const Dataset data_;
   GatedEnv env_;
   ModelRun run_;
@@ -160,18 +137,14 @@ TEST_P(CheckpointWriterTest, AnErrorIsToldOnceAndByTheNextCall) {
   }
 }
 
-// In a process of its own, which has no stack of an earlier thread to reuse.
-using CheckpointWriterDeathTest = CheckpointWriterTest;
-
-TEST_P(CheckpointWriterDeathTest, WithoutAThreadTrainingWaits) {
-  if (tests::kSanitized) GTEST_SKIP() << "sanitizers map memory at will";
-  GTEST_FLAG_SET(death_test_style, "threadsafe");
-  EXPECT_EXIT(SaveWithoutThreads(), testing::ExitedWithCode(0), "");
+TEST_P(CheckpointWriterTest, WithoutAThreadTrainingWaits) {
+  env_.Open();
+  CheckpointWriter writer(&env_, &run_.execution(), {.output_dir = "out", .beside = true});
+  const tests::NoThreads no_threads;
+  ASSERT_TRUE(writer.Save(Files(), At(1), /*now=*/false).ok());
+  EXPECT_TRUE(VerifyFolder(&env_, "out/checkpoint-1").ok());
 }
 
-INSTANTIATE_TEST_SUITE_P(Modes, CheckpointWriterDeathTest,
-                         testing::Values(proto::Mode::QLORA, proto::Mode::FULL),
-                         [](const auto& info) { return proto::Mode::Value_Name(info.param); });
 INSTANTIATE_TEST_SUITE_P(Modes, CheckpointWriterTest,
                          testing::Values(proto::Mode::QLORA, proto::Mode::FULL),
                          [](const auto& info) { return proto::Mode::Value_Name(info.param); });
