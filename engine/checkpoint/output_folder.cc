@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/checkpoint/checkpoint.h"
+#include "engine/checkpoint/folder_claim.h"
 #include "engine/checkpoint/job_identity.h"
 #include "engine/input_error.h"
 #include "engine/io/atomic_file.h"
@@ -51,11 +52,6 @@ absl::Status CheckNoResults(Env* env, const std::string& folder) {
   return absl::OkStatus();
 }
 
-absl::Status CannotWrite(const std::string& folder, const absl::Status& status) {
-  return proto::IoError(
-      absl::StrCat("output_dir ", folder, " cannot be written: ", status.message()));
-}
-
 // Creates a file in the folder, for a moment. One that then also stands in the model's folder tells
 // that the two are one, whatever links and dots their paths are made of.
 absl::Status TryToWrite(Env* env, const std::string& folder, const std::string& model_folder,
@@ -69,33 +65,14 @@ absl::Status TryToWrite(Env* env, const std::string& folder, const std::string& 
   return env->RemoveFile(probe);
 }
 
-// Creates the folder and those above it, and removes them again.
-absl::Status TryToCreate(Env* env, const std::string& folder) {
-  std::vector<std::string> absent;
-  for (std::string path = folder; !env->IsFolder(path); path = ParentPath(path)) {
-    absent.push_back(path);
-    if (ParentPath(path) == path) break;
-  }
-  absl::Status status = env->CreateFolders(folder);
-  for (const std::string& path : absent) {
-    if (env->IsFolder(path)) status.Update(env->RemoveEmptyFolder(path));
-  }
-  return status;
-}
-
 }  // namespace
 
 absl::StatusOr<std::optional<std::string>> CheckOutputFolder(const Setup& setup, Console* console) {
   Env* env = setup.env;
   const std::string& folder = setup.job.output_dir();
-  std::optional<std::string> resume;
-  if (!env->IsFolder(folder)) {
-    if (absl::Status s = TryToCreate(env, folder); !s.ok()) return CannotWrite(folder, s);
-    return resume;
-  }
   bool is_model_folder = false;
   if (absl::Status s = TryToWrite(env, folder, setup.model_folder, &is_model_folder); !s.ok()) {
-    return CannotWrite(folder, s);
+    return CannotWriteFolder(folder, s);
   }
   if (is_model_folder) {
     return proto::BadJobError(absl::StrCat("output_dir ", folder, " is the model's folder ",
@@ -103,8 +80,8 @@ absl::StatusOr<std::optional<std::string>> CheckOutputFolder(const Setup& setup,
                                            ". Give this job an output_dir of its own"));
   }
   // First, because it also puts back a checkpoint that was moved aside when its writer died.
-  if (absl::Status s = CleanTemporaries(env, folder); !s.ok()) return CannotWrite(folder, s);
-  if (setup.job.overwrite_output_dir()) return resume;
+  if (absl::Status s = CleanTemporaries(env, folder); !s.ok()) return CannotWriteFolder(folder, s);
+  if (setup.job.overwrite_output_dir()) return std::nullopt;
   absl::StatusOr<NewestCheckpoint> newest = FindNewestValid(env, folder);
   if (!newest.ok()) return AsInputError(newest.status());
   for (const auto& [path, reason] : newest->refused) {
@@ -128,12 +105,12 @@ absl::StatusOr<std::optional<std::string>> CheckOutputFolder(const Setup& setup,
 absl::Status TakeOutputFolder(const Setup& setup) {
   Env* env = setup.env;
   const std::string& folder = setup.job.output_dir();
-  if (absl::Status s = env->CreateFolders(folder); !s.ok()) return CannotWrite(folder, s);
   if (setup.job.overwrite_output_dir()) {
-    if (absl::Status s = RemoveCheckpoints(env, folder); !s.ok()) return CannotWrite(folder, s);
+    if (absl::Status s = RemoveCheckpoints(env, folder); !s.ok())
+      return CannotWriteFolder(folder, s);
   }
   if (absl::Status s = AtomicWriteFile(env, JoinPath(folder, kJobFile), setup.job_text); !s.ok()) {
-    return CannotWrite(folder, s);
+    return CannotWriteFolder(folder, s);
   }
   return absl::OkStatus();
 }

@@ -1,4 +1,5 @@
-// The output folder of a run: claimed before training, resumed from, never silently overwritten.
+// The output folder of a run: looked at before training, resumed from, never silently overwritten.
+// The run has claimed it (folder_claim.h).
 
 #ifndef QLORA_ENGINE_CHECKPOINT_OUTPUT_FOLDER_H_
 #define QLORA_ENGINE_CHECKPOINT_OUTPUT_FOLDER_H_
@@ -12,17 +13,16 @@
 
 namespace qlora::engine {
 
-// Before anything is loaded: tries to write in the folder, or to create it and removes it again
-// where it is missing, removes what interrupted writers left, and finds the checkpoint to go on
-// from; empty where the run starts anew. Unless overwrite_output_dir, a folder with another job's
-// checkpoints (naming the fields that differ), or with a model or adapter and no checkpoint, is
-// refused (exit 64). Checkpoints that do not verify are named on the console; where there are some
-// and none verifies the run does not start from scratch by itself (exit 65). No result that is
-// there is touched.
+// Before anything is loaded: tries to write in the folder, removes what interrupted writers left,
+// and finds the checkpoint to go on from; empty where the run starts anew. Unless
+// overwrite_output_dir, a folder with another job's checkpoints (naming the fields that differ), or
+// with a model or adapter and no checkpoint, is refused (exit 64). Checkpoints that do not verify
+// are named on the console; where there are some and none verifies the run does not start from
+// scratch by itself (exit 65). No result that is there is touched.
 absl::StatusOr<std::optional<std::string>> CheckOutputFolder(const Setup& setup, Console* console);
 
-// When the run is about to begin: creates the folder, with overwrite_output_dir removes the
-// checkpoints, writes job.textproto.
+// When the run is about to begin: with overwrite_output_dir removes the checkpoints, writes
+// job.textproto.
 absl::Status TakeOutputFolder(const Setup& setup);
 
 }  // namespace qlora::engine

@@ -60,10 +60,14 @@ class RunPreparation {
                                             setup_.eval_data.report.sha256, "\n"));
   }
 
-  // The checkpoint to go on from: what rank 0, which wrote it, finds.
+  // The checkpoint to go on from: what rank 0, which has the folder and wrote it, finds.
   absl::StatusOr<std::optional<std::string>> FindStart(const Setup& setup) {
     std::string found;
     if (setup.is_first()) {
+      absl::StatusOr<std::unique_ptr<FolderClaim>> claim =
+          FolderClaim::Take(setup.env, setup.job.output_dir(), &console_);
+      if (!claim.ok()) return claim.status();
+      run_.claims.push_back(*std::move(claim));
       absl::StatusOr<std::optional<std::string>> resume = CheckOutputFolder(setup, &console_);
       if (!resume.ok() || ranks() == nullptr) return resume;
       found = resume->value_or("");

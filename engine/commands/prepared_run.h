@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "engine/checkpoint/folder_claim.h"
 #include "engine/commands/course.h"
 #include "engine/commands/train.h"
 #include "engine/plan/plan.h"
@@ -15,6 +16,7 @@
 namespace qlora::engine {
 
 struct PreparedRun {
+  std::vector<std::unique_ptr<FolderClaim>> claims;  // on the first rank; last to go
   Plan plan;
   std::unique_ptr<Execution> execution;
   std::vector<std::unique_ptr<Course>> courses;  // as the members

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "engine/checkpoint/folder_claim.h"
 #include "engine/commands/commands.h"
 #include "engine/commands/train.h"
 #include "engine/input_error.h"
@@ -95,6 +96,10 @@ absl::Status Sweep(const SweepSetup& sweep, Console* console,
   for (const SweepSetup::Adapter& adapter : sweep.adapters) {
     together.members.push_back({adapter.setup.get(), adapter.name, adapter.round, adapter.group});
   }
+  // Each adapter's own is claimed too; this one is for the report.
+  absl::StatusOr<std::unique_ptr<FolderClaim>> claim =
+      FolderClaim::Take(sweep.adapters.front().setup->env, sweep.job.output_dir(), console);
+  if (!claim.ok()) return claim.status();
   console->Line(Title(sweep));
   together.wants_round = [&](Courses courses, int64_t next) {
     return WantsRound(sweep, courses, next, console);

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "engine/checkpoint/folder_claim.h"
 #include "engine/drift/drift_text.h"
 #include "engine/drift/measure_weights.h"
 #include "engine/input_error.h"
@@ -31,6 +32,9 @@ absl::Status CheckFolder(const Setup& setup, const std::string& folder) {
 
 absl::Status QuantizeBase(const Setup& setup, Console* console) {
   const std::string folder = JoinPath(setup.job.output_dir(), kFolder);
+  const absl::StatusOr<std::unique_ptr<FolderClaim>> claim =
+      FolderClaim::Take(setup.env, folder, console);
+  if (!claim.ok()) return claim.status();
   if (absl::Status s = CheckFolder(setup, folder); !s.ok()) return s;
   PlanLimits limits = setup.limits;
   if (setup.device->info().is_host) {

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "engine/checkpoint/folder_claim.h"
 #include "engine/commands/gates.h"
 #include "engine/drift/compare.h"
 #include "engine/drift/drift_forms.h"
@@ -47,9 +48,9 @@ class DriftRun {
 
   absl::Status Run() {
     // Now, not after the work.
-    if (absl::Status s = setup_.env->CreateFolders(folder_); !s.ok()) {
-      return proto::IoError(absl::StrCat("output_dir: ", s.message()));
-    }
+    const absl::StatusOr<std::unique_ptr<FolderClaim>> claim =
+        FolderClaim::Take(setup_.env, folder_, &console_);
+    if (!claim.ok()) return claim.status();
     using Part = absl::Status (DriftRun::*)();
     for (const Part part : {&DriftRun::ReadAdapter, &DriftRun::MeasureWeightErrors,
                             &DriftRun::CompareForms, &DriftRun::CompareKept, &DriftRun::Write}) {

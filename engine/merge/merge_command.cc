@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "engine/checkpoint/folder_claim.h"
 #include "engine/commands/gates.h"
 #include "engine/drift/compare.h"
 #include "engine/drift/drift_forms.h"
@@ -86,10 +87,12 @@ class MergeRun {
                                              " is there already; give another folder, or set "
                                              "overwrite_output_dir: true to replace it"));
     }
-    for (const std::string& folder : {ParentPath(output_), setup_.job.output_dir()}) {
-      if (absl::Status s = setup_.env->CreateFolders(folder); !s.ok()) {
-        return proto::IoError(absl::StrCat("merge.output: ", s.message()));
-      }
+    absl::StatusOr<std::unique_ptr<FolderClaim>> claim =
+        FolderClaim::Take(setup_.env, setup_.job.output_dir(), &console_);
+    if (!claim.ok()) return claim.status();
+    claim_ = *std::move(claim);
+    if (absl::Status s = setup_.env->CreateFolders(ParentPath(output_)); !s.ok()) {
+      return proto::IoError(absl::StrCat("merge.output: ", s.message()));
     }
     return absl::OkStatus();
   }
@@ -231,6 +234,7 @@ class MergeRun {
   Console& console_;
   const std::string output_;
   const StreamContext context_;
+  std::unique_ptr<FolderClaim> claim_;
   const ModelForm base_;  // that training has, without the adapter
   ModelForm adapted_;     // with it: what all are compared with
   AdapterWeights adapter_;
