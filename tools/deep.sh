@@ -9,6 +9,7 @@ cd "$(dirname "$0")/.."
 QLORA_RANDOM_JOBS=200 QLORA_RANDOM_SEED=1000 build/tests/tools_tests --gtest_filter='PlanHonesty.*'
 QLORA_DEEP=1 build/tests/fault_tests
 QLORA_DEEP=1 build/tests/engine_tests --gtest_filter='CommitFaultsTest.*'
+QLORA_DEEP=1 build/tests/tools_tests --gtest_filter='*KilledRank.*'
 ./tests/mutants/run.sh
 ./tools/sanitize.sh address,undefined
 ./tools/sanitize.sh thread

@@ -4,7 +4,6 @@
 #include <iterator>
 
 #include "absl/strings/str_cat.h"
-#include "tests/support/fault_scale.h"
 #include "tests/tools/workplace.h"
 
 namespace qlora::tests {
@@ -38,8 +37,8 @@ class Leak : public Workplace {};
 
 TEST_F(Leak, NothingGrowsWithTheSteps) {
   if (kSanitized) GTEST_SKIP() << "sanitizers keep what was freed";
-  const int steps = Times(1500, 10'000), warm = Times(500, 1000);
-  job_ = absl::StrCat("mode: QLORA training { max_steps: ", steps,
+  constexpr int kSteps = 10'000, kWarm = 1000;
+  job_ = absl::StrCat("mode: QLORA training { max_steps: ", kSteps,
                       " gradient_accumulation_steps: 1 logging_steps: 100 save_steps: 250 } "
                       "lora { r: 4 } num_threads: 2\n");
   WriteJob();
@@ -47,8 +46,8 @@ TEST_F(Leak, NothingGrowsWithTheSteps) {
   const CommandResult result = RunEngine(
       {"train", Path("job.textproto")},
       {.cues = {
-           {absl::StrCat("step ", warm, "/"), [&](int pid) { early = HoldingOf(pid); }},
-           {absl::StrCat("step ", steps - 100, "/"), [&](int pid) { late = HoldingOf(pid); }}}});
+           {absl::StrCat("step ", kWarm, "/"), [&](int pid) { early = HoldingOf(pid); }},
+           {absl::StrCat("step ", kSteps - 100, "/"), [&](int pid) { late = HoldingOf(pid); }}}});
   ASSERT_EQ(result.exit_code, 0) << result.err;
   ASSERT_GT(early.resident_kib, 0);
   EXPECT_LE(late.resident_kib - early.resident_kib, 1024);

@@ -1,5 +1,6 @@
 // Every kind of file that a later run reads back, cut short and with bits flipped: each damage is
 // found before the run goes on from it, and told with the file's name.
+#include <cstring>
 #include <random>
 
 #include "engine/checkpoint/checkpoint.h"
@@ -17,15 +18,18 @@ namespace {
 using testing::HasSubstr;
 
 constexpr char kModel[] = "llama3_tied";
-// Cut at every byte and with every bit flipped up to here; beyond, at random places.
-constexpr size_t kHead = 160;
+// Of so many damages one is also looked for as a run does, which then goes on from the checkpoint
+// before.
+constexpr int kLookedFor = 50;
 
 class Rot : public testing::TestWithParam<const char*> {
  protected:
   // Two checkpoints; a 4-bit cache is a folder of the same kind.
   void SetUp() override {
     const Dataset data = GoldenDocuments(kModel);
-    ModelRun run({.model = kModel, .record = TrainingOptions(kModel, data, 1, 1)}, CpuDevice(1));
+    RecordOptions record = TrainingOptions(kModel, data, 1, 1);
+    record.storage.lora.front().modules.resize(2);  // keeps headers short
+    ModelRun run({.model = kModel, .record = record}, CpuDevice(1));
     ASSERT_TRUE(env_.CreateFolders("out").ok());
     for (const int64_t step : {1, 2}) {
       RunSteps(&run, data, 1, 1, 1, step - 1);
@@ -40,20 +44,29 @@ class Rot : public testing::TestWithParam<const char*> {
     good_ = *env_.ReadFile(Path(), 1 << 26);
   }
   std::string Path() const { return std::string("out/checkpoint-2/") + GetParam(); }
+  // What is cut at every byte and has every bit flipped: the header, or all of a small file.
+  size_t Head() const {
+    uint64_t header = 0;
+    if (!Path().ends_with(".safetensors")) return good_.size();
+    std::memcpy(&header, good_.data(), sizeof(header));
+    return sizeof(header) + size_t(header);
+  }
   void Put(const std::string& contents) {
     auto file = env_.NewWritableFile(Path());
-    ASSERT_TRUE(file.ok() && (*file)->Append(contents).ok() && (*file)->Close().ok());
+    ASSERT_TRUE(file.ok() && (*file)->Append(contents).ok() && (*file)->Sync().ok());
   }
   // The damaged one is refused by name, the one before it found.
   void ExpectRefused(const std::string& damaged, const std::string& how) {
     Put(damaged);
+    const absl::Status status = VerifyFolder(&env_, "out/checkpoint-2").status();
+    ASSERT_EQ(status.code(), absl::StatusCode::kDataLoss) << how << ": " << status;
+    ASSERT_THAT(std::string(status.message()), HasSubstr(GetParam())) << how;
+    if (damages_++ % kLookedFor != 0) return;
     const auto newest = FindNewestValid(&env_, "out");
     ASSERT_TRUE(newest.ok()) << newest.status();
     ASSERT_EQ(newest->path, "out/checkpoint-1") << how;
     ASSERT_EQ(newest->refused.size(), 1u) << how;
-    const absl::Status& status = newest->refused[0].second;
-    ASSERT_EQ(status.code(), absl::StatusCode::kDataLoss) << how << ": " << status;
-    ASSERT_THAT(std::string(status.message()), HasSubstr(GetParam())) << how;
+    EXPECT_EQ(newest->refused[0].second, status) << how;
   }
   void ExpectCutFound(size_t at) {
     ExpectRefused(good_.substr(0, at), absl::StrCat("cut at ", at));
@@ -66,14 +79,16 @@ class Rot : public testing::TestWithParam<const char*> {
 
   tests::FaultyEnv env_;
   std::string good_;
+  int damages_ = 0;
 };
 
 TEST_P(Rot, IsFoundWhereverItIs) {
-  const size_t head = std::min(kHead, good_.size());
-  for (size_t at = 0; at < head; ++at) ExpectCutFound(at);
-  for (size_t bit = 0; bit < 8 * head; ++bit) ExpectFlipFound(bit);
+  const size_t head = Head();
+  ASSERT_LE(head, good_.size());
+  for (size_t at = 0; at < head && !HasFatalFailure(); ++at) ExpectCutFound(at);
+  for (size_t bit = 0; bit < 8 * head && !HasFatalFailure(); ++bit) ExpectFlipFound(bit);
   std::mt19937_64 random(tests::FaultSeed());
-  for (int i = 0; i < tests::Times(200, 1000) && !HasFatalFailure(); ++i) {
+  for (int i = 0; i < 1000 && !HasFatalFailure(); ++i) {
     ExpectCutFound(random() % good_.size());
     ExpectFlipFound(random() % (8 * good_.size()));
   }

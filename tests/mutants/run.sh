@@ -33,7 +33,7 @@ cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release -DBUILD_TESTING=ON -DQLO
 # passes TARGET FILTER. What does not compile tests nothing either.
 passes() {
   cmake --build build --target "$1" >build.log 2>&1 || { tail -n 30 build.log; exit 1; }
-  timeout 300 "build/tests/$1" --gtest_filter="$2" --gtest_brief=1 >test.log 2>&1
+  timeout 120 "build/tests/$1" --gtest_filter="$2" --gtest_brief=1 >test.log 2>&1
 }
 for target in "${!filters[@]}"; do
   passes "$target" "${filters[$target]}" || { tail -n 30 test.log; echo "$target fails without mutants"; exit 1; }

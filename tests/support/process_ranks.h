@@ -1,5 +1,5 @@
-// Ranks as processes, each with a device of the CUDA backend: forked from the test, with the real
-// control channel between them and NCCL, or what stands for it, beside it.
+// Ranks as processes, each with a device of the CUDA backend, with the real control channel between
+// them and NCCL, or what stands for it, beside it.
 #ifndef QLORA_TESTS_SUPPORT_PROCESS_RANKS_H_
 #define QLORA_TESTS_SUPPORT_PROCESS_RANKS_H_
 
@@ -9,6 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "engine/comm/ranks.h"
+#include "tests/support/rank_processes.h"
 
 namespace qlora::tests {
 
@@ -16,11 +17,6 @@ struct ProcessOptions {
   double silence_seconds = 60;
   std::string fault;      // FAKE_NCCL_FAULT
   std::string abort_log;  // FAKE_NCCL_LOG, or empty
-};
-
-struct ProcessOutcome {
-  int exit_code = -1;  // −1 where a signal ended it
-  std::string text;    // what the body returned, or its error
 };
 
 // Runs `body` in a process for each of `size` ranks, whose Comm is open over `device`, and waits

@@ -3,6 +3,7 @@
 
 #include <signal.h>
 
+#include <algorithm>
 #include <chrono>
 #include <filesystem>
 #include <fstream>
@@ -12,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "proto/exit_codes.h"
+#include "tests/support/fault_scale.h"
 #include "tests/support/thread_ranks.h"
 #include "tests/tools/workplace.h"
 
@@ -126,22 +128,41 @@ TEST_F(RanksTest, WhatTheReaderFindsWrongEndsAll) {
   EXPECT_THAT(result.err, HasSubstr("data.jsonl:1"));
 }
 
-// Rank 1 of 2 is killed, four ranks go on from the last checkpoint.
-TEST_F(RanksTest, AKilledRankEndsAllAndOthersGoOn) {
+struct Death {
+  int ranks, victim, signal;
+};
+
+// One; every one in the deep run. tests/fault/lost_rank_test.cc has them without mpirun, and often.
+std::vector<Death> Deaths() {
+  if (!IsDeep()) return {{2, 1, SIGKILL}};
+  std::vector<Death> deaths;
+  for (const int ranks : {2, 4}) {
+    for (int victim = 0; victim < ranks; ++victim) {
+      for (const int signal : {SIGKILL, SIGSEGV}) deaths.push_back({ranks, victim, signal});
+    }
+  }
+  return deaths;
+}
+
+class KilledRank : public RanksTest, public testing::WithParamInterface<Death> {};
+
+// Four ranks go on from the last checkpoint, whoever was killed.
+TEST_P(KilledRank, EndsAllAndOthersGoOn) {
+  const int ranks = GetParam().ranks;
   constexpr int kSteps = 60;
   ASSERT_EQ(Train(1, "undisturbed", kSteps).exit_code, 0);
   std::vector<int> pids;
   std::chrono::steady_clock::time_point killed;
   const CommandResult result =
-      Train(2, "out", kSteps, {.cues = {{"step 5/", [&](int launcher) {
-                                           pids = ProcessesOf(launcher);
-                                           ASSERT_EQ(pids.size(), 2u);
-                                           killed = std::chrono::steady_clock::now();
-                                           kill(pids[1], SIGKILL);
-                                         }}}});
+      Train(ranks, "out", kSteps, {.cues = {{"step 5/", [&](int launcher) {
+                                               pids = ProcessesOf(launcher);
+                                               ASSERT_EQ(int(pids.size()), ranks);
+                                               killed = std::chrono::steady_clock::now();
+                                               kill(pids[GetParam().victim], GetParam().signal);
+                                             }}}});
   EXPECT_LT(std::chrono::steady_clock::now() - killed, std::chrono::seconds(kSanitized ? 20 : 5));
   EXPECT_NE(result.exit_code, 0);
-  ASSERT_EQ(pids.size(), 2u);
+  ASSERT_EQ(int(pids.size()), ranks);
   const auto patience = killed + std::chrono::seconds(kSanitized ? 20 : 5);
   for (const int pid : pids) {
     while (Lives(pid) && std::chrono::steady_clock::now() < patience) {
@@ -157,6 +178,11 @@ TEST_F(RanksTest, AKilledRankEndsAllAndOthersGoOn) {
   EXPECT_THAT(again.out, HasSubstr("going on from"));
   EXPECT_TRUE(Results("out", kSteps) == Results("undisturbed", kSteps));
 }
+
+INSTANTIATE_TEST_SUITE_P(Deaths, KilledRank, testing::ValuesIn(Deaths()), [](const auto& info) {
+  const Death& death = info.param;
+  return absl::StrCat("rank_", death.victim, "_of_", death.ranks, "_by_signal_", death.signal);
+});
 
 TEST_F(RanksTest, AStoppedRankIsNamedAndAllEnd) {
   int stopped = 0;
@@ -205,17 +231,27 @@ TEST_F(RanksTest, ASignalStopsAllAtTheSameStep) {
 // Started by hand, as on machines without a launcher.
 TEST_F(RanksTest, RanksWithAnotherJobAreRefused) {
   WriteJob();
+  std::filesystem::copy(Path("data.jsonl"), Path("other.jsonl"));
+  std::filesystem::copy(Path("base"), Path("other"));
   const std::vector<std::pair<std::vector<std::string>, std::string>> cases = {
       {{"--set", "seed=43"}, "+ seed: 43"},
       {{"--set", "training.learning_rate=1e-3"}, "learning_rate: 0.001"},
       {{"--set", "data.max_train_samples=5"}, "max_train_samples: 5"},
       {{"--set", "lora.r=8"}, "r: 8"},
+      {{"--set", "lora.lora_dropout=0.1"}, "lora_dropout: 0.1"},
+      {{"--set", "mode=LORA"}, "mode: LORA"},
+      {{"--set", "quantization.block_size=128"}, "block_size: 128"},
+      {{"--set", absl::StrCat("data.train_file=", Path("other.jsonl"))}, "other.jsonl"},
+      {{"--set", absl::StrCat("model=", Path("other"))}, "other"},
       // What changes no byte of the result, but what ranks exchange.
       {{"--set", "parallel.shard_base=true"}, "+   shard_base: true"},
       {{"--set", "training.eval_steps=3"}, "eval_steps: 3"},
+      {{"--set", "parallel.shard_states=true"}, "+   shard_states: true"},
   };
+  std::vector<double> seconds;
   for (const auto& [other, word] : cases) {
     const std::string place = NewRendezvous();
+    const auto begin = std::chrono::steady_clock::now();
     const auto words = [&](int rank) -> std::vector<std::string> {
       return {"train", Path("job.textproto"), "--rank", absl::StrCat(rank), "--world",
               "2",     "--rendezvous",        place};
@@ -226,6 +262,8 @@ TEST_F(RanksTest, RanksWithAnotherJobAreRefused) {
     std::thread thread([&] { second = RunEngine(differing); });
     const CommandResult first = RunEngine(words(0));
     thread.join();
+    seconds.push_back(
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
     for (const CommandResult& result : {first, second}) {
       EXPECT_EQ(result.exit_code, proto::kExitBadJob) << result.err;
       EXPECT_THAT(result.err, HasSubstr("ranks disagree on what to train"));
@@ -233,6 +271,9 @@ TEST_F(RanksTest, RanksWithAnotherJobAreRefused) {
     }
     EXPECT_TRUE(Output().empty()) << "nothing is written before they agree";
   }
+  // With the start of both programs.
+  std::sort(seconds.begin(), seconds.end());
+  EXPECT_LT(seconds[seconds.size() / 2], kSanitized ? 20 : 1);
 }
 
 TEST_F(RanksTest, OtherCommandsRunAlone) {
