@@ -115,7 +115,7 @@ std::string FirstBad(ModelRun* run, const Dataset& data, Ranks* ranks = nullptr)
   const CourseStep course{.seed = 3};
   const auto first = step.FindNonFinite(
       absl::MakeConstSpan(&course, 1),
-      [&](int64_t j) -> absl::StatusOr<MicroBatchInputs> { return batch[j].inputs(); });
+      [&](int64_t j, int64_t) -> absl::StatusOr<MicroBatchInputs> { return batch[j].inputs(); });
   EXPECT_TRUE(first.ok()) << first.status();
   return first.value_or("");
 }
