@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 ./tools/test.sh
-QLORA_RANDOM_JOBS=200 QLORA_RANDOM_SEED=1000 build/tests/tools_tests --gtest_filter='PlanHonesty.*'
+QLORA_RANDOM_JOBS=2000 QLORA_RANDOM_SEED=10000 build/tests/tools_tests --gtest_filter='PlanHonesty.*'
 QLORA_DEEP=1 build/tests/fault_tests
 QLORA_DEEP=1 build/tests/engine_tests --gtest_filter='CommitFaultsTest.*'
 QLORA_DEEP=1 build/tests/tools_tests --gtest_filter='*KilledRank.*'

@@ -1,7 +1,8 @@
 // The plan holds: over random jobs the peak that the system counts for the process is at most the
 // plan, and the plan at most 5 % or 64 MiB above it.
 //
-// QLORA_RANDOM_JOBS sets how many jobs (tools/deep.sh: 200), QLORA_RANDOM_SEED where they begin.
+// QLORA_RANDOM_JOBS sets how many jobs (.ci/run: 200, tools/deep.sh: 2,000),
+// QLORA_RANDOM_SEED where they begin.
 
 #include <cstdlib>
 #include <filesystem>
