@@ -1,6 +1,7 @@
 // Two runs that would write into one folder: the second is refused before it writes anything, and
 // whatever ends the first one frees the folder.
 #include <signal.h>
+#include <sys/wait.h>
 
 #include <filesystem>
 
@@ -41,6 +42,8 @@ TEST_F(SecondRun, IsRefusedWhileTheFirstGoesOn) {
       {"train", Path("job.textproto")},
       {.cues = {{"step 2/", [&](int pid) {
                    ::kill(pid, SIGSTOP);
+                   // What it was just writing is on the disk before the files are looked at.
+                   ::waitpid(pid, nullptr, WUNTRACED);
                    // It would otherwise throw away what the first one has.
                    ExpectCommandRefused("train", 64, {kInUse + absl::StrCat(pid), Path("out")},
                                         {"--set", "overwrite_output_dir=true", "--set", "seed=9"});
