@@ -19,7 +19,7 @@ namespace {
 
 constexpr char kModel[] = "llama3_tied";
 
-// A disk on which nothing is renamed, so nothing committed, before it is let.
+// A disk on which no folder is made in out, so no checkpoint begun, before it is let.
 class GatedEnv : public tests::FaultyEnv {
  public:
   void Open() {
@@ -27,11 +27,11 @@ class GatedEnv : public tests::FaultyEnv {
     open_ = true;
     opened_.notify_all();
   }
-  absl::Status Rename(const std::string& from, const std::string& to) override {
+  absl::Status CreateFolder(const std::string& path) override {
     std::unique_lock lock(gate_);
-    opened_.wait(lock, [&] { return open_; });
+    if (path != "out") opened_.wait(lock, [&] { return open_; });
     lock.unlock();
-    return FaultyEnv::Rename(from, to);
+    return FaultyEnv::CreateFolder(path);
   }
 
  private:
