@@ -13,6 +13,8 @@ QLORA_DEEP=1 build/tests/tools_tests --gtest_filter='*KilledRank.*'
 ./tests/mutants/run.sh
 ./tools/sanitize.sh address,undefined
 ./tools/sanitize.sh thread
+build-thread/tests/thread_tests --gtest_filter='*HostComm*:*ControlChannel*:*CheckpointWriter*:*OfRanks*' --gtest_repeat=20 \
+  --gtest_shuffle --gtest_brief=1
 ./tools/fuzz.sh 1000000
 ./tools/coverage.sh
 ./tests/interop/run.sh build/tools/qlora_engine
