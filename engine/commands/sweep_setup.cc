@@ -118,12 +118,12 @@ absl::Status JoinRun(SweepSetup* sweep) {
       LimitsOf(first, !sweep->job.quantization().quantize_cache().empty());
   if (!limits.ok()) return limits.status();
   first.limits = *std::move(limits);
-  int64_t best = 1;
+  int64_t best = 1, tried_tokens = 0;
   double least = std::numeric_limits<double>::infinity();
   for (int64_t rows = kRowsEnough; rows >= 1; rows /= 2) {
-    const int64_t passes = first.record.passes;
     if (absl::Status s = join(rows); !s.ok()) return s;
-    if (rows < kRowsEnough && first.record.passes == passes) continue;
+    if (first.record.train.tokens == tried_tokens) continue;
+    tried_tokens = first.record.train.tokens;
     const Plan plan = BestPlan(first.spec, first.record, *first.device, first.rates, first.limits);
     if (!Fits(plan, first.limits)) continue;
     const double seconds =
