@@ -13,12 +13,13 @@ import argparse
 import json
 import os
 import pathlib
-import random
 import statistics
 import struct
 import subprocess
 import tempfile
 import time
+
+import made_up_data
 
 SHORT_STEPS, MORE_STEPS = 3, 12
 ROUNDS = 3  # the median counts
@@ -30,19 +31,11 @@ JOBS = {
 TOKENS = {"adapters": 128, "full": 32}  # of a sample
 
 
-def write_data(path, tokens):
-    draw = random.Random(1)
-    with open(path, "w") as out:
-        for _ in range(64):
-            ids = [draw.randrange(100, 4000) for _ in range(tokens)]
-            out.write(json.dumps({"input_ids": ids, "labels": ids}) + "\n")
-
-
 class Bench:
     def __init__(self, engine, model, folder):
         self.engine, self.model, self.folder = engine, model, folder
         for job, tokens in TOKENS.items():
-            write_data(folder / f"{job}.jsonl", tokens)
+            made_up_data.write_token_ids(folder / f"{job}.jsonl", 64, tokens)
 
     def train(self, job, name, steps):
         """The command line of one process that trains into the folder `name`."""
@@ -114,9 +107,8 @@ def main():
               f"  {1e3 * row['predicted_seconds']:12.1f}  {1e3 * row['measured_seconds']:11.1f}"
               f"  {row['measured_seconds'] / row['predicted_seconds']:18.2f}")
     if options.json:
-        cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "")
-        options.json.write_text(json.dumps({"cpu": cpu, "cores": os.cpu_count(), "model": options.model.name,
-                                            "bytes_per_second": rate, "rows": rows}, indent=1) + "\n")
+        options.json.write_text(json.dumps({"cpu": made_up_data.cpu_name(), "cores": os.cpu_count(),
+                                            "model": options.model.name, "bytes_per_second": rate, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -12,24 +12,17 @@ import argparse
 import json
 import os
 import pathlib
-import random
 import resource
 import shutil
 import subprocess
 import tempfile
 import time
 
+import made_up_data
+
 SHORT_STEPS = 4
 MEASURED_TOKENS = 1024  # of one adapter, in the steps by which the long run is longer
 ROUNDS = 3              # the fastest counts
-
-
-def write_data(path, tokens):
-    draw = random.Random(1)
-    with open(path, "w") as out:
-        for _ in range(16):
-            ids = [draw.randrange(100, 500) for _ in range(tokens)]
-            out.write(json.dumps({"input_ids": ids, "labels": ids}) + "\n")
 
 
 def run(engine, model, folder, command, tokens, adapters, steps, threads):
@@ -76,7 +69,7 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         for tokens in map(int, options.tokens.split(",")):
-            write_data(folder / "data.jsonl", tokens)
+            made_up_data.write_token_ids(folder / "data.jsonl", 16, tokens)
             row = {"tokens": tokens}
             for kind, threads, label in ((0, 1, "processor"), (1, os.cpu_count(), "wall")):
                 alone, together = step_seconds(engine, model, folder, tokens, options.adapters, threads, kind)
@@ -88,9 +81,8 @@ def main():
                   f"    {1e3 * w['alone_seconds']:14.1f}  {1e3 * w['together_seconds']:11.1f}  {w['ratio']:5.2f}",
                   flush=True)
     if options.json:
-        cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "")
-        options.json.write_text(json.dumps({"cpu": cpu, "model": model.name, "adapters": options.adapters,
-                                            "rows": rows}, indent=1) + "\n")
+        options.json.write_text(json.dumps({"cpu": made_up_data.cpu_name(), "model": model.name,
+                                            "adapters": options.adapters, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
