@@ -106,8 +106,9 @@ absl::Status TakeOutputFolder(const Setup& setup) {
   Env* env = setup.env;
   const std::string& folder = setup.job.output_dir();
   if (setup.job.overwrite_output_dir()) {
-    if (absl::Status s = RemoveCheckpoints(env, folder); !s.ok())
+    if (absl::Status s = RemoveCheckpoints(env, folder); !s.ok()) {
       return CannotWriteFolder(folder, s);
+    }
   }
   if (absl::Status s = AtomicWriteFile(env, JoinPath(folder, kJobFile), setup.job_text); !s.ok()) {
     return CannotWriteFolder(folder, s);
