@@ -139,13 +139,16 @@ void FillWeights(Execution* execution) {
     Fill(execution, slot.quantized.offset, scales);
     Fill(execution, slot.frozen, KindOf(slot.row.role) == WeightKind::kNorm ? ones : small);
   }
-  std::vector<float> trained(storage.space.size());
   uint32_t random = 7;
-  for (float& x : trained) {
-    random = random * 1664525u + 1013904223u;
-    x = (float(random >> 8) / float(1 << 24) - 0.5f) * 0.02f;
+  const std::vector<Parameter>& parameters = storage.space.parameters();
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    std::vector<float> values(parameters[i].rows * parameters[i].cols);
+    for (float& x : values) {
+      random = random * 1664525u + 1013904223u;
+      x = (float(random >> 8) / float(1 << 24) - 0.5f) * 0.02f;
+    }
+    Require(WriteTrained(execution, int64_t(i), values));
   }
-  Require(WriteTrained(execution, trained));
 }
 
 int Main(int argc, char** argv) {

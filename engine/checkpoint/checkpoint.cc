@@ -219,8 +219,7 @@ absl::Status LoadAdapter(Env* env, const std::string& folder, Execution* executi
   const std::vector<AdaptedModule>& modules = storage.options.lora[course].modules;
   absl::StatusOr<LoadedAdapter> loaded = ReadAdapterOf(env, folder, modules);
   if (!loaded.ok()) return AsInputError(loaded.status());
-  const int64_t first = storage.courses[course].first_element();
-  std::vector<float> flat(storage.courses[course].elements());
+  std::vector<float> values;
   for (size_t i = 0; i < modules.size(); ++i) {
     if (loaded->adapter.config.r != modules[i].rank) {
       return proto::BadDataError(absl::StrCat(folder, ": the adapter has rank ",
@@ -232,15 +231,17 @@ absl::Status LoadAdapter(Env* env, const std::string& folder, Execution* executi
     for (const auto& [bytes, parameter] :
          {std::pair{module.a, slot.a_parameter}, std::pair{module.b, slot.b_parameter}}) {
       const Parameter& p = storage.space.parameters()[parameter];
+      values.resize(p.rows * p.cols);
       const int64_t bad = ConvertElements(*FloatType(module.dtype), bytes.data(), p.rows * p.cols,
-                                          DType::kF32, flat.data() + (p.offset - first));
+                                          DType::kF32, values.data());
       if (bad >= 0) {
         return proto::BadDataError(
             absl::StrCat(folder, ": tensor ", p.name, " holds NaN or infinity at element ", bad));
       }
+      if (absl::Status s = WriteTrained(execution, parameter, values); !s.ok()) return s;
     }
   }
-  return WriteTrained(execution, flat, course);
+  return absl::OkStatus();
 }
 
 }  // namespace qlora::engine

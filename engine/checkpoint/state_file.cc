@@ -147,10 +147,12 @@ absl::Status ClearMoments(Execution* execution, const Storage& storage, int64_t 
     for (const auto& [moments, map] : {std::pair{window.m, &quant::SignedDynamicMap()},
                                        std::pair{window.v, &quant::UnsignedDynamicMap()}}) {
       if (moments.dtype != DType::kU8) continue;
-      const std::vector<uint8_t> zeros(moments.Count(), quant::EncodeDynamic(map->data(), 0.0f));
-      if (absl::Status s = execution->Write(moments, zeros.data(), int64_t(zeros.size()));
-          !s.ok()) {
-        return s;
+      const std::vector<uint8_t> zeros(std::min(kChunk, moments.Count()),
+                                       quant::EncodeDynamic(map->data(), 0.0f));
+      for (int64_t at = 0; at < moments.Count(); at += kChunk) {
+        const int64_t count = std::min(kChunk, moments.Count() - at);
+        const Tensor part = kernels::Slice(moments, 0, 1, at, count);
+        if (absl::Status s = execution->Write(part, zeros.data(), count); !s.ok()) return s;
       }
     }
   }
@@ -202,8 +204,7 @@ absl::Status ReadStates(Env* env, const std::string& path, Execution* execution,
                                             " tensors; this job has ", tensors.size()));
   }
   if (absl::Status s = ClearMoments(execution, storage, course); !s.ok()) return s;
-  const CourseRange& range = storage.courses[course];
-  std::vector<float> trained(range.elements());
+  std::vector<float> values;
   for (const StateTensor& tensor : tensors) {
     absl::StatusOr<const TensorInfo*> info = file->Get(tensor.spec.name);
     if (!info.ok()) return AsInputError(info.status());
@@ -213,8 +214,10 @@ absl::Status ReadStates(Env* env, const std::string& path, Execution* execution,
     }
     const uint8_t* const from = file->data(**info);
     if (tensor.field == StateField::kMaster) {
-      std::memcpy(trained.data() + tensor.offset - range.first_element(), from,
-                  tensor.count * sizeof(float));
+      values.resize(tensor.count);
+      std::memcpy(values.data(), from, tensor.count * sizeof(float));
+      const int64_t parameter = storage.space.IndexAt(tensor.offset);
+      if (absl::Status s = WriteTrained(execution, parameter, values); !s.ok()) return s;
       continue;
     }
     const int64_t size = kernels::SizeOf(*storage.TypeOf(tensor.field));
@@ -226,7 +229,7 @@ absl::Status ReadStates(Env* env, const std::string& path, Execution* execution,
       }
     }
   }
-  return WriteTrained(execution, trained, course);
+  return absl::OkStatus();
 }
 
 }  // namespace qlora::engine

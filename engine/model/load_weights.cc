@@ -347,44 +347,69 @@ absl::Status FillTables(Execution* execution) {
                           int64_t(segments.size() * sizeof(kernels::ParameterSegment)));
 }
 
-absl::Status WriteTrained(Execution* execution, absl::Span<const float> values, int64_t course) {
+absl::Status WriteTrained(Execution* execution, int64_t parameter, absl::Span<const float> values) {
+  static_assert(kChunk % kernels::kParameterBlock == 0);
   const Storage& storage = execution->plan().run.storage;
-  const CourseRange& range = storage.courses[course];
-  // The windows' masters are parts of this one where it is there.
-  if (storage.master) {
-    const kernels::Tensor master = storage.CourseView(course, storage.master);
-    if (absl::Status s = WriteFloats(execution, master, values); !s.ok()) return s;
-  } else {
-    for (const StateWindow& window : storage.windows) {
-      if (window.course != course) continue;
-      const int64_t first = (window.first_block - range.first_block) * kernels::kParameterBlock;
-      const absl::Span<const float> part = values.subspan(first, window.master.cols);
-      if (absl::Status s = WriteFloats(execution, window.master, part); !s.ok()) return s;
+  const int64_t offset = storage.space.parameters()[parameter].offset;
+  std::vector<float> chunk;
+  std::vector<uint16_t> rounded;
+  for (int64_t begin = 0; begin < int64_t(values.size()); begin += kChunk) {
+    const absl::Span<const float> given = values.subspan(begin, kChunk);
+    chunk.assign(given.begin(), given.end());
+    const int64_t first = offset + begin;
+    const int64_t count = (int64_t(given.size()) + kernels::kParameterBlock - 1) /
+                          kernels::kParameterBlock * kernels::kParameterBlock;
+    chunk.resize(count);
+    // The windows' masters are parts of this one where it is there.
+    std::vector<StatePart> parts;
+    if (storage.master) {
+      parts = {{0, kernels::Slice(storage.master, 0, 1, first, count)}};
+    } else {
+      parts = storage.StateParts(StateField::kMaster, first, count);
+    }
+    for (const StatePart& part : parts) {
+      if (absl::Status s = execution->Write(part.view, &chunk[part.begin], part.view.Extent());
+          !s.ok()) {
+        return s;
+      }
+    }
+    if (!storage.compute) continue;
+    rounded.resize(count);
+    ConvertElements(DType::kF32, reinterpret_cast<const uint8_t*>(chunk.data()), count,
+                    DType::kBf16, rounded.data());
+    if (absl::Status s = execution->Write(kernels::Slice(storage.compute, 0, 1, first, count),
+                                          rounded.data(), count * 2);
+        !s.ok()) {
+      return s;
     }
   }
-  if (!storage.compute) return absl::OkStatus();
-  std::vector<uint16_t> rounded(values.size());
-  ConvertElements(DType::kF32, reinterpret_cast<const uint8_t*>(values.data()),
-                  int64_t(values.size()), DType::kBf16, rounded.data());
-  return execution->Write(storage.CourseView(course, storage.compute), rounded.data(),
-                          int64_t(rounded.size()) * 2);
+  return absl::OkStatus();
+}
+
+int64_t WriteTrainedBytes(const Storage& storage) {
+  int64_t most = 0;
+  for (const Parameter& parameter : storage.space.parameters()) {
+    most = std::max(most, parameter.rows * parameter.cols);
+  }
+  return (most + std::min(most, kChunk)) * 4 + std::min(most, kChunk) * 2;
 }
 
 absl::Status InitializeWeights(uint64_t seed, Execution* execution) {
   if (absl::Status s = FillTables(execution); !s.ok()) return s;
   const Storage& storage = execution->plan().run.storage;
-  std::vector<float> flat(storage.space.size());
+  std::vector<float> values;
   for (const WeightSlot& slot : storage.weights) {
-    absl::Span<float> values(flat.data() + storage.space.parameters()[slot.parameter].offset,
-                             slot.row.Count());
+    values.assign(slot.row.Count(), 0.0f);
     const WeightKind kind = KindOf(slot.row.role);
     if (kind == WeightKind::kNorm) {
       std::fill(values.begin(), values.end(), 1.0f - storage.spec.norm_offset);
     } else if (kind == WeightKind::kMatrix) {
-      FillNormal(seed, TensorKey(slot.row.name), storage.spec.initializer_range, values);
+      FillNormal(seed, TensorKey(slot.row.name), storage.spec.initializer_range,
+                 absl::MakeSpan(values));
     }
+    if (absl::Status s = WriteTrained(execution, slot.parameter, values); !s.ok()) return s;
   }
-  return WriteTrained(execution, flat);
+  return absl::OkStatus();
 }
 
 }  // namespace qlora::engine

@@ -55,9 +55,12 @@ absl::Status FillTables(Execution* execution);
 // randomness on (seed, tensor name, element). FULL mode only.
 absl::Status InitializeWeights(uint64_t seed, Execution* execution);
 
-// Writes a course's trained values: `values` is fp32, all of its blocks of the flat space; sets the
-// master and the compute copy where there is one.
-absl::Status WriteTrained(Execution* execution, absl::Span<const float> values, int64_t course = 0);
+// Writes one trained parameter: `values` are its rows · cols values in fp32; sets the master and
+// the compute copy where there is one, and zeros in the gap behind it. All ranks call it with all
+// of the values; each keeps its share.
+absl::Status WriteTrained(Execution* execution, int64_t parameter, absl::Span<const float> values);
+// Bytes of the largest `values` that a run's start holds.
+int64_t WriteTrainedBytes(const Storage& storage);
 
 }  // namespace qlora::engine
 

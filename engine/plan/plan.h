@@ -43,6 +43,10 @@ struct PlanLimits {
   std::optional<int64_t> host_bytes;
   // What loading needs before the first piece runs; it shares memory with activations.
   int64_t loading_bytes = 0;
+  // Whether `memory_bytes` are of the host, which this process shares with the buffers: what it
+  // keeps of the run counts too, and no plan is less than what it has held at its peak.
+  bool counts_process = false;
+  int64_t past_peak_bytes = 0;
   // Memory beside the program's buffers: the process itself, data, staging.
   std::vector<PlanItem> other;
 };

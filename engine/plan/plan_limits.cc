@@ -16,6 +16,10 @@ namespace {
 // is no longer among its free memory.
 constexpr int64_t kContextBytes = int64_t{600} << 20;
 
+// What a run adds to its process: up to 4 MiB of the program's files are first met after the plan,
+// files are written through pieces of 1 and 4 MiB, and the allocator rounds up.
+constexpr int64_t kMetLaterBytes = int64_t{12} << 20;
+
 // GPUs of a machine where ranks on many are planned.
 constexpr int kPlannedLocalRanks = 8;
 
@@ -93,7 +97,10 @@ absl::StatusOr<PlanLimits> LimitsOf(const Setup& setup, bool writes_cache) {
     }
   }
   if (is_host) {
-    limits.other = {{"this process: program, tokenizer, data", ResidentHostMemory()}};
+    limits.other = {
+        {"this process: program, tokenizer, data", ResidentHostMemory() + kMetLaterBytes}};
+    limits.counts_process = true;
+    limits.past_peak_bytes = PeakHostMemory();
   } else if (setup.device_is_planned) {
     limits.other = {{"the driver's context, with kernels and libraries", kContextBytes}};
   }
@@ -102,10 +109,6 @@ absl::StatusOr<PlanLimits> LimitsOf(const Setup& setup, bool writes_cache) {
   if (!setup.job.has_model_init()) {
     limits.loading_bytes = LoadingBytes(setup.model ? &*setup.model : nullptr, setup.spec,
                                         setup.record.storage, *setup.device, writes_cache);
-  }
-  if (is_host) {
-    // What preparing took at its peak and has given back, the run may take again.
-    limits.loading_bytes = std::max(limits.loading_bytes, PeakHostMemory() - ResidentHostMemory());
   }
   return limits;
 }

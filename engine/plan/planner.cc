@@ -5,6 +5,7 @@
 
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
+#include "engine/model/load_weights.h"
 #include "engine/plan/join_updates.h"
 #include "engine/plan/lent_slots.h"
 #include "engine/plan/lifetimes.h"
@@ -24,6 +25,15 @@ absl::flat_hash_set<BufferId> DroppedBy(const RecomputeChoice& choice, const Tra
     }
   }
   return dropped;
+}
+
+// The host's own list of what is run. Planning compares up to five copies, a run holds three.
+int64_t RecordBytes(const Program& program) {
+  constexpr int64_t kCopies = 5;
+  int64_t ops = 0;
+  for (const PieceProgram& piece : program.pieces()) ops += int64_t(piece.ops.size());
+  return kCopies * (ops * int64_t(sizeof(kernels::Op)) +
+                    int64_t(program.buffers().size() * sizeof(BufferInfo)));
 }
 
 // The fewest windows on their way: one that is updated, one that arrives, one that leaves.
@@ -60,9 +70,11 @@ void ListItems(const kernels::Device& device, const PlanLimits& limits, Plan* pl
     plan->items.push_back({NameOf(BufferClass::kOffloaded), plan->offloaded.shape.DeviceBytes()});
   }
   const int64_t pieces = plan->placement.bytes;
-  plan->placement.bytes = std::max(pieces, limits.loading_bytes);
+  const int64_t loading = std::max(
+      limits.loading_bytes, limits.counts_process ? WriteTrainedBytes(plan->run.storage) : 0);
+  plan->placement.bytes = std::max(pieces, loading);
   if (plan->placement.bytes > 0) {
-    plan->items.push_back({pieces >= limits.loading_bytes
+    plan->items.push_back({pieces >= loading
                                ? NameOf(BufferClass::kTransient)
                                : absl::StrCat("loading; later ", FormatBytes(pieces), " of it ",
                                               NameOf(BufferClass::kTransient)),
@@ -74,9 +86,17 @@ void ListItems(const kernels::Device& device, const PlanLimits& limits, Plan* pl
   for (const PlanItem& item : limits.other) {
     if (item.bytes > 0) plan->items.push_back(item);
   }
+  if (limits.counts_process) {
+    plan->items.push_back({"the step as recorded", RecordBytes(plan->run.program)});
+  }
+  for (const PlanItem& item : plan->items) plan->total_bytes += item.bytes;
+  if (plan->total_bytes < limits.past_peak_bytes) {
+    plan->items.push_back(
+        {"held while preparing, given back", limits.past_peak_bytes - plan->total_bytes});
+    plan->total_bytes = limits.past_peak_bytes;
+  }
   std::stable_sort(plan->items.begin(), plan->items.end(),
                    [](const PlanItem& a, const PlanItem& b) { return a.bytes > b.bytes; });
-  for (const PlanItem& item : plan->items) plan->total_bytes += item.bytes;
 }
 
 RecomputeChoice Planner::Choice(int64_t i) const {

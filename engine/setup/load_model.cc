@@ -44,16 +44,17 @@ absl::Status StartAdapter(const Setup& setup, const std::string& adapter, Execut
                           int64_t course) {
   if (!adapter.empty()) return LoadAdapter(setup.env, adapter, execution, course);
   const Storage& storage = execution->plan().run.storage;
-  const CourseRange& range = storage.courses[course];
-  const int64_t first = range.first_element();
-  std::vector<float> flat(range.elements());
+  std::vector<float> values;
   for (size_t i = 0; i < storage.adapters[course].size(); ++i) {
     const AdaptedModule& module = setup.targets.modules[i];
-    const Parameter& a = storage.space.parameters()[storage.adapters[course][i].a_parameter];
-    InitializeLoraA(setup.job.seed(), module,
-                    absl::MakeSpan(flat).subspan(a.offset - first, module.rank * module.in));
+    const AdapterSlot& slot = storage.adapters[course][i];
+    values.resize(module.rank * module.in);
+    InitializeLoraA(setup.job.seed(), module, absl::MakeSpan(values));
+    if (absl::Status s = WriteTrained(execution, slot.a_parameter, values); !s.ok()) return s;
+    values.assign(module.out * module.rank, 0.0f);
+    if (absl::Status s = WriteTrained(execution, slot.b_parameter, values); !s.ok()) return s;
   }
-  return WriteTrained(execution, flat, course);
+  return absl::OkStatus();
 }
 
 }  // namespace qlora::engine

@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
+#include "absl/strings/match.h"
 #include "tests/engine/data/byte_tokenizer.h"
 #include "tests/tools/workplace.h"
 
@@ -29,6 +30,7 @@ class PlanHonesty : public Workplace {
   struct Peak {
     int exit_code = 0;
     int64_t plan = 0, peak = 0;
+    bool is_of_run = false;  // the plan is of what the run takes, not of what preparing took
   };
 
   // A model of its own, in mode FULL from random weights or under the other modes the base that
@@ -40,7 +42,10 @@ class PlanHonesty : public Workplace {
     const std::string mode = one_of({"QLORA", "LORA", "FULL"});
     std::string job = absl::StrCat("mode: ", mode, " seed: ", (*random)() % 1000, "\n");
     if (mode == "FULL") {
-      const int heads = 4 << (*random)() % 3, layers = 1 + int((*random)() % 4);
+      // What is kept for each layer counts too, so some are deep.
+      const bool is_deep = (*random)() % 4 == 0;
+      const int heads = is_deep ? 4 : 4 << (*random)() % 3;
+      const int layers = is_deep ? 48 : 1 + int((*random)() % 4);
       Write("start/config.json",
             absl::StrCat(R"({"architectures": ["LlamaForCausalLM"], "model_type": "llama",
               "hidden_act": "silu", "hidden_size": )",
@@ -58,15 +63,15 @@ class PlanHonesty : public Workplace {
                       "'\nlora { r: ", one_of({"1", "4", "16", "64"}),
                       " lora_dropout: ", one_of({"0", "0.05"}), " }\n");
     }
-    absl::StrAppend(
-        &job, "output_dir: '", Path("out"),
-        "' overwrite_output_dir: true num_threads: ", one_of({"1", "2"}),
-        "\ncompute_dtype: ", one_of({"BF16", "FP32"}),
-        "\ntraining { max_steps: 2 save_steps: 0 per_device_train_batch_size: ",
-        one_of({"1", "3", "8"}), " gradient_accumulation_steps: ", one_of({"1", "2", "5"}),
-        " recompute: ", one_of({"AUTO", "NONE", "FULL"}),
-        " optim: ", one_of({"PAGED_ADAMW_32BIT", "ADAMW_32BIT", "ADAMW_8BIT", "PAGED_ADAMW_8BIT"}),
-        " gradient_sum: ", one_of({"TREE", "SEQUENTIAL"}), " }\n");
+    absl::StrAppend(&job, "output_dir: '", Path("out"),
+                    "' overwrite_output_dir: true num_threads: ", one_of({"1", "2"}),
+                    "\ncompute_dtype: ", one_of({"BF16", "FP32"}),
+                    "\ntraining { max_steps: 2 save_steps: ", one_of({"0", "1"}),
+                    " per_device_train_batch_size: ", one_of({"1", "3", "8"}),
+                    " gradient_accumulation_steps: ", one_of({"1", "2", "5"}),
+                    " recompute: ", one_of({"AUTO", "NONE", "FULL"}), " optim: ",
+                    one_of({"PAGED_ADAMW_32BIT", "ADAMW_32BIT", "ADAMW_8BIT", "PAGED_ADAMW_8BIT"}),
+                    " gradient_sum: ", one_of({"TREE", "SEQUENTIAL"}), " }\n");
     absl::StrAppend(&job, "data { train_file: '", Path("long.jsonl"),
                     "' max_length: ", one_of({"16", "60"}), " packing: ", one_of({"true", "false"}),
                     " eval_fraction: ", one_of({"0", "0.2"}), " }\n");
@@ -81,7 +86,8 @@ class PlanHonesty : public Workplace {
     Write("random.textproto", job);
     std::filesystem::remove_all(Path("out"));
     const CommandResult result = RunEngine({"train", Path("random.textproto")});
-    Peak peak{.exit_code = result.exit_code};
+    Peak peak{.exit_code = result.exit_code,
+              .is_of_run = !absl::StrContains(result.out + result.err, "held while preparing")};
     if (result.exit_code != 0) return peak;
     const auto sidecar = nlohmann::json::parse(Read("out/qlora_run.json"));
     peak.plan = sidecar["plan_bytes"].get<int64_t>();
@@ -116,7 +122,7 @@ TEST_F(PlanHonesty, OfRandomJobs) {
     ASSERT_EQ(run.exit_code, 0);
     EXPECT_LE(run.peak, run.plan);
     EXPECT_LE(run.plan - run.peak, std::max(kSlackBytes, int64_t(kSlackShare * double(run.plan))));
-    least_gap = std::min(least_gap, run.plan - run.peak);
+    if (run.is_of_run) least_gap = std::min(least_gap, run.plan - run.peak);
     largest_gap = std::max(largest_gap, run.plan - run.peak);
     if (seed % 8 != 0) continue;
     // What a process has resident when it plans differs by some pages from run to run.

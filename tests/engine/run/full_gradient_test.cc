@@ -15,7 +15,13 @@ class FullGradient : public testing::TestWithParam<const char*> {
   FullGradient() : data_(GoldenDocuments(GetParam())) {}
 
   double Loss(ModelRun* run, absl::Span<const float> weights) {
-    EXPECT_TRUE(WriteTrained(&run->execution(), weights).ok());
+    const std::vector<Parameter>& parameters = run->storage().space.parameters();
+    for (size_t i = 0; i < parameters.size(); ++i) {
+      const Parameter& p = parameters[i];
+      EXPECT_TRUE(
+          WriteTrained(&run->execution(), int64_t(i), weights.subspan(p.offset, p.rows * p.cols))
+              .ok());
+    }
     const EvalPieces& eval = *run->plan().run.eval;
     const Batcher batcher(&data_, {.rows_per_micro_batch = 3, .shuffle = false});
     const MicroBatch batch = batcher.Step(0).front();

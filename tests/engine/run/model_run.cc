@@ -118,15 +118,15 @@ ModelRun::ModelRun(Options options, std::unique_ptr<kernels::Device> device, Ran
 
 void ModelRun::StartAdapter(int64_t course, uint64_t seed) {
   const Storage& s = storage();
-  const CourseRange& range = s.courses[course];
-  std::vector<float> flat(range.elements());
+  std::vector<float> values;
   for (size_t i = 0; i < s.adapters[course].size(); ++i) {
     const AdaptedModule& module = s.options.lora[course].modules[i];
-    const engine::Parameter& a = s.space.parameters()[s.adapters[course][i].a_parameter];
-    const int64_t offset = a.offset - range.first_block * kernels::kParameterBlock;
-    InitializeLoraA(seed, module, absl::MakeSpan(flat).subspan(offset, module.rank * module.in));
+    values.resize(module.rank * module.in);
+    InitializeLoraA(seed, module, absl::MakeSpan(values));
+    Require(WriteTrained(execution_.get(), s.adapters[course][i].a_parameter, values));
+    values.assign(module.out * module.rank, 0.0f);
+    Require(WriteTrained(execution_.get(), s.adapters[course][i].b_parameter, values));
   }
-  Require(WriteTrained(execution_.get(), flat, course));
 }
 
 void ModelRun::Read(kernels::ConstTensor view, void* to) {

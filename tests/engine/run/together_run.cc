@@ -106,9 +106,13 @@ std::vector<Left> TrainMembers(const TogetherCase& c, const std::vector<Customer
   for (size_t m = 0; m < members.size(); ++m) {
     run.StartAdapter(int64_t(m), 100 + members[m]);
     if (int64_t(m) != poisoned) continue;
-    const std::vector<float> bad(run.storage().courses[m].blocks * kernels::kParameterBlock,
-                                 std::numeric_limits<float>::quiet_NaN());
-    EXPECT_TRUE(WriteTrained(&run.execution(), bad, int64_t(m)).ok());
+    const CourseRange& range = run.storage().courses[m];
+    for (int64_t i = range.first_parameter; i < range.end_parameter; ++i) {
+      const Parameter& parameter = run.storage().space.parameters()[i];
+      const std::vector<float> bad(parameter.rows * parameter.cols,
+                                   std::numeric_limits<float>::quiet_NaN());
+      EXPECT_TRUE(WriteTrained(&run.execution(), i, bad).ok());
+    }
   }
 
   TrainStep step(&run.execution(), {.micro_batches = kMicroBatches});
