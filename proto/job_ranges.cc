@@ -39,6 +39,7 @@ constexpr RealRange kReal[] = {
     {"economics.cost_per_hour", 0, 1e9},
     {"plan.memory_bytes_per_second", 1e6, 1e18},
     {"plan.flops_per_second", 1e6, 1e21},
+    {"plan.link_bytes_per_second", 1e3, 1e15},
     {"plan.network_bytes_per_second", 1e3, 1e15},
     {"plan.network_latency_seconds", 0, 1},
     {"merge.max_loss_increase", 0, 100},

@@ -8,6 +8,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "engine/checkpoint/checkpoint_writer.h"
 #include "engine/commands/evaluate.h"
 #include "engine/lora/initialize.h"
 #include "engine/merge/merge_report.h"
@@ -82,9 +83,14 @@ void AddRanks(const PlannedRun& run, Report::Economics* economics) {
   }
 }
 
+// Of a step on as many ranks as the job has.
+double StepSecondsOf(const Setup& setup, const Plan& plan) {
+  const StepTime step = TimeOfStep(plan, setup.rates, setup.record.micro_batches);
+  return step.seconds + ExchangeSeconds(setup.world(), step.traffic, NetworkOf(setup.job.plan()));
+}
+
 void AddModes(const PlannedRun& run, const Plan& plan, Report::Economics* economics) {
   const Setup& setup = run.setup();
-  const int64_t accumulation = setup.job.training().gradient_accumulation_steps();
   for (const auto mode : {proto::Mode::QLORA, proto::Mode::LORA, proto::Mode::FULL}) {
     // Several models share nothing.
     if (mode == proto::Mode::FULL && run.is_sweep()) continue;
@@ -98,18 +104,18 @@ void AddModes(const PlannedRun& run, const Plan& plan, Report::Economics* econom
       options.storage.lora = {TargetsOf(setup)};
     }
     if (mode != setup.job.mode()) {
-      limits.loading_bytes =
-          LoadingBytes(nullptr, setup.spec, options.storage, *setup.device, false);
+      limits.loading_bytes = LoadingBytes(setup.model ? &*setup.model : nullptr, setup.spec,
+                                          options.storage, *setup.device, false);
     }
     if (!CheckSize(setup.spec, options).ok()) continue;
-    const Plan other = BestPlan(setup.spec, options, *setup.device, setup.rates, limits);
+    Plan other = BestPlan(setup.spec, options, *setup.device, setup.rates, limits);
+    if (!run.is_sweep()) PlanStateCopy(setup, &other);
     Report::Alternative* entry = economics->add_modes();
     entry->set_change(absl::StrCat("mode: ", proto::Mode::Value_Name(mode)));
     entry->set_fits(Fits(other, limits));
     entry->set_device_bytes(other.total_bytes);
     entry->set_host_bytes(other.HostBytes());
-    entry->set_relative_time(TimeOfStep(other, setup.rates, accumulation).seconds /
-                             TimeOfStep(plan, setup.rates, accumulation).seconds);
+    entry->set_relative_time(StepSecondsOf(setup, other) / StepSecondsOf(setup, plan));
     *entry->mutable_trained() =
         mode == proto::Mode::FULL ? TrainedInFull(setup.spec)
                                   : TrainedBy("adapter", options.storage.lora.front(), setup.spec);

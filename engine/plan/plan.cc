@@ -40,13 +40,25 @@ double DequantizedBytes(absl::Span<const kernels::Op> ops) {
   return bytes;
 }
 
+// What `seconds` of work leave over of the time that `bytes` take over the link.
+double LinkWait(const MachineRates& rates, int64_t bytes, double seconds) {
+  if (rates.link_bytes == 0) return 0;
+  return std::max(double(bytes) / rates.link_bytes - seconds, 0.0);
+}
+
 void AddTimes(const MachineRates& rates, Plan* plan) {
   const std::vector<PieceProgram>& pieces = plan->run.program.pieces();
   if (plan->run.train.has_value()) {
-    const std::vector<kernels::Op>& ops = pieces[plan->run.train->micro_batch].ops;
+    const PieceProgram& micro_batch = pieces[plan->run.train->micro_batch];
+    const std::vector<kernels::Op>& ops = micro_batch.ops;
     const BoundTime bound = BoundOf(ops, rates);
-    plan->micro_batch_seconds = bound.Seconds();
     plan->micro_batch_memory_seconds = bound.memory;
+    // Layer inputs leave during forward and come back during backward.
+    const double forward =
+        BoundSeconds(absl::MakeConstSpan(ops).first(micro_batch.backward_begin), rates);
+    plan->micro_batch_link_seconds = LinkWait(rates, plan->InputsAway(), forward) +
+                                     LinkWait(rates, plan->InputsAway(), bound.Seconds() - forward);
+    plan->micro_batch_seconds = bound.Seconds() + plan->micro_batch_link_seconds;
     std::vector<kernels::Op> again;
     for (const int64_t i : plan->recompute_cost.indices) again.push_back(ops[i]);
     plan->recompute_seconds = BoundSeconds(again, rates);
@@ -57,6 +69,10 @@ void AddTimes(const MachineRates& rates, Plan* plan) {
     for (const UpdatePiece& update : plan->run.train->update) {
       plan->update_seconds += BoundSeconds(pieces[update.piece].ops, rates);
     }
+    // States come while others leave. What memory that activations lend lets come sooner is not
+    // taken off.
+    plan->update_link_seconds = LinkWait(rates, plan->StatesAway(), plan->update_seconds);
+    plan->update_seconds += plan->update_link_seconds;
   }
   if (plan->run.eval.has_value()) {
     plan->eval_batch_seconds = BoundSeconds(pieces[plan->run.eval->forward].ops, rates);

@@ -72,21 +72,25 @@ struct Plan {
   std::vector<PlanItem> items;  // a line per class of memory, largest first
   int64_t total_bytes = 0;
 
-  // Bytes in host memory beside those of the device.
-  int64_t HostBytes() const {
-    const auto away = [](const kernels::PagedShape& shape) {
-      return (shape.windows - shape.resident) * shape.window_bytes;
-    };
-    return away(paging) + away(offloaded.shape);
-  }
+  // Bytes in host memory beside those of the device: states, and layer inputs.
+  int64_t StatesAway() const { return Away(paging); }
+  int64_t InputsAway() const { return Away(offloaded.shape); }
+  int64_t HostBytes() const { return StatesAway() + InputsAway(); }
 
   // Seconds, by the ops' own counts and the machine's measured rates. 0 for what the run has not.
   double micro_batch_seconds = 0;
   double micro_batch_memory_seconds = 0;  // of these, in ops that memory bounds
+  double micro_batch_link_seconds = 0;    // and waiting for layer inputs from or to host memory
   // Of these, what is spent on computing values again, and on writing 4-bit weights out.
   double recompute_seconds = 0, dequantize_seconds = 0;
   double update_seconds = 0;
+  double update_link_seconds = 0;  // of these, waiting for states from or to host memory
   double eval_batch_seconds = 0;
+
+ private:
+  static int64_t Away(const kernels::PagedShape& shape) {
+    return (shape.windows - shape.resident) * shape.window_bytes;
+  }
 };
 
 // What it does to fit, a line each: what is recomputed; how the states are paged, with the budget

@@ -30,10 +30,7 @@ class Trials {
         rates_(rates),
         limits_(limits),
         network_(network) {
-    PlanLimits unlimited = limits;
-    unlimited.memory_bytes = INT64_MAX;
-    unlimited.host_bytes.reset();
-    job_seconds_ = SecondsPerToken(BestPlan(spec, options, device, rates, unlimited), options);
+    job_seconds_ = SecondsPerToken(BestPlan(spec, options, device, rates, limits), options);
   }
 
   // The change that these make together, if it makes the run fit.
@@ -51,11 +48,10 @@ class Trials {
   }
 
  private:
-  // Of a micro-batch: how many of them make a step is another field's choice.
   double SecondsPerToken(const Plan& plan, const RecordOptions& options) const {
-    const double exchange =
-        ExchangeSeconds(options.storage.ranks, MicroBatchTraffic(plan), network_);
-    return (plan.micro_batch_seconds + exchange) / double(options.train.tokens);
+    const StepTime step = TimeOfStep(plan, rates_, options.micro_batches);
+    const double exchange = ExchangeSeconds(options.storage.ranks, step.traffic, network_);
+    return (step.seconds + exchange) / double(options.micro_batches * options.train.tokens);
   }
 
   const ModelSpec& spec_;
@@ -67,6 +63,18 @@ class Trials {
   double job_seconds_ = 0;
 };
 
+constexpr int64_t kLeastRank = 8;
+
+// The rank of all modules; 0 where there is none such.
+int64_t CommonRank(const StorageOptions& storage) {
+  if (storage.lora.size() != 1) return 0;
+  const std::vector<AdaptedModule>& modules = storage.lora.front().modules;
+  const int64_t rank = modules.front().rank;
+  const bool is_common = std::all_of(modules.begin(), modules.end(),
+                                     [&](const AdaptedModule& m) { return m.rank == rank; });
+  return is_common ? rank : 0;
+}
+
 // What can be given up, what costs least in time first. Each means the same beside any other.
 std::vector<Edit> EditsOf(const ModelSpec& spec, const RecordOptions& options,
                           const kernels::Device& device, const PlanLimits& limits) {
@@ -75,9 +83,9 @@ std::vector<Edit> EditsOf(const ModelSpec& spec, const RecordOptions& options,
   const auto add = [&](bool is_apt, std::string change, auto make) {
     if (is_apt) edits.push_back({std::move(change), std::move(make)});
   };
-  add(!limits.paging.allowed, "training.optim: PAGED_ADAMW_32BIT",
+  add(!limits.paging.allowed && !storage.eight_bit_states, "training.optim: PAGED_ADAMW_32BIT",
       [](RecordOptions*, PlanLimits* l) { l->paging.allowed = true; });
-  add(!storage.eight_bit_states, "training.optim: PAGED_ADAMW_8BIT",
+  add(!limits.paging.allowed || !storage.eight_bit_states, "training.optim: PAGED_ADAMW_8BIT",
       [](RecordOptions* o, PlanLimits* l) {
         o->storage.eight_bit_states = l->paging.allowed = true;
       });
@@ -102,6 +110,12 @@ std::vector<Edit> EditsOf(const ModelSpec& spec, const RecordOptions& options,
   add(storage.ranks > 1 && !storage.shard_base && storage.mode != proto::Mode::FULL,
       "parallel.shard_base: true",
       [](RecordOptions* o, PlanLimits*) { o->storage.shard_base = true; });
+  // Another result, not only another way to it.
+  for (int64_t rank = CommonRank(storage) / 2; rank >= kLeastRank; rank /= 2) {
+    add(true, absl::StrCat("lora.r: ", rank), [rank](RecordOptions* o, PlanLimits*) {
+      for (AdaptedModule& module : o->storage.lora.front().modules) module.rank = rank;
+    });
+  }
   add(storage.mode != proto::Mode::QLORA, "mode: QLORA",
       [&spec, &device](RecordOptions* o, PlanLimits* l) {
         if (o->storage.lora.empty()) o->storage.lora = {DefaultTargets(spec)};

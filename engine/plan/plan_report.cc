@@ -1,6 +1,9 @@
 #include "engine/plan/plan_report.h"
 
 #include <algorithm>
+#include <cmath>
+#include <iterator>
+#include <utility>
 
 #include "engine/plan/economics.h"
 #include "engine/plan/plan_changes.h"
@@ -30,12 +33,9 @@ void AddMemory(const Setup& setup, const Plan& plan, Report* report) {
   const bool is_host = setup.device->info().is_host;
   const char* const device = is_host ? "host" : "device";
   for (const PlanItem& item : plan.items) AddItem(item.name, device, item.bytes, report);
-  const auto away = [](const kernels::PagedShape& shape) {
-    return (shape.windows - shape.resident) * shape.window_bytes;
-  };
-  AddItem("optimizer states that are paged out", is_host ? "file" : "host", away(plan.paging),
+  AddItem("optimizer states that are paged out", is_host ? "file" : "host", plan.StatesAway(),
           report);
-  AddItem("layer inputs between forward and backward", "host", away(plan.offloaded.shape), report);
+  AddItem("layer inputs between forward and backward", "host", plan.InputsAway(), report);
   report->set_device_bytes(plan.total_bytes);
   report->set_limit_bytes(setup.limits.memory_bytes);
   report->set_limit_source(setup.limits.memory_source);
@@ -63,18 +63,21 @@ void AddSpeed(const Setup& setup, const Plan& plan, Report* report) {
       PredictStep(setup.world(), step.seconds, double(tokens), step.traffic, network);
   Report::Time* time = report->mutable_time();
   *time->mutable_speed() = SpeedOf(point);
-  time->set_compute_seconds(step.seconds - step.memory_seconds);
+  time->set_compute_seconds(step.seconds - step.memory_seconds - step.link_seconds);
   time->set_memory_seconds(step.memory_seconds);
-  const double largest =
-      std::max({time->compute_seconds(), time->memory_seconds(), point.communication_seconds});
-  time->set_bound(largest == point.communication_seconds ? "communication"
-                  : largest == time->memory_seconds()    ? "memory"
-                                                         : "compute");
+  time->set_link_seconds(step.link_seconds);
+  const std::pair<double, const char*> parts[] = {{time->compute_seconds(), "compute"},
+                                                  {time->memory_seconds(), "memory"},
+                                                  {time->link_seconds(), "host link"},
+                                                  {point.communication_seconds, "communication"}};
+  time->set_bound(std::max_element(std::begin(parts), std::end(parts))->second);
   constexpr double kMostTokens = 9e18;
   time->set_tokens_per_step(int64_t(std::min(double(tokens) * setup.world(), kMostTokens)));
   time->set_flops_per_second(setup.rates.matmul_flops);
   time->set_memory_bytes_per_second(setup.rates.memory_bytes);
+  time->set_link_bytes_per_second(setup.rates.link_bytes);
   time->set_rates_source(setup.rates_source);
+  if (report->adapters() > 1) return;  // on one rank, always
   for (const ScalePoint& other : PredictScaling(step.seconds, double(tokens), step.traffic,
                                                 std::max(setup.world(), kMostRanks), network)) {
     *report->add_scaling() = SpeedOf(other);
@@ -95,12 +98,25 @@ void AddDuration(const PlannedRun& run, Report::Time* time) {
   time->set_run_seconds(run_tokens / rate);
 }
 
+// What training takes if this prediction is off by as much as the past ones: by their mean ratio.
+void AddPast(const std::vector<proto::SpeedRecord>& past_runs, Report::Economics* economics) {
+  if (past_runs.empty()) return;
+  double logarithms = 0;
+  for (const proto::SpeedRecord& run : past_runs) {
+    logarithms += std::log(run.predicted_tokens_per_second() / run.tokens_per_second());
+  }
+  const double ratio = std::exp(logarithms / double(past_runs.size()));
+  economics->set_training_hours_by_past(economics->training_hours() * ratio);
+  economics->set_training_cost_by_past(economics->training_cost() * ratio);
+}
+
 void Explore(const PlannedRun& run, Report* report) {
   const Setup& setup = run.setup();
   const int64_t rows = setup.job.training().per_device_train_batch_size();
   const int64_t length = setup.job.data().max_length();
   const int64_t longest =
       std::min(setup.spec.max_positions, proto::FindIntRange("data.max_length")->max);
+  report->set_most_tokens(longest);
   report->set_largest_sequence(
       LargestSequence(setup.spec, setup.record, *setup.device, setup.limits, rows, longest));
   report->set_largest_batch(
@@ -141,6 +157,7 @@ absl::StatusOr<Report> MakePlanReport(const PlannedRun& run, const Plan& plan,
       ReckonEconomics(run, plan, report.time().run_seconds(), explore);
   if (!economics.ok()) return economics.status();
   *report.mutable_economics() = *std::move(economics);
+  AddPast(past_runs, report.mutable_economics());
   return report;
 }
 

@@ -27,12 +27,11 @@ struct Sizes {
 constexpr Sizes kHostSizes = {512, 1024, int64_t{8} << 20};
 constexpr Sizes kGpuSizes = {4096, 4096, int64_t{64} << 20};
 
-double SecondsOf(kernels::Piece& piece, kernels::Device& device, absl::Status* status) {
+double SecondsOf(absl::FunctionRef<absl::Status()> run, absl::Status* status) {
   double best = 1e30, all = 0;
   for (int i = 0; i < kTries && all < kEnoughSeconds; ++i) {
     const auto begin = std::chrono::steady_clock::now();
-    if (*status = piece.Run(); !status->ok()) return 0;
-    if (*status = device.Synchronize(); !status->ok()) return 0;
+    if (*status = run(); !status->ok()) return 0;
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
     best = std::min(best, seconds.count());
     all += seconds.count();
@@ -45,7 +44,12 @@ absl::StatusOr<double> RateOf(kernels::Device& device, const Op& op, double amou
   absl::StatusOr<std::unique_ptr<kernels::Piece>> piece = device.Prepare(std::move(ops));
   if (!piece.ok()) return piece.status();
   absl::Status status;
-  const double seconds = SecondsOf(**piece, device, &status);
+  const double seconds = SecondsOf(
+      [&] {
+        const absl::Status s = (*piece)->Run();
+        return s.ok() ? device.Synchronize() : s;
+      },
+      &status);
   if (!status.ok()) return status;
   return amount / seconds;
 }
@@ -70,6 +74,23 @@ absl::Status FillRandom(kernels::Device& device, uint8_t* to, int64_t bytes, ker
     if (absl::Status s = device.CopyIn(to + done, pattern.data(), count); !s.ok()) return s;
   }
   return absl::OkStatus();
+}
+
+// Of copies from ordinary host memory.
+absl::StatusOr<double> LinkRate(kernels::Device& device) {
+  constexpr int64_t kBytes = int64_t{64} << 20;
+  absl::StatusOr<Buffer> memory = device.Allocate(kBytes);
+  if (!memory.ok()) return memory.status();
+  const std::vector<uint8_t> from(kBytes, 1);
+  absl::Status status;
+  const double seconds = SecondsOf(
+      [&] {
+        const absl::Status s = device.CopyIn(memory->data(), from.data(), kBytes);
+        return s.ok() ? device.Synchronize() : s;
+      },
+      &status);
+  if (!status.ok()) return status;
+  return double(kBytes) / seconds;
 }
 
 }  // namespace
@@ -117,6 +138,11 @@ absl::StatusOr<MachineRates> MeasureRates(kernels::Device& device, kernels::DTyp
     absl::StatusOr<double> rate = RateOf(device, op, Bytes(op));
     if (!rate.ok()) return rate.status();
     rates.memory_bytes = *rate;
+  }
+  if (!device.info().is_host) {
+    absl::StatusOr<double> rate = LinkRate(device);
+    if (!rate.ok()) return rate.status();
+    rates.link_bytes = *rate;
   }
   return rates;
 }

@@ -13,10 +13,12 @@ namespace qlora::engine {
 struct MachineRates {
   double matmul_flops = 0;  // FLOP/s of a dense product in the job's compute type
   double memory_bytes = 0;  // bytes/s moved by a stream that misses every cache
+  double link_bytes = 0;  // bytes/s between device and host memory, each way; 0 where they are one
 };
 
-// Runs one product and one addition of long vectors on the device, about 0.2 s, and frees what it
-// used. The best of several tries counts, of a slow device the first: a disturbance only slows.
+// Runs one product and one addition of long vectors on the device and copies to it where its memory
+// is not the host's, about 0.2 s, and frees what it used. The best of several tries counts, of a
+// slow device the first: a disturbance only slows.
 absl::StatusOr<MachineRates> MeasureRates(kernels::Device& device, kernels::DType compute);
 
 // Σ over ops of max(FLOP / rate, bytes / rate), what they would take if each ran at its bound, by

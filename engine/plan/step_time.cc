@@ -45,7 +45,9 @@ StepTime TimeOfStep(const Plan& plan, const MachineRates& rates, int64_t micro_b
   const int64_t passes = micro_batches * train.passes;
   const double lacking = double(passes) - full;
   time.seconds = StepSeconds(plan, passes) - lacking * plan.micro_batch_seconds + sums;
-  time.memory_seconds = full * plan.micro_batch_memory_seconds + sums + plan.update_seconds;
+  time.link_seconds = full * plan.micro_batch_link_seconds + plan.update_link_seconds;
+  time.memory_seconds = full * plan.micro_batch_memory_seconds + sums + plan.update_seconds -
+                        plan.update_link_seconds;
   time.traffic = double(passes) * MicroBatchTraffic(plan) + UpdateTraffic(plan);
   return time;
 }

@@ -12,6 +12,7 @@ namespace qlora::engine {
 struct StepTime {
   double seconds = 0;         // on one rank, without what it waits for others
   double memory_seconds = 0;  // of these, in ops that memory bounds
+  double link_seconds = 0;    // and waiting for what moves between device and host memory
   Traffic traffic;            // between the ranks, if there are several
 };
 

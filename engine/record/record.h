@@ -36,6 +36,7 @@ struct RecordOptions {
   BatchCapacity train;  // likewise; of a pass
   // That a micro-batch makes: more than one where the courses go through the model in groups.
   int64_t passes = 1;
+  int64_t micro_batches = 1;          // of a step: only its predicted time asks
   std::optional<BatchCapacity> eval;  // loss on held-out data
   bool eval_logits = false;           // and the logits of every token
   std::optional<GenerationShape> generate;

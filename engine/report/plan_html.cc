@@ -72,10 +72,11 @@ void AddTime(const Report& report, HtmlPage* page) {
     return BarChart::Bar{
         .label = name, .value = seconds, .text = absl::StrFormat("%.4g s", seconds)};
   };
-  page->Chart(BarChart{
-      .title = "A step by what bounds it",
-      .bars = {bar("compute", time.compute_seconds()), bar("memory", time.memory_seconds()),
-               bar("communication", time.speed().communication_seconds())}});
+  page->Chart(
+      BarChart{.title = "A step by what bounds it",
+               .bars = {bar("compute", time.compute_seconds()),
+                        bar("memory", time.memory_seconds()), bar("host link", time.link_seconds()),
+                        bar("communication", time.speed().communication_seconds())}});
   PlotChart scaling{.title = "Speed by number of ranks",
                     .x_label = "ranks",
                     .y_label = "tokens per second",
@@ -88,7 +89,7 @@ void AddTime(const Report& report, HtmlPage* page) {
     ideal.points.push_back({double(s.ranks()), s.tokens_per_second() / s.efficiency(), ""});
   }
   scaling.series = {predicted, ideal};
-  page->Chart(scaling);
+  if (!report.scaling().empty()) page->Chart(scaling);
   AddPastRuns(time, page);
 }
 
@@ -198,8 +199,7 @@ std::string PlanReportHtml(const Report& report) {
         {.label = "the whole run", .value = FormatDuration(report.time().run_seconds())});
   }
   if (report.largest_sequence() > 0) {
-    figures.push_back({.label = "longest sequence",
-                       .value = absl::StrCat(FormatCount(report.largest_sequence()), " tokens")});
+    figures.push_back({.label = "longest sequence", .value = LargestSequenceText(report)});
     figures.push_back({.label = "largest micro-batch", .value = LargestBatchText(report)});
   }
   page.Figures(figures);

@@ -14,6 +14,8 @@ namespace qlora::engine {
 std::string PlanReportText(const proto::PlanReport& report);
 std::string PlanReportHtml(const proto::PlanReport& report);
 
+// "900 tokens"; where memory is not what ends it, "2,048 tokens, as many as the model takes".
+std::string LargestSequenceText(const proto::PlanReport& report);
 // "37 rows"; where not all that fit were looked at, "1,024 rows or more".
 std::string LargestBatchText(const proto::PlanReport& report);
 

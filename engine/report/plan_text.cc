@@ -52,13 +52,17 @@ void AppendTime(const Report& report, std::string* text) {
   absl::StrAppendFormat(
       text,
       "time, by %.3g TFLOP/s and %.4g GB/s (%s)\n"
-      "  %10.3g s  a step of %s tokens: compute %.3g s, memory %.3g s, communication %.3g s; bound "
-      "by %s\n"
+      "  %10.3g s  a step of %s tokens: compute %.3g s, memory %.3g s, %scommunication %.3g s; "
+      "bound by %s\n"
       "  %10.4g  tokens/s on %d rank%s\n",
       time.flops_per_second() / 1e12, time.memory_bytes_per_second() / 1e9, time.rates_source(),
       time.speed().step_seconds(), FormatCount(time.tokens_per_step()), time.compute_seconds(),
-      time.memory_seconds(), time.speed().communication_seconds(), time.bound(),
-      time.speed().tokens_per_second(), time.speed().ranks(), time.speed().ranks() == 1 ? "" : "s");
+      time.memory_seconds(),
+      time.link_bytes_per_second() == 0
+          ? ""
+          : absl::StrFormat("host link %.3g s, ", time.link_seconds()),
+      time.speed().communication_seconds(), time.bound(), time.speed().tokens_per_second(),
+      time.speed().ranks(), time.speed().ranks() == 1 ? "" : "s");
   if (time.tokens_per_epoch() > 0) {
     absl::StrAppendFormat(text, "  %12s  an epoch of %s tokens; %s the whole run\n",
                           FormatDuration(time.epoch_seconds()),
@@ -70,9 +74,9 @@ void AppendTime(const Report& report, std::string* text) {
 void AppendLimits(const Report& report, std::string* text) {
   if (report.rows_of_tokens() > 0) {
     absl::StrAppendFormat(text,
-                          "what fits\n  longest sequence: %s tokens\n"
+                          "what fits\n  longest sequence: %s\n"
                           "  largest micro-batch: %s, of %s tokens each\n",
-                          FormatCount(report.largest_sequence()), LargestBatchText(report),
+                          LargestSequenceText(report), LargestBatchText(report),
                           FormatCount(report.rows_of_tokens()));
   }
   if (report.fits()) return;
@@ -85,6 +89,7 @@ void AppendLimits(const Report& report, std::string* text) {
 }
 
 void AppendScaling(const Report& report, std::string* text) {
+  if (report.scaling().empty()) return;
   *text += "ranks (engine/plan/SCALING.md)\n";
   for (const Report::Speed& s : report.scaling()) {
     absl::StrAppendFormat(
@@ -133,20 +138,27 @@ void AppendEconomics(const Report::Economics& e, std::string* text) {
     }
     *text += "\n";
   }
-  if (e.training_hours() > 0) {
-    absl::StrAppendFormat(text, "  training takes %.3g hours of a rank's machine",
-                          e.training_hours());
-    if (e.training_cost() > 0) {
-      absl::StrAppendFormat(text, ", %.4g %s", e.training_cost(), e.currency());
-    }
+  const auto add_training = [&](const char* what, double hours, double cost) {
+    if (hours == 0) return;
+    absl::StrAppendFormat(text, "  %s %.3g hours of a rank's machine", what, hours);
+    if (cost > 0) absl::StrAppendFormat(text, ", %.4g %s", cost, e.currency());
     *text += "\n";
-  }
+  };
+  add_training("training takes", e.training_hours(), e.training_cost());
+  add_training("were it off by as much as past runs here,", e.training_hours_by_past(),
+               e.training_cost_by_past());
   if (e.break_even_days() > 0) {
     absl::StrAppendFormat(text, "  paid back after %.3g days\n", e.break_even_days());
   }
 }
 
 }  // namespace
+
+std::string LargestSequenceText(const Report& report) {
+  return absl::StrCat(
+      FormatCount(report.largest_sequence()), " tokens",
+      report.largest_sequence() == report.most_tokens() ? ", as many as the model takes" : "");
+}
 
 std::string LargestBatchText(const Report& report) {
   return absl::StrCat(FormatCount(report.largest_batch()),

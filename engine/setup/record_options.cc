@@ -87,6 +87,7 @@ absl::Status ChooseRecordOptions(Setup* setup) {
                  .epsilon = float(training.adam_epsilon()),
                  .max_grad_norm = float(training.max_grad_norm())};
   record.train = TrainCapacity(s);
+  record.micro_batches = training.gradient_accumulation_steps();
   if (s.eval_batches) {
     record.eval = s.eval_batches->capacity();
     record.eval_logits = s.command == Command::kEval && s.job.eval().has_logits_file();

@@ -5,7 +5,11 @@
 #include <filesystem>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <utility>
 
+#include "absl/strings/match.h"
+#include "absl/strings/str_replace.h"
+#include "absl/strings/str_split.h"
 #include "engine/comm/nccl_memory.h"
 #include "tests/support/paths.h"
 #include "tests/tools/workplace.h"
@@ -19,10 +23,12 @@ using testing::Not;
 class PlanCommand : public Workplace {
  protected:
   // A plan's report as JSON, of a job in `text`.
-  nlohmann::json Report(const std::string& text, int exit_code = 0) {
+  nlohmann::json Report(const std::string& text, int exit_code = 0,
+                        const std::vector<std::string>& more = {}) {
     Write("plan.textproto", absl::StrCat(text, "\noutput_dir: '", Path("report"), "'"));
-    const CommandResult result =
-        RunEngine({"plan", Path("plan.textproto"), "--set", "plan.report=true"});
+    std::vector<std::string> words = {"plan", Path("plan.textproto"), "--set", "plan.report=true"};
+    words.insert(words.end(), more.begin(), more.end());
+    const CommandResult result = RunEngine(words);
     EXPECT_EQ(result.exit_code, exit_code) << result.out << result.err;
     return nlohmann::json::parse(Read("report/plan_report.json"), nullptr, false);
   }
@@ -83,6 +89,88 @@ TEST_F(PlanCommand, WhatDoesNotFitNamesTheCheapestChanges) {
   }
   EXPECT_TRUE(quantizes);
   EXPECT_EQ(Number(report["largest_batch"]), 0);
+}
+
+// "mode: QLORA and training.recompute: AUTO" as words of the command line.
+std::vector<std::string> AsSettings(const std::string& change) {
+  std::vector<std::string> words;
+  for (const absl::string_view edit : absl::StrSplit(change, " and ")) {
+    words.push_back("--set");
+    words.push_back(absl::StrReplaceAll(edit, {{": ", "="}}));
+  }
+  return words;
+}
+
+TEST_F(PlanCommand, EachChangeMakesTheJobFitAsItSays) {
+  // The last has room for states in 8 bits only.
+  for (const std::string job :
+       {"mode: LORA plan { card: 'L4' memory: '4GB' }",
+        "lora { r: 64 } training { optim: ADAMW_32BIT } plan { card: 'L4' memory: '2600MB' }",
+        "mode: FULL training { optim: ADAMW_8BIT gradient_sum: SEQUENTIAL "
+        "per_device_train_batch_size: 1 } plan { card: 'L4' memory: '20GB' host_memory: '4GB' }"}) {
+    const std::string text = Shape("qwen3_1.7b") + job + " data { max_length: 512 }";
+    int applied = 0;
+    const nlohmann::json report = Report(text, 71);
+    for (const auto& change : report["changes"]) {
+      const std::string edits = change["change"].get<std::string>();
+      if (absl::StrContains(edits, "of the tokens")) continue;
+      const nlohmann::json changed = Report(text, 0, AsSettings(edits));
+      EXPECT_TRUE(changed["fits"].get<bool>()) << edits;
+      EXPECT_EQ(Number(changed["device_bytes"]), Number(change["device_bytes"])) << edits;
+      ++applied;
+    }
+    EXPECT_GT(applied, 0) << job;
+  }
+}
+
+TEST_F(PlanCommand, ASmallerRankIsAmongTheChanges) {
+  const nlohmann::json report =
+      Report(Shape("qwen3_1.7b") +
+                 "lora { r: 256 } training { optim: ADAMW_32BIT } "
+                 "plan { card: 'L4' memory: '4GB' } data { max_length: 512 }",
+             71);
+  EXPECT_THAT(report["changes"].dump(), HasSubstr("lora.r: 32"));
+}
+
+TEST_F(PlanCommand, ModesAreAsTheirOwnPlansHaveThem) {
+  const std::string job = Shape("qwen3_0.6b") +
+                          "data { max_length: 512 } training { save_steps: 5 } plan { card: "
+                          "'H100' world_size: 8 network_bytes_per_second: 1e9 ";
+  const nlohmann::json qlora = Report(job + "}");
+  const auto step = [](const nlohmann::json& report) {
+    return report["time"]["speed"]["step_seconds"].get<double>();
+  };
+  for (const auto& mode : qlora["economics"]["modes"]) {
+    const std::string change = mode["change"].get<std::string>();
+    const nlohmann::json own = Report(absl::StrCat(job, "explore: false } ", change));
+    EXPECT_EQ(Number(mode["device_bytes"]), Number(own["device_bytes"])) << change;
+    EXPECT_EQ(mode["fits"], own["fits"]) << change;
+    EXPECT_NEAR(mode["relative_time"].get<double>(), step(own) / step(qlora), 1e-9) << change;
+  }
+}
+
+// 7 billion parameters' moments and masters are 80 GB; what the card has no room for passes the
+// link both ways in each step.
+TEST_F(PlanCommand, StatesThatArePagedTakeTheirTimeOnTheLink) {
+  const std::string job = Shape("llama_7b") +
+                          "mode: FULL data { max_length: 512 } training { gradient_sum: SEQUENTIAL "
+                          "} plan { card: 'H100' explore: false ";
+  const nlohmann::json table = Report(job + "}"),
+                       slow = Report(job + "link_bytes_per_second: 1e9 }");
+  const int64_t away = Number(slow["host_bytes"]);
+  ASSERT_GT(away, 10'000'000'000);
+  EXPECT_EQ(slow["time"]["bound"], "host link");
+  const auto seconds = [](const nlohmann::json& report, const char* field) {
+    return report["time"][field].get<double>();
+  };
+  EXPECT_GT(seconds(slow, "link_seconds"), 0.9 * double(away) / 1e9);
+  EXPECT_LT(seconds(slow, "link_seconds"), double(away) / 1e9);
+  EXPECT_GT(seconds(table, "link_seconds"), 0);
+  EXPECT_LT(seconds(table, "link_seconds"), seconds(slow, "link_seconds") / 40);
+  EXPECT_NEAR(slow["time"]["speed"]["step_seconds"].get<double>(),
+              seconds(slow, "compute_seconds") + seconds(slow, "memory_seconds") +
+                  seconds(slow, "link_seconds"),
+              1e-9 * seconds(slow, "link_seconds"));
 }
 
 TEST_F(PlanCommand, TheLargestThatFitsFitsAndOneMoreDoesNot) {
@@ -181,11 +269,13 @@ TEST_F(PlanCommand, CountsWhatNcclTakesForItself) {
 
 TEST_F(PlanCommand, ReportsAreReadableAndHarmless) {
   Report(absl::StrCat("model: '", Path("base"), "' data { max_length: 32 train_file: '",
-                      Path("data.jsonl"), "' } num_threads: 1 economics { currency: '<b>' }"));
+                      Path("data.jsonl"),
+                      "' } num_threads: 1 economics { currency: '<b>' cost_per_hour: 1e9 }"));
   EXPECT_THAT(Read("report/plan_report.txt"), HasSubstr("4-bit weights"));
   const std::string page = Read("report/plan_report.html");
   EXPECT_THAT(page, HasSubstr("4-bit weights"));
   EXPECT_THAT(page, Not(HasSubstr("<b>")));
+  EXPECT_THAT(page, HasSubstr("&lt;b&gt;"));
   EXPECT_EQ(std::filesystem::exists(Path("report/adapter_model.safetensors")), false);
 }
 
@@ -256,7 +346,8 @@ TEST_F(PlanCommand, PredictionsOfPastRunsAreHeldAgainstWhatTheyMade) {
   run("train", {"--set", "output_dir=" + Path("other")});
   EXPECT_THAT(run("plan", {"--set", "plan.report=true"}).out,
               HasSubstr("predictions of 2 runs on this device were"));
-  const auto time = nlohmann::json::parse(Read("out/plan_report.json"))["time"];
+  const auto report = nlohmann::json::parse(Read("out/plan_report.json"));
+  const auto& time = report["time"];
   ASSERT_EQ(time["past_runs"].size(), 2u);
   double error = 0;
   for (const auto& past : time["past_runs"]) {
@@ -265,6 +356,8 @@ TEST_F(PlanCommand, PredictionsOfPastRunsAreHeldAgainstWhatTheyMade) {
     error += std::abs(predicted / past["tokens_per_second"].get<double>() - 1) / 2;
   }
   EXPECT_NEAR(time["past_error"].get<double>(), error, 1e-9);
+  const auto& economics = report["economics"];
+  EXPECT_GT(economics["training_hours_by_past"].get<double>(), 0);
   // One thread is another device than two.
   EXPECT_THAT(run("plan", {"--set", "num_threads=2"}).out, Not(HasSubstr("predictions of")));
 }
