@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/checkpoint/check_finite.h"
+#include "engine/checkpoint/result_sums.h"
 #include "engine/checkpoint/state_file.h"
 #include "engine/input_error.h"
 #include "engine/io/atomic_file.h"
@@ -180,7 +181,8 @@ absl::Status SaveCheckpoint(Env* env, const std::string& output_dir, const Stora
   }
   if (absl::Status s = (*commit)->AddFile(kRunStateFile, state.SerializeAsString()); !s.ok())
     return s;
-  return (*commit)->Commit({.step = state.step(), .world = 1, .job_hash = state.job_hash()});
+  return (*commit)->Commit(
+      {.step = state.step(), .world = storage.options.ranks, .job_hash = state.job_hash()});
 }
 
 absl::StatusOr<proto::RunState> LoadCheckpoint(Env* env, const std::string& folder,
@@ -209,8 +211,13 @@ absl::Status WriteFinalOutput(Env* env, const std::string& folder, Execution* ex
   const FileMaker make = [&](const std::string& name) {
     return NewAtomicFile(env, JoinPath(folder, name));
   };
-  return WriteResult(env, make, execution->plan().run.storage, ReaderOf(execution), files, state,
-                     course);
+  const Storage& storage = execution->plan().run.storage;
+  if (absl::Status s = WriteResult(env, make, storage, ReaderOf(execution), files, state, course);
+      !s.ok()) {
+    return s;
+  }
+  const bool full = storage.options.mode == proto::Mode::FULL;
+  return WriteResultSums(env, folder, {full ? kModelFile : kAdapterModelFile});
 }
 
 absl::Status LoadAdapter(Env* env, const std::string& folder, Execution* execution,

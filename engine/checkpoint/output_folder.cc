@@ -4,7 +4,11 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "engine/checkpoint/checkpoint.h"
 #include "engine/checkpoint/folder_claim.h"
 #include "engine/checkpoint/job_identity.h"
@@ -28,12 +32,31 @@ absl::Status RemoveCheckpoints(Env* env, const std::string& folder) {
   return absl::OkStatus();
 }
 
+// Where nothing but the global batch differs, as after a change of the number of ranks: the field
+// that gives the same again.
+std::string SameBatch(const Setup& setup, const std::string& differing) {
+  int64_t micro_batches = 0;
+  for (absl::string_view line : absl::StrSplit(differing, '\n', absl::SkipWhitespace())) {
+    line = absl::StripLeadingAsciiWhitespace(line);
+    absl::string_view value = absl::StripLeadingAsciiWhitespace(line.substr(1));
+    if (!absl::ConsumePrefix(&value, "gradient_accumulation_steps: ")) return "";
+    if (line[0] == '-' && !absl::SimpleAtoi(value, &micro_batches)) return "";
+  }
+  const int64_t world = setup.world();
+  if (micro_batches == 0 || micro_batches % world != 0) return "";
+  return absl::StrCat("The run was begun with ", micro_batches,
+                      " micro-batches a step over all ranks. To go on with ", world,
+                      world == 1 ? " rank" : " ranks",
+                      " set training.gradient_accumulation_steps: ", micro_batches / world, ". ");
+}
+
 absl::Status AnotherJob(const Setup& setup, const std::string& before) {
   const std::string differing = DifferingLines(before, setup.job_text);
   return proto::BadJobError(absl::StrCat(
       "output_dir ", setup.job.output_dir(), " holds the checkpoints of another job. ",
       differing.empty() ? "Its model or its data differ.\n"
                         : absl::StrCat("What differs (- there, + this job):\n", differing),
+      SameBatch(setup, differing),
       "Give this job an output_dir of its own, or set overwrite_output_dir: true to discard those "
       "checkpoints"));
 }
@@ -81,9 +104,15 @@ absl::StatusOr<std::optional<std::string>> CheckOutputFolder(const Setup& setup,
   }
   // First, because it also puts back a checkpoint that was moved aside when its writer died.
   if (absl::Status s = CleanTemporaries(env, folder); !s.ok()) return CannotWriteFolder(folder, s);
-  if (setup.job.overwrite_output_dir()) return std::nullopt;
   absl::StatusOr<NewestCheckpoint> newest = FindNewestValid(env, folder);
   if (!newest.ok()) return AsInputError(newest.status());
+  if (setup.job.overwrite_output_dir()) {
+    // Not what this very job has begun: the same command goes on with that.
+    const bool is_unfinished = newest->path.has_value() &&
+                               newest->manifest.job_hash() == setup.job_hash &&
+                               newest->manifest.step() < setup.total_steps;
+    return is_unfinished ? newest->path : std::nullopt;
+  }
   for (const auto& [path, reason] : newest->refused) {
     console->Warning(absl::StrCat(path, " is not used: ", reason.message()));
   }
@@ -102,10 +131,10 @@ absl::StatusOr<std::optional<std::string>> CheckOutputFolder(const Setup& setup,
   return newest->path;
 }
 
-absl::Status TakeOutputFolder(const Setup& setup) {
+absl::Status TakeOutputFolder(const Setup& setup, bool is_resumed) {
   Env* env = setup.env;
   const std::string& folder = setup.job.output_dir();
-  if (setup.job.overwrite_output_dir()) {
+  if (setup.job.overwrite_output_dir() && !is_resumed) {
     if (absl::Status s = RemoveCheckpoints(env, folder); !s.ok()) {
       return CannotWriteFolder(folder, s);
     }

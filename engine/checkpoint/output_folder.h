@@ -14,16 +14,17 @@
 namespace qlora::engine {
 
 // Before anything is loaded: tries to write in the folder, removes what interrupted writers left,
-// and finds the checkpoint to go on from; empty where the run starts anew. Unless
-// overwrite_output_dir, a folder with another job's checkpoints (naming the fields that differ), or
-// with a model or adapter and no checkpoint, is refused (exit 64). Checkpoints that do not verify
-// are named on the console; where there are some and none verifies the run does not start from
-// scratch by itself (exit 65). No result that is there is touched.
+// and finds the checkpoint to go on from; empty where the run starts anew. With
+// overwrite_output_dir that is any but an unfinished one of this job. Without, a folder with
+// another job's checkpoints (naming the fields that differ), or with a model or adapter and no
+// checkpoint, is refused (exit 64). Checkpoints that do not verify are named on the console; where
+// there are some and none verifies the run does not start from scratch by itself (exit 65). No
+// result that is there is touched.
 absl::StatusOr<std::optional<std::string>> CheckOutputFolder(const Setup& setup, Console* console);
 
-// When the run is about to begin: with overwrite_output_dir removes the checkpoints, writes
-// job.textproto.
-absl::Status TakeOutputFolder(const Setup& setup);
+// When the run is about to begin: with overwrite_output_dir removes the checkpoints of a run that
+// it does not go on with, writes job.textproto.
+absl::Status TakeOutputFolder(const Setup& setup, bool is_resumed);
 
 }  // namespace qlora::engine
 

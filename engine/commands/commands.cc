@@ -185,30 +185,4 @@ absl::Status GenerateText(const Setup& setup, Console* console) {
   return absl::OkStatus();
 }
 
-absl::Status Verify(Env* env, const std::string& folder, Console* console) {
-  const auto check = [&](const std::string& path) {
-    absl::StatusOr<proto::FolderManifest> manifest =
-        VerifyFolder(env, path, VerifyDepth::kChecksumsAndHashes);
-    if (!manifest.ok()) {
-      console->Line(absl::StrCat("damaged  ", path, ": ", manifest.status().message()));
-      return manifest.status();
-    }
-    console->Line(absl::StrCat("whole    ", path, ": step ", manifest->step(), ", ",
-                               manifest->files_size(), " files"));
-    return absl::OkStatus();
-  };
-  if (env->Exists(JoinPath(folder, kManifestFile))) return AsInputError(check(folder));
-  absl::StatusOr<std::vector<std::string>> names = env->List(folder);
-  if (!names.ok()) return AsInputError(names.status());
-  absl::Status worst;
-  int64_t found = 0;
-  for (const std::string& name : *names) {
-    if (!CheckpointStep(name).has_value()) continue;
-    ++found;
-    worst.Update(check(JoinPath(folder, name)));
-  }
-  if (found == 0) return proto::MissingFileError(absl::StrCat(folder, " holds no checkpoint"));
-  return AsInputError(worst);
-}
-
 }  // namespace qlora::engine

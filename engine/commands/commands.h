@@ -25,9 +25,6 @@ absl::Status Evaluate(const Setup& setup, Console* console);
 // Text from the job's prompt or messages.
 absl::Status GenerateText(const Setup& setup, Console* console);
 
-// Checks a checkpoint folder against its manifest, or every checkpoint below an output folder.
-absl::Status Verify(Env* env, const std::string& folder, Console* console);
-
 }  // namespace qlora::engine
 
 #endif  // QLORA_ENGINE_COMMANDS_COMMANDS_H_

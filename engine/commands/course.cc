@@ -52,7 +52,7 @@ absl::Status Course::Begin(const std::optional<std::string>& resume,
 
 absl::Status Course::Open() {
   if (setup_.is_first()) {
-    if (absl::Status s = TakeOutputFolder(setup_); !s.ok()) return s;
+    if (absl::Status s = TakeOutputFolder(setup_, state_.step() > 0); !s.ok()) return s;
     absl::StatusOr<RunLog> log = RunLog::Open(setup_.env, setup_.job.output_dir(), state_.step());
     if (!log.ok()) return AsInputError(log.status());
     log_.emplace(*std::move(log));

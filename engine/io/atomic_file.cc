@@ -1,8 +1,9 @@
 #include "engine/io/atomic_file.h"
 
+#include <algorithm>
 #include <utility>
 
-#include "absl/strings/match.h"
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 
@@ -84,6 +85,20 @@ absl::Status AtomicWriteFile(Env* env, const std::string& path, absl::string_vie
   return (*file)->Close();
 }
 
+namespace {
+
+// Of NewAtomicFile, FolderCommit and their like: all end in an Env's RandomId. Whatever else a user
+// calls so is no business of ours.
+bool IsTemporary(absl::string_view name) {
+  constexpr size_t kIdLetters = 16;
+  if (!absl::ConsumePrefix(&name, kTemporaryPrefix) || name.size() <= kIdLetters) return false;
+  const absl::string_view id = name.substr(name.size() - kIdLetters);
+  return name[name.size() - kIdLetters - 1] == '-' &&
+         std::all_of(id.begin(), id.end(), [](char c) { return absl::ascii_isxdigit(c); });
+}
+
+}  // namespace
+
 absl::Status CleanTemporaries(Env* env, const std::string& folder) {
   auto names = env->List(folder);
   if (absl::IsNotFound(names.status())) return absl::OkStatus();
@@ -91,9 +106,8 @@ absl::Status CleanTemporaries(Env* env, const std::string& folder) {
   bool taken_back = false;
   for (const std::string& name : *names) {
     absl::string_view rest = name;
-    if (!absl::ConsumePrefix(&rest, kReplacedPrefix)) continue;
+    if (!IsTemporary(name) || !absl::ConsumePrefix(&rest, kReplacedPrefix)) continue;
     const size_t dash = rest.rfind('-');
-    if (dash == absl::string_view::npos) continue;
     const std::string original = JoinPath(folder, rest.substr(0, dash));
     auto present = env->IsPresent(original);
     if (!present.ok()) return present.status();
@@ -106,7 +120,7 @@ absl::Status CleanTemporaries(Env* env, const std::string& folder) {
     if (absl::Status status = env->SyncFolder(folder); !status.ok()) return status;
   }
   for (const std::string& name : *names) {
-    if (!absl::StartsWith(name, kTemporaryPrefix)) continue;
+    if (!IsTemporary(name)) continue;
     absl::Status status = env->RemoveAll(JoinPath(folder, name));
     if (!status.ok()) return status;
   }

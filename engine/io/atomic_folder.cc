@@ -225,6 +225,15 @@ absl::StatusOr<std::vector<int64_t>> Steps(Env* env, const std::string& parent) 
 
 }  // namespace
 
+absl::StatusOr<proto::FolderManifest> VerifyCheckpoint(Env* env, const std::string& path,
+                                                       VerifyDepth depth) {
+  absl::StatusOr<proto::FolderManifest> manifest = VerifyFolder(env, path, depth);
+  if (manifest.ok() && CheckpointStep(BaseName(path)) != manifest->step()) {
+    return absl::DataLossError(absl::StrCat(path, ": its manifest is of step ", manifest->step()));
+  }
+  return manifest;
+}
+
 absl::StatusOr<NewestCheckpoint> FindNewestValid(Env* env, const std::string& parent) {
   NewestCheckpoint newest;
   auto steps = Steps(env, parent);
@@ -232,15 +241,10 @@ absl::StatusOr<NewestCheckpoint> FindNewestValid(Env* env, const std::string& pa
   if (!steps.ok()) return steps.status();
   for (int64_t step : *steps) {
     const std::string path = JoinPath(parent, CheckpointName(step));
-    auto manifest = VerifyFolder(env, path);
-    absl::Status status = manifest.status();
-    if (IsIoError(status)) return status;
-    if (status.ok() && manifest->step() != step) {
-      status =
-          absl::DataLossError(absl::StrCat(path, ": its manifest is of step ", manifest->step()));
-    }
-    if (!status.ok()) {
-      newest.refused.emplace_back(path, std::move(status));
+    auto manifest = VerifyCheckpoint(env, path);
+    if (IsIoError(manifest.status())) return manifest.status();
+    if (!manifest.ok()) {
+      newest.refused.emplace_back(path, manifest.status());
       continue;
     }
     newest.path = path;

@@ -74,6 +74,10 @@ class FolderCommit {
   proto::FolderManifest manifest_;
 };
 
+// VerifyFolder, and that the folder is named after the step that its manifest has.
+absl::StatusOr<proto::FolderManifest> VerifyCheckpoint(Env* env, const std::string& path,
+                                                       VerifyDepth depth = VerifyDepth::kChecksums);
+
 struct NewestCheckpoint {
   std::optional<std::string> path;  // nullopt if none verifies
   proto::FolderManifest manifest;   // of it

@@ -61,6 +61,41 @@ TEST_F(OutputFolder, OverwrittenOnlyWhenAsked) {
   EXPECT_FALSE(Adapter() == first);
 }
 
+// The flag may stand in the job's file: a launcher that starts an interrupted job again must not
+// begin from scratch each time.
+TEST_F(OutputFolder, OverwritingGoesOnWithWhatThisJobHasBegun) {
+  Train();
+  const std::string first = Adapter();
+  fs::remove_all(Path("out/checkpoint-3"));
+  fs::remove(Path("out/adapter_model.safetensors"));
+  const CommandResult interrupted = Run("train", {"--set", "overwrite_output_dir=true"});
+  EXPECT_EQ(interrupted.exit_code, 0) << interrupted.err;
+  EXPECT_THAT(interrupted.out, HasSubstr("going on from " + Path("out/checkpoint-2")));
+  EXPECT_TRUE(Adapter() == first);
+  const CommandResult finished = Run("train", {"--set", "overwrite_output_dir=true"});
+  EXPECT_EQ(finished.exit_code, 0) << finished.err;
+  EXPECT_THAT(finished.out, Not(HasSubstr("going on from")));
+  EXPECT_TRUE(Adapter() == first);
+}
+
+TEST_F(OutputFolder, AnotherGlobalBatchNamesTheFieldThatGivesTheSame) {
+  Train();
+  ExpectRefused(64, {"another job", "- ", "gradient_accumulation_steps: 2. Give this job"},
+                {"--set", "training.gradient_accumulation_steps=4"});
+}
+
+// Only what ends in an id of the program's own is left over from it.
+TEST_F(OutputFolder, SomebodysHiddenFilesStay) {
+  fs::create_directories(Path("out/.tmp-mine/deep"));
+  Write("out/.tmp-mine/deep/thesis", "precious");
+  Write("out/.tmp-notes.txt", "precious");
+  Write("out/.tmp-adapter_model.safetensors-0123456789abcdef", "half");
+  Train();
+  EXPECT_EQ(Read("out/.tmp-mine/deep/thesis"), "precious");
+  EXPECT_EQ(Read("out/.tmp-notes.txt"), "precious");
+  EXPECT_FALSE(fs::exists(Path("out/.tmp-adapter_model.safetensors-0123456789abcdef")));
+}
+
 // A base that turns out to be broken must not cost the results of the run before.
 TEST_F(OutputFolder, OverwritingABrokenJobLosesNothing) {
   Train();
@@ -165,6 +200,37 @@ TEST_F(OutputFolder, VerifyTellsWholeFromDamaged) {
   EXPECT_THAT(result.out, HasSubstr("whole    " + Path("out/checkpoint-1")));
   EXPECT_THAT(result.out, HasSubstr("damaged  " + Path("out/checkpoint-2")));
   EXPECT_THAT(result.out, HasSubstr("whole    " + Path("out/checkpoint-3")));
+}
+
+// As `train` sees it, which would not go on from it.
+TEST_F(OutputFolder, VerifyKnowsACheckpointUnderAnothersName) {
+  Train();
+  fs::rename(Path("out/checkpoint-2"), Path("out/checkpoint-9"));
+  const CommandResult result = RunEngine({"verify", Path("out")});
+  EXPECT_EQ(result.exit_code, 65);
+  EXPECT_THAT(result.out, HasSubstr("damaged  " + Path("out/checkpoint-9")));
+  EXPECT_THAT(result.out, HasSubstr("its manifest is of step 2"));
+}
+
+TEST_F(OutputFolder, VerifyLooksAtTheAdapterToo) {
+  Train();
+  const std::string path = Path("out/adapter_model.safetensors");
+  EXPECT_THAT(RunEngine({"verify", Path("out")}).out, HasSubstr("whole    " + path));
+  std::string weights = Adapter();
+  weights.back() ^= 1;
+  Write("out/adapter_model.safetensors", weights);
+  const CommandResult rotten = RunEngine({"verify", Path("out")});
+  EXPECT_EQ(rotten.exit_code, 65);
+  EXPECT_THAT(rotten.out, HasSubstr("damaged  " + path));
+  fs::remove(path);
+  EXPECT_EQ(RunEngine({"verify", Path("out")}).exit_code, 65);
+  // Of a run whose checkpoints were removed.
+  Write("out/adapter_model.safetensors", weights);
+  for (const char* step : {"1", "2", "3"})
+    fs::remove_all(Path(absl::StrCat("out/checkpoint-", step)));
+  EXPECT_EQ(RunEngine({"verify", Path("out")}).exit_code, 65);
+  Write("out/SHA256SUMS", "not a sum");
+  EXPECT_THAT(RunEngine({"verify", Path("out")}).out, HasSubstr("SHA256SUMS: line 1"));
 }
 
 // A checksum notices rot; only the hash notices one who changes a file and its checksum.

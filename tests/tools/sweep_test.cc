@@ -106,6 +106,9 @@ TEST_F(SweepTest, LeavesWhatTrainLeavesForEach) {
   EXPECT_THAT(Read("out/sweep_report.json"),
               AllOf(HasSubstr("\"smallest\": \""), HasSubstr("theirs")));
   EXPECT_EQ(RunEngine({"verify", Path("out/theirs")}).exit_code, 0);
+  const CommandResult all = RunEngine({"verify", Path("out")});
+  EXPECT_EQ(all.exit_code, 0) << all.err;
+  EXPECT_THAT(all.out, HasSubstr(Path("out/theirs/adapter_model.safetensors")));
 }
 
 // 2,304 rows of each of two adapters, a few of the third's.

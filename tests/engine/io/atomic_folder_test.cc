@@ -292,11 +292,12 @@ TEST_F(AtomicFolderTest, AStepDoneAgainReplaces) {
 TEST_F(AtomicFolderTest, CleaningTakesBackWhatNothingReplaced) {
   ASSERT_TRUE(Save(&env_, 1, "one").ok());
   ASSERT_TRUE(Save(&env_, 2, "two").ok());
-  ASSERT_TRUE(env_.Rename("out/checkpoint-1", "out/.tmp-replaced-checkpoint-1-00ff").ok());
-  ASSERT_TRUE(env_.CreateFolders("out/.tmp-replaced-checkpoint-2-00ff").ok());
-  ASSERT_TRUE(env_.CreateFolders("out/.tmp-checkpoint-3-00aa").ok());
-  Overwrite(&env_, "out/.tmp-checkpoint-3-00aa/weights", "half");
-  Overwrite(&env_, "out/.tmp-metrics.jsonl-00aa", "half");
+  ASSERT_TRUE(
+      env_.Rename("out/checkpoint-1", "out/.tmp-replaced-checkpoint-1-00000000000000ff").ok());
+  ASSERT_TRUE(env_.CreateFolders("out/.tmp-replaced-checkpoint-2-00000000000000ff").ok());
+  ASSERT_TRUE(env_.CreateFolders("out/.tmp-checkpoint-3-00000000000000aa").ok());
+  Overwrite(&env_, "out/.tmp-checkpoint-3-00000000000000aa/weights", "half");
+  Overwrite(&env_, "out/.tmp-metrics.jsonl-00000000000000aa", "half");
   Overwrite(&env_, "out/mine", "stays");
   ASSERT_TRUE(CleanTemporaries(&env_, "out").ok());
   EXPECT_THAT(*env_.List("out"), ElementsAre("checkpoint-1", "checkpoint-2", "mine"));

@@ -1,0 +1,104 @@
+#include "engine/commands/verify.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "engine/checkpoint/result_sums.h"
+#include "engine/input_error.h"
+#include "engine/io/atomic_file.h"
+#include "engine/io/atomic_folder.h"
+#include "proto/errors.h"
+
+namespace qlora::engine {
+namespace {
+
+class Verification {
+ public:
+  Verification(Env* env, Console* console) : env_(*env), console_(*console) {}
+
+  // What lies in one output folder.
+  absl::Status CheckOutput(const std::string& folder) {
+    absl::StatusOr<std::vector<std::string>> names = env_.List(folder);
+    if (!names.ok()) return names.status();
+    std::sort(names->begin(), names->end());
+    for (const std::string& name : *names) {
+      const std::string path = JoinPath(folder, name);
+      if (CheckpointStep(name).has_value()) CheckFolder(path);
+      if (!absl::StartsWith(name, kReplacedPrefix)) continue;
+      ++found_;
+      console_.Line(absl::StrCat("aside    ", path,
+                                 ": moved away by a run that died; the next one looks at it"));
+    }
+    return CheckResults(folder);
+  }
+
+  // A checkpoint, or a model that `merge` or `quantize` wrote.
+  void CheckFolder(const std::string& path) {
+    const bool is_checkpoint = CheckpointStep(BaseName(path)).has_value();
+    absl::StatusOr<proto::FolderManifest> manifest =
+        is_checkpoint ? VerifyCheckpoint(&env_, path, VerifyDepth::kChecksumsAndHashes)
+                      : VerifyFolder(&env_, path, VerifyDepth::kChecksumsAndHashes);
+    Tell(path, manifest.status(),
+         manifest.ok()
+             ? absl::StrCat("step ", manifest->step(), ", ", manifest->files_size(), " files")
+             : "");
+  }
+
+  int64_t found() const { return found_; }
+  const absl::Status& worst() const { return worst_; }
+
+ private:
+  absl::Status CheckResults(const std::string& folder) {
+    absl::StatusOr<std::vector<ResultSum>> sums = ReadResultSums(&env_, folder);
+    if (absl::IsNotFound(sums.status())) return absl::OkStatus();
+    if (!sums.ok()) {
+      Tell(JoinPath(folder, kResultSumsFile), sums.status(), "");
+      return absl::OkStatus();
+    }
+    for (const ResultSum& sum : *sums) {
+      Tell(JoinPath(folder, sum.name), CheckResultSum(&env_, folder, sum), "as the run wrote it");
+    }
+    return absl::OkStatus();
+  }
+
+  void Tell(const std::string& path, const absl::Status& status, const std::string& what) {
+    ++found_;
+    worst_.Update(status);
+    console_.Line(status.ok() ? absl::StrCat("whole    ", path, ": ", what)
+                              : absl::StrCat("damaged  ", path, ": ", status.message()));
+  }
+
+  Env& env_;
+  Console& console_;
+  int64_t found_ = 0;
+  absl::Status worst_;
+};
+
+}  // namespace
+
+absl::Status Verify(Env* env, const std::string& folder, Console* console) {
+  Verification verification(env, console);
+  if (env->Exists(JoinPath(folder, kManifestFile))) {
+    verification.CheckFolder(folder);
+    return AsInputError(verification.worst());
+  }
+  if (absl::Status s = verification.CheckOutput(folder); !s.ok()) return AsInputError(s);
+  if (verification.found() == 0) {
+    absl::StatusOr<std::vector<std::string>> names = env->List(folder);
+    if (!names.ok()) return AsInputError(names.status());
+    std::sort(names->begin(), names->end());
+    for (const std::string& name : *names) {
+      const std::string path = JoinPath(folder, name);
+      if (!env->IsFolder(path)) continue;
+      if (absl::Status s = verification.CheckOutput(path); !s.ok()) return AsInputError(s);
+    }
+  }
+  if (verification.found() == 0) {
+    return proto::MissingFileError(absl::StrCat(folder, " holds no checkpoint and no result"));
+  }
+  return AsInputError(verification.worst());
+}
+
+}  // namespace qlora::engine
