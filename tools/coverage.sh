@@ -37,6 +37,7 @@ tokenizer engine/text/[!c]*.cc
 records engine/{data/chat_format_of,data/encode_record,data/jsonl,data/record,text/chat_format}.cc
 job proto/job_*.cc proto/{memory_size,sweep_jobs}.cc engine/lora/{full_match,nearest_name,targets}.cc
 manifest engine/io/manifest.cc
+result_sums engine/checkpoint/result_sums.cc
 adapter engine/io/adapter_{config,file}.cc
 quantized engine/model/prequantized_reader.cc
 control engine/comm/control_frame.cc

@@ -16,11 +16,11 @@ constexpr int64_t kMaxSumsBytes = 1 << 20;
 constexpr size_t kDigits = 64;
 constexpr absl::string_view kBetween = "  ";
 
-bool IsLine(absl::string_view line) {
+bool IsSum(absl::string_view line) {
   const absl::string_view digits = line.substr(0, kDigits);
   return line.size() > kDigits + kBetween.size() &&
          line.substr(kDigits, kBetween.size()) == kBetween &&
-         line.find('/') == absl::string_view::npos &&
+         IsPlainName(line.substr(kDigits + kBetween.size())) &&
          std::all_of(digits.begin(), digits.end(), [](char c) { return absl::ascii_isxdigit(c); });
 }
 
@@ -43,7 +43,7 @@ absl::StatusOr<std::vector<ResultSum>> ReadResultSums(Env* env, const std::strin
   if (!text.ok()) return text.status();
   std::vector<ResultSum> sums;
   for (const absl::string_view line : absl::StrSplit(*text, '\n', absl::SkipEmpty())) {
-    if (!IsLine(line)) {
+    if (!IsSum(line)) {
       return absl::DataLossError(
           absl::StrCat(path, ": line ", sums.size() + 1, " is no SHA-256 and file name"));
     }

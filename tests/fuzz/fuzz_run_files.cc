@@ -1,4 +1,5 @@
 // What a run leaves for a later one: checkpoints and adapters; and what ranks tell each other.
+#include "engine/checkpoint/result_sums.h"
 #include "engine/comm/control_frame.h"
 #include "engine/io/adapter_file.h"
 #include "engine/io/manifest.h"
@@ -26,6 +27,21 @@ void FuzzManifest(absl::string_view input) {
   PutFile(&env, "c/manifest.pb", bytes);
   PutFile(&env, "c/a", "contents");
   engine::VerifyFolder(&env, "c", engine::VerifyDepth::kChecksumsAndHashes).status().IgnoreError();
+}
+
+void FuzzResultSums(absl::string_view input) {
+  FaultyEnv env;
+  PutFile(&env, "out/a", "contents");
+  Require(engine::WriteResultSums(&env, "out", {"a"}).ok(), "the sum of a file");
+  const auto own = engine::ReadResultSums(&env, "out");
+  Require(own.ok() && engine::CheckResultSum(&env, "out", own->front()).ok(), "the sum is its own");
+  PutFile(&env, engine::JoinPath("out", engine::kResultSumsFile), input);
+  const auto sums = engine::ReadResultSums(&env, "out");
+  if (!sums.ok()) return;
+  for (const engine::ResultSum& sum : *sums) {
+    Require(engine::IsPlainName(sum.name) && sum.sha256.size() == 64, "sums are of files there");
+    engine::CheckResultSum(&env, "out", sum).IgnoreError();
+  }
 }
 
 void FuzzRunState(absl::string_view input) {

@@ -7,10 +7,18 @@ namespace qlora::tests {
 
 const std::vector<FuzzTarget>& FuzzTargets() {
   static const auto* const kTargets = new std::vector<FuzzTarget>{
-      {"safetensors", FuzzSafetensors}, {"model_config", FuzzModelConfig}, {"index", FuzzIndex},
-      {"tokenizer", FuzzTokenizer},     {"records", FuzzRecords},          {"job", FuzzJob},
-      {"manifest", FuzzManifest},       {"run_state", FuzzRunState},       {"adapter", FuzzAdapter},
-      {"quantized", FuzzQuantized},     {"control", FuzzControl},
+      {"safetensors", FuzzSafetensors},
+      {"model_config", FuzzModelConfig},
+      {"index", FuzzIndex},
+      {"tokenizer", FuzzTokenizer},
+      {"records", FuzzRecords},
+      {"job", FuzzJob},
+      {"manifest", FuzzManifest},
+      {"run_state", FuzzRunState},
+      {"adapter", FuzzAdapter},
+      {"quantized", FuzzQuantized},
+      {"control", FuzzControl},
+      {"result_sums", FuzzResultSums},
   };
   return *kTargets;
 }

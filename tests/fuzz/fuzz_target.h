@@ -29,6 +29,7 @@ void FuzzTokenizer(absl::string_view input);    // tokenizer.json, tokenizer_con
 void FuzzRecords(absl::string_view input);      // format and settings (a byte), data.jsonl
 void FuzzJob(absl::string_view input);          // job.textproto, a --set override
 void FuzzManifest(absl::string_view input);     // kind (a byte), manifest.pb or what it holds
+void FuzzResultSums(absl::string_view input);   // SHA256SUMS
 void FuzzRunState(absl::string_view input);     // run_state.pb
 void FuzzAdapter(absl::string_view input);      // adapter_config.json, adapter_model.safetensors
 void FuzzQuantized(absl::string_view input);    // a quant_state, changes to the tensors beside it

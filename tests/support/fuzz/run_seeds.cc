@@ -72,6 +72,13 @@ void AddFaultyAdapters(const Seeds& seeds) {
 }  // namespace
 
 void AddRunSeeds(const Seeds& seeds) {
+  // Of the file that the target puts there, of another, and of none.
+  const std::string sum = engine::Sha256Hex("contents");
+  seeds.Add("result_sums", "whole", absl::StrCat(sum, "  a\n"));
+  seeds.Add("result_sums", "other",
+            absl::StrCat(engine::Sha256Hex("others"), "  a\n\n", sum, "  b\n"));
+  seeds.Add("result_sums", "path", absl::StrCat(sum, "  ../a\n"));
+  seeds.Add("result_sums", "digits", absl::StrCat("x", sum.substr(1), "  a\n"));
   proto::FolderManifest manifest;
   manifest.set_step(1);
   manifest.set_world(1);
