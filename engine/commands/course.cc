@@ -9,7 +9,6 @@
 #include "engine/checkpoint/output_folder.h"
 #include "engine/checkpoint/state_file.h"
 #include "engine/commands/evaluate.h"
-#include "engine/commands/gates.h"
 #include "engine/input_error.h"
 #include "engine/io/atomic_file.h"
 #include "engine/io/manifest.h"
@@ -288,10 +287,9 @@ absl::Status Course::WriteResults() {
   return absl::OkStatus();
 }
 
-std::vector<std::string> Course::CheckGates() {
-  return ReportGates(setup_.job.gates(),
-                     TrainingMetrics(state_, training_.load_best_model_at_end()), &console_,
-                     label_);
+std::vector<GateResult> Course::Gates() const {
+  return CheckGates(setup_.job.gates(),
+                    TrainingMetrics(state_, training_.load_best_model_at_end()));
 }
 
 }  // namespace qlora::engine

@@ -13,6 +13,7 @@
 
 #include "absl/status/status.h"
 #include "engine/checkpoint/checkpoint_writer.h"
+#include "engine/commands/gates.h"
 #include "engine/optim/schedule.h"
 #include "engine/report/console.h"
 #include "engine/report/run_log.h"
@@ -68,10 +69,11 @@ class Course {
 
   // Writes the results behind the last step.
   absl::Status WriteResults();
-  // Says which of its job's gates the result passes; a line for each that it misses.
-  std::vector<std::string> CheckGates();
+  // Its job's gates against its last evaluation or, where that is the result, the best one.
+  std::vector<GateResult> Gates() const;
 
   const Setup& setup() const { return setup_; }
+  const std::string& label() const { return label_; }
   const proto::RunState& state() const { return state_; }
   // Of the last step: "loss 1.2345  lr 2.00e-04  norm 0.123  812 tok/s  44% of light".
   std::string Progress() const;

@@ -62,14 +62,12 @@ std::string DescribeGate(const GateResult& result) {
 }
 
 std::vector<std::string> ReportGates(const proto::Gates& gates, const GateMetrics& metrics,
-                                     Console* console, const std::string& label) {
+                                     Console* console) {
   const std::vector<GateResult> results = CheckGates(gates, metrics);
   for (const GateResult& result : results) {
-    if (result.passed) console->Line(label + DescribeGate(result));
+    if (result.passed) console->Line(DescribeGate(result));
   }
-  std::vector<std::string> missed = MissedGates(results);
-  for (std::string& line : missed) line = label + line;
-  return missed;
+  return MissedGates(results);
 }
 
 std::vector<std::string> MissedGates(absl::Span<const GateResult> results) {

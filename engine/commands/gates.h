@@ -42,10 +42,9 @@ std::string DescribeGate(const GateResult& result);
 // A line for each that was missed.
 std::vector<std::string> MissedGates(absl::Span<const GateResult> results);
 
-// CheckGates: says which passed, and returns the lines of those that were missed; `label` begins
-// each.
+// CheckGates: says which passed, and returns the lines of those that were missed.
 std::vector<std::string> ReportGates(const proto::Gates& gates, const GateMetrics& metrics,
-                                     Console* console, const std::string& label = "");
+                                     Console* console);
 
 // GateMissedError with these lines; OK where there are none.
 absl::Status GateStatus(absl::Span<const std::string> missed);

@@ -1,5 +1,8 @@
 #include "engine/commands/sweep.h"
 
+#include <algorithm>
+#include <cmath>
+#include <limits>
 #include <optional>
 #include <string>
 
@@ -7,6 +10,7 @@
 #include "absl/strings/str_format.h"
 #include "engine/checkpoint/folder_claim.h"
 #include "engine/commands/commands.h"
+#include "engine/commands/gates.h"
 #include "engine/commands/train.h"
 #include "engine/input_error.h"
 #include "engine/io/atomic_file.h"
@@ -19,7 +23,18 @@ namespace {
 using proto::SweepReport;
 using Courses = absl::Span<const std::unique_ptr<Course>>;
 
-SweepReport ReportOf(const SweepSetup& sweep, Courses courses) {
+SweepReport::Gate GateOf(const GateResult& result) {
+  SweepReport::Gate gate;
+  gate.set_field(result.field);
+  if (!std::isnan(result.measured)) gate.set_measured(result.measured);
+  gate.set_limit(result.limit);
+  gate.set_passed(result.passed);
+  gate.set_text(DescribeGate(result));
+  return gate;
+}
+
+// Of what was trained in the first `rounds` rounds.
+SweepReport ReportOf(const SweepSetup& sweep, Courses courses, int64_t rounds) {
   SweepReport report;
   report.set_tolerance(sweep.job.sweep().tolerance());
   for (size_t i = 0; i < courses.size(); ++i) {
@@ -28,8 +43,10 @@ SweepReport ReportOf(const SweepSetup& sweep, Courses courses) {
     adapter = DescribeAdapter(sweep.adapters[i].name, course.setup(), course.state());
     if (!course.failure().ok()) {
       adapter.set_not_trained("its numbers went bad");
-    } else if (course.is_active()) {
+    } else if (course.is_active() || sweep.adapters[i].round >= rounds) {
       adapter.set_not_trained("not needed: the ranks before gained no more than the tolerance");
+    } else {
+      for (const GateResult& result : course.Gates()) *adapter.add_gates() = GateOf(result);
     }
   }
   JudgeSweep(&report);
@@ -41,30 +58,38 @@ std::optional<double> BestOf(const SweepSetup& sweep, const SweepReport& report,
   std::optional<double> best;
   for (size_t i = 0; i < sweep.adapters.size(); ++i) {
     const SweepReport::Adapter& adapter = report.adapter(int(i));
-    if (sweep.adapters[i].round != round || !adapter.not_trained().empty()) continue;
+    if (sweep.adapters[i].round != round || !IsTrained(adapter)) continue;
     const std::optional<double> figure = MetricOf(adapter, report.metric());
     if (figure && (!best || Gain(*best, *figure, report.metric()) > 0)) best = figure;
   }
   return best;
 }
 
-// Whether the last round gained more than the tolerance over the one before.
+// Whether all adapters have missed gates so far, or the last round gained more than the tolerance
+// over the one before.
 bool WantsRound(const SweepSetup& sweep, Courses courses, int64_t next, Console* console) {
   if (next < 2) return true;
-  const SweepReport report = ReportOf(sweep, courses);
+  // What an earlier run has left of later rounds has no say.
+  const SweepReport report = ReportOf(sweep, courses, next);
+  const auto& all = report.adapter();
+  const bool any_misses = std::any_of(all.begin(), all.end(), MissesGate);
+  if (any_misses && std::none_of(all.begin(), all.end(), Passes)) {
+    console->Line("no rank passes the gates yet: raised again");
+    return true;
+  }
   const std::optional<double> before = BestOf(sweep, report, next - 2);
   const std::optional<double> after = BestOf(sweep, report, next - 1);
   if (!before || !after) return true;
   const double gain = Gain(*before, *after, report.metric());
   const bool wants = gain > report.tolerance();
-  console->Line(absl::StrFormat("raising the rank gained %.2f %%, tolerance %.2f %%: %s",
+  console->Line(absl::StrFormat("raising the rank gained %.2f %%, tolerance %.2f %%: %s; %s",
                                 100 * gain, 100 * report.tolerance(),
-                                wants ? "raised again" : "that is enough"));
+                                wants ? "raised again" : "that is enough", report.compared_by()));
   return wants;
 }
 
 absl::Status WriteReport(const SweepSetup& sweep, Courses courses, Console* console) {
-  const SweepReport report = ReportOf(sweep, courses);
+  const SweepReport report = ReportOf(sweep, courses, std::numeric_limits<int64_t>::max());
   const std::string text = SweepText(report);
   console->Line(text);
   absl::StatusOr<std::string> json = ReportJson(report);

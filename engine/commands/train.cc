@@ -275,7 +275,7 @@ class TrainingRun {
     if (together_.report) {
       if (absl::Status s = together_.report(run_->courses); !s.ok()) return s;
     }
-    const std::vector<std::string> missed = CheckGates();
+    const std::vector<std::string> missed = MissedGates();
     if (!failures.empty()) {
       for (const std::string& line : missed) console_.Warning(line);
       return proto::ErrorOfExitCode(
@@ -294,12 +294,17 @@ class TrainingRun {
     return together_.members[i].round < rounds_ && run_->courses[i]->failure().ok();
   }
 
-  // What of the results misses a gate.
-  std::vector<std::string> CheckGates() {
+  // What of the results misses a gate. Of several courses the report has told what passes.
+  std::vector<std::string> MissedGates() {
     std::vector<std::string> missed;
     for (size_t i = 0; setup_.is_first() && i < run_->courses.size(); ++i) {
       if (!HasResult(i)) continue;
-      for (std::string& line : run_->courses[i]->CheckGates()) missed.push_back(std::move(line));
+      const Course& course = *run_->courses[i];
+      for (const GateResult& gate : course.Gates()) {
+        const std::string line = course.label() + DescribeGate(gate);
+        if (!gate.passed) missed.push_back(line);
+        if (gate.passed && is_alone()) console_.Line(line);
+      }
     }
     return missed;
   }

@@ -25,6 +25,7 @@ HtmlTable AdapterTable(const SweepReport& report) {
                               {"training loss", true},
                               {"held-out loss", true},
                               {"exact", true},
+                              {"gates"},
                               {"good enough"}}};
   for (const SweepReport::Adapter& a : report.adapter()) {
     if (!report.smallest().empty() && a.name() == report.smallest()) {
@@ -36,9 +37,12 @@ HtmlTable AdapterTable(const SweepReport& report) {
          absl::StrCat(a.steps(), " of ", a.total_steps()),
          OrDash(a.has_train_loss(), a.train_loss()), OrDash(a.has_eval_loss(), a.eval_loss()),
          a.has_exact_match() ? absl::StrFormat("%.1f %%", 100 * a.exact_match()) : "–",
-         !a.not_trained().empty() ? a.not_trained()
-         : a.good_enough()        ? "yes"
-                                  : "no"});
+         !IsTrained(a) || a.gates().empty() ? "–"
+         : Passes(a)                        ? "passed"
+                                            : "missed",
+         !IsTrained(a)     ? a.not_trained()
+         : a.good_enough() ? "yes"
+                           : "no"});
   }
   return table;
 }
@@ -56,7 +60,7 @@ PlotChart RankChart(const SweepReport& report) {
   std::map<int, double> by_rank;
   for (const SweepReport::Adapter& a : report.adapter()) {
     const std::optional<double> figure = MetricOf(a, report.metric());
-    if (!figure || !a.not_trained().empty()) continue;
+    if (!figure || !IsTrained(a)) continue;
     all.points.push_back({double(a.r()), *figure, absl::StrFormat("%s: %.4f", a.name(), *figure)});
     const auto [at, is_new] = by_rank.emplace(a.r(), *figure);
     if (!is_new && Gain(at->second, *figure, report.metric()) > 0) at->second = *figure;
@@ -81,11 +85,24 @@ PlotChart StepChart(const SweepReport& report) {
   return chart;
 }
 
+void AddGates(const SweepReport& report, HtmlPage* page) {
+  std::vector<std::string> lines;
+  for (const SweepReport::Adapter& a : report.adapter()) {
+    for (const SweepReport::Gate& gate : a.gates()) {
+      lines.push_back(absl::StrCat(a.name(), ": ", gate.text()));
+    }
+  }
+  if (lines.empty()) return;
+  page->Heading("Gates");
+  page->List(lines);
+}
+
 }  // namespace
 
 std::string SweepPage(const SweepReport& report) {
   HtmlPage page("Sweep", absl::StrCat(report.adapter_size(), " adapters over one base"));
   page.Paragraph(report.verdict());
+  if (!report.compared_by().empty()) page.Paragraph(report.compared_by());
   for (const SweepReport::Adapter& a : report.adapter()) {
     if (report.smallest().empty() || a.name() != report.smallest()) continue;
     const double figure = *MetricOf(a, report.metric());
@@ -100,6 +117,7 @@ std::string SweepPage(const SweepReport& report) {
   const PlotChart steps = StepChart(report);
   if (!steps.series.empty()) page.Chart(steps);
   page.Table(AdapterTable(report));
+  AddGates(report, &page);
   return page.Finish();
 }
 

@@ -23,8 +23,15 @@ std::optional<double> MetricOf(const proto::SweepReport::Adapter& adapter,
 // How much better `after` is than `before`: a share of `before`'s loss, or of all answers.
 double Gain(double before, double after, proto::SweepReport::Metric metric);
 
+// Whether the adapter has a result; has one that misses a gate; has one that misses none.
+bool IsTrained(const proto::SweepReport::Adapter& adapter);
+bool MissesGate(const proto::SweepReport::Adapter& adapter);
+bool Passes(const proto::SweepReport::Adapter& adapter);
+
 // Chooses the metric, the best, the good enough ones and the smallest of them, and says so in
-// `verdict`. Reads adapters and tolerance. A rank's figure is that of its best adapter.
+// `verdict` and `compared_by`. Reads adapters with their gates, and tolerance. A rank's figure is
+// that of its best adapter. Exact matches decide only where they tell adapters apart: early in
+// training, and for small models, all have 0.
 void JudgeSweep(proto::SweepReport* report);
 
 // The table and the verdict as text; as one HTML page with the curve over ranks.
