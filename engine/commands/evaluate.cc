@@ -124,7 +124,7 @@ std::pair<int64_t, int64_t> LastTrainedRun(const Sample& sample) {
   int64_t end = int64_t(sample.ids.size());
   while (end > 1 && !sample.trained[end - 1]) --end;
   int64_t begin = end;
-  while (begin > 1 && sample.trained[begin - 1]) --begin;
+  while (begin > std::max<int64_t>(1, sample.prompt) && sample.trained[begin - 1]) --begin;
   return {begin, end};
 }
 

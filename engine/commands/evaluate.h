@@ -47,7 +47,8 @@ absl::StatusOr<EvalResult> EvaluateLoss(Execution* execution, const Batcher& bat
                                         int64_t course = 0);
 
 // Where the sample's answer stands: the last trained tokens in a row (of a chat the assistant's
-// last turn), without the sample's first token, which nothing predicts.
+// last turn), without the prompt, where that is trained too, and without the sample's first token,
+// which nothing predicts.
 std::pair<int64_t, int64_t> LastTrainedRun(const Sample& sample);
 
 // Generates an answer to what stands before each sample's last trained run, greedily, and counts

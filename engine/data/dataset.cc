@@ -46,6 +46,7 @@ absl::Status Cut(const proto::Data& data, Outcome& outcome) {
       outcome.truncated = true;
       sample.ids.resize(max_length);
       sample.trained.resize(max_length);
+      if (sample.prompt >= int64_t(max_length)) sample.prompt = 0;
       return absl::OkStatus();
   }
 }
@@ -95,7 +96,7 @@ absl::StatusOr<Dataset> LoadDataset(Env* env, const std::string& path, const pro
     auto tokens = file->encoder().Encode(record);
     if (!tokens.ok()) return tokens.status();
     outcomes[i].sample = {std::move(tokens->ids), std::move(tokens->trained),
-                          file->lines()[i].number};
+                          file->lines()[i].number, tokens->prompt};
     return Cut(data, outcomes[i]);
   });
   if (!status.ok()) return status;

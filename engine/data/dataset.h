@@ -20,7 +20,8 @@ namespace qlora::engine {
 struct Sample {
   std::vector<int32_t> ids;
   std::vector<uint8_t> trained;
-  int64_t line = 0;  // of the file, from 1
+  int64_t line = 0;    // of the file, from 1
+  int64_t prompt = 0;  // tokens before the answer; 0: there is none (text), or not all was kept
 };
 
 struct DatasetReport {

@@ -10,6 +10,18 @@ namespace qlora::engine {
 
 using proto::DataFormat;
 
+namespace {
+
+// What stands before the last trained ids in a row. A first id without a label is no prompt:
+// nothing predicts it.
+int64_t PromptByLabels(const std::vector<uint8_t>& trained) {
+  const auto end = std::find(trained.rbegin(), trained.rend(), 1);
+  const int64_t begin = trained.rend() - std::find(end, trained.rend(), 0);
+  return begin > 1 ? begin : 0;
+}
+
+}  // namespace
+
 absl::StatusOr<RecordEncoder> RecordEncoder::Create(const Tokenizer* tokenizer,
                                                     const proto::Data& data,
                                                     DataFormat::Value format) {
@@ -82,6 +94,7 @@ absl::StatusOr<ChatTokens> RecordEncoder::EncodePair(const Record& record) const
     tokens.ids.insert(tokens.ids.end(), completion->begin(), completion->end());
   }
   AppendEos(tokens.ids);
+  tokens.prompt = int64_t(start);
   tokens.trained.assign(tokens.ids.size(), 1);
   if (!data_->train_on_prompt()) std::fill_n(tokens.trained.begin(), start, 0);
   return tokens;
@@ -110,7 +123,7 @@ absl::StatusOr<ChatTokens> RecordEncoder::EncodeTurns(const Record& record) cons
 absl::StatusOr<ChatTokens> RecordEncoder::Encode(const Record& record) const {
   switch (record.kind) {
     case Record::Kind::kPretokenized:
-      return ChatTokens{record.ids, record.trained};
+      return ChatTokens{record.ids, record.trained, PromptByLabels(record.trained)};
     case Record::Kind::kChat:
       return EncodeTurns(record);
     case Record::Kind::kPromptCompletion:

@@ -29,6 +29,8 @@ class RecordEncoder {
   //   text               BOS as the tokenizer's template says, text, EOS; all trained
   //   prompt/completion  BOS, prompt | completion, EOS; trained behind the bar
   //   chat               as EncodeChat
+  // The prompt ends where the last of these begins, whatever else train_on_prompt trains; of
+  // pretokenized ids by their labels.
   // EOS is there exactly once. Prompt and completion are tokenized apart, or as one string with
   // whole_string_tokenization: the completion then begins where the ids leave the prompt's own.
   absl::StatusOr<ChatTokens> Encode(const Record& record) const;

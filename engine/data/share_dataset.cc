@@ -54,7 +54,7 @@ class Reader {
 };
 
 void VisitSample(auto&& archive, auto& sample) {
-  archive.Field(sample.line);
+  archive.Field(sample.line), archive.Field(sample.prompt);
   archive.Elements(sample.ids);
   archive.Elements(sample.trained);
 }

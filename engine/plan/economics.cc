@@ -9,7 +9,6 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "engine/checkpoint/checkpoint_writer.h"
-#include "engine/commands/evaluate.h"
 #include "engine/lora/initialize.h"
 #include "engine/merge/merge_report.h"
 #include "engine/model/load_weights.h"
@@ -129,6 +128,15 @@ void AddMerged(const PlannedRun& run, Report::Economics* economics) {
   if (report) *economics->mutable_merged() = report->merged();
 }
 
+const Dataset& DataOf(const Setup& setup) {
+  return setup.train_data.samples.empty() ? setup.eval_data : setup.train_data;
+}
+
+bool HasData(const PlannedRun& run) {
+  return std::any_of(run.setups.begin(), run.setups.end(),
+                     [](const Setup* setup) { return !DataOf(*setup).samples.empty(); });
+}
+
 // Why nothing is known of the prompts, where the job's figures ask for it.
 std::string WhyUncounted(const PlannedRun& run) {
   const proto::Economics& given = run.setup().job.economics();
@@ -138,6 +146,7 @@ std::string WhyUncounted(const PlannedRun& run) {
   return absl::StrCat("what a call saves is unknown: ",
                       given.instruction().empty()        ? "economics.instruction is not given"
                       : run.setup().tokenizer == nullptr ? "the model has no tokenizer.json"
+                      : HasData(run)                     ? "no sample of the data has a prompt"
                                                          : "there are no data");
 }
 
@@ -155,17 +164,17 @@ absl::StatusOr<PromptTokens> MeasurePrompts(const PlannedRun& run) {
   PromptTokens sums;
   double count = 0;
   for (const Setup* setup : run.setups) {
-    const Dataset& data = setup->train_data.samples.empty() ? setup->eval_data : setup->train_data;
-    for (const Sample& sample : data.samples) {
-      const int64_t prompt = LastTrainedRun(sample).first;
+    for (const Sample& sample : DataOf(*setup).samples) {
+      const int64_t prompt = sample.prompt;
+      if (prompt == 0) continue;
       const std::string text =
           first.tokenizer->Decode(absl::MakeConstSpan(sample.ids).first(prompt), true);
       // Where the data still carries it, it is what could be left out.
       const bool carries = absl::StrContains(text, instruction);
       sums.without += double(prompt) - (carries ? double(ids->size()) : 0);
       sums.with_instruction += double(prompt) + (carries ? 0 : double(ids->size()));
+      ++count;
     }
-    count += double(data.samples.size());
   }
   if (count == 0) return PromptTokens{};
   return PromptTokens{sums.with_instruction / count, sums.without / count};

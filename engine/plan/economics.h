@@ -9,9 +9,9 @@
 
 namespace qlora::engine {
 
-// Mean tokens of a prompt as a call to the model sends it, with economics.instruction and without:
-// what stands before a sample's last trained tokens, in the data of all adapters. Zeros without
-// data, a tokenizer or an instruction. Errors are the instruction's: it must be UTF-8.
+// Mean tokens of a prompt as a call to the model sends it, with economics.instruction and without,
+// over the samples of all adapters that have a prompt. Zeros without such samples, a tokenizer or
+// an instruction. Errors are the instruction's: it must be UTF-8.
 struct PromptTokens {
   double with_instruction = 0, without = 0;
 };

@@ -147,6 +147,8 @@ absl::StatusOr<ChatTokens> EncodeChat(const ChatFormat& format, const Tokenizer&
         segment.text, segment.is_literal ? SpecialTokens::kParse : SpecialTokens::kPlain,
         /*add_bos_eos_by_post_processor=*/false);
     if (!ids.ok()) return ids.status();
+    const bool follows_prompt = !tokens.trained.empty() && !tokens.trained.back();
+    if (segment.trained && follows_prompt) tokens.prompt = int64_t(tokens.ids.size());
     tokens.ids.insert(tokens.ids.end(), ids->begin(), ids->end());
     tokens.trained.resize(tokens.ids.size(), segment.trained);
   }

@@ -38,6 +38,7 @@ struct ChatSegment {
 struct ChatTokens {
   std::vector<int32_t> ids;
   std::vector<uint8_t> trained;  // one per id, 1 = its prediction counts in the loss
+  int64_t prompt = 0;            // ids before the last trained answer; 0: there is no prompt
 };
 
 enum class ChatEnding {

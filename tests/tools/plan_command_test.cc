@@ -307,6 +307,33 @@ TEST_F(PlanCommand, AnInstructionInTheDataIsSubtracted) {
               3, 1e-9);
 }
 
+// It ends where the answer begins, also where the prompt is trained too.
+TEST_F(PlanCommand, PromptsThatAreTrainedOnAreCountedWhole) {
+  const auto prompt = [&](const char* trained) {
+    return Report(absl::StrCat(
+        "model: '", Path("base"), "' data { max_length: 64 train_file: '", Path("data.jsonl"),
+        "' train_on_prompt: ", trained,
+        " } num_threads: 1 economics { instruction: 'Answer:' }"))["economics"]
+                                                                  ["prompt_tokens_without"]
+                                                                      .get<double>();
+  };
+  EXPECT_GT(prompt("false"), 4);  // "say alpha: "
+  EXPECT_EQ(prompt("true"), prompt("false"));
+}
+
+TEST_F(PlanCommand, TextHasNoPromptToCount) {
+  Write("text.jsonl", "{\"text\": \"say alpha: alpha\"}\n{\"text\": \"say beta: beta\"}\n");
+  const nlohmann::json economics = Report(absl::StrCat(
+      "model: '", Path("base"), "' data { max_length: 64 train_file: '", Path("text.jsonl"),
+      "' format: TEXT } num_threads: 1 economics { instruction: 'Answer:' calls_per_day: 1e6 }"))
+      ["economics"];
+  EXPECT_EQ(economics["prompt_tokens_with"].get<double>(), 0);
+  EXPECT_EQ(economics["tokens_saved_per_day"].get<double>(), 0);
+  EXPECT_EQ(economics["prompts_uncounted"],
+            "what a call saves is unknown: no sample of the data has a prompt");
+  EXPECT_THAT(Read("report/plan_report.txt"), HasSubstr("no sample of the data has a prompt"));
+}
+
 TEST(Doctor, NamesWhatIsThereAndWhatIsNot) {
   const CommandResult result = RunEngine({"doctor"});
   EXPECT_EQ(result.exit_code, 0) << result.err;

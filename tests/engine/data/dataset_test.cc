@@ -67,6 +67,20 @@ TEST(DatasetTest, CountsWhatItKeepsCutsAndLeavesOut) {
                     HasSubstr("2 cut to max_length"), HasSubstr("1 equal to an earlier")));
 }
 
+// What is left of a prompt is not one.
+TEST(DatasetTest, ACutPromptIsNone) {
+  proto::Data data = DefaultData();
+  data.set_max_length(6);
+  data.set_train_on_prompt(true);
+  auto dataset = Load(R"({"prompt":"abcd","completion":"efg"})"
+                      "\n"
+                      R"({"prompt":"abcde","completion":"f"})",
+                      data);
+  ASSERT_TRUE(dataset.ok()) << dataset.status();
+  EXPECT_EQ(dataset->samples[0].prompt, 5);
+  EXPECT_EQ(dataset->samples[1].prompt, 0);
+}
+
 TEST(DatasetTest, DropAndErrorInsteadOfCutting) {
   proto::Data data = DefaultData();
   data.set_max_length(4);

@@ -91,6 +91,40 @@ TEST(EncodeRecordTest, PromptAndCompletion) {
   EXPECT_EQ(Encoded(R"({"q":"x","a":"y"})", data), "[BOS]xy | ..y");
 }
 
+// What is shown before the answer.
+std::string PromptOf(const std::string& text, const proto::Data& data) {
+  const auto tokenizer = ByteTokenizer();
+  const json object = json::parse(text);
+  const auto format = *DetectFormat(object, data);
+  const auto encoder = RecordEncoder::Create(tokenizer.get(), data, format);
+  const auto tokens = encoder->Encode(*ReadRecord(object, format, data));
+  return Show({tokens->ids.begin(), tokens->ids.begin() + tokens->prompt});
+}
+
+TEST(EncodeRecordTest, ThePromptEndsWhereTheAnswerBeginsWhateverIsTrained) {
+  proto::Data data = DefaultData();
+  for (const bool train_on_prompt : {false, true}) {
+    data.set_train_on_prompt(train_on_prompt);
+    EXPECT_EQ(PromptOf(R"({"prompt":"2+2=","completion":"4"})", data), "[BOS]2+2=");
+    EXPECT_EQ(PromptOf(R"({"text":"2+2=4"})", data), "");
+    EXPECT_EQ(PromptOf(R"({"messages":[{"role":"user","content":"a"},
+                           {"role":"assistant","content":"b"},{"role":"user","content":"c"},
+                           {"role":"assistant","content":"d"}]})",
+                       data),
+              "[BOS][H]user[/H]\n\na[EOT][H]assistant[/H]\n\nb[EOT][H]user[/H]\n\nc[EOT]"
+              "[H]assistant[/H]\n\n");
+  }
+  const auto labelled = [&](const char* labels) {
+    return PromptOf(absl::StrCat(R"({"input_ids":[97,98,99,100],"labels":)", labels, "}"), data);
+  };
+  EXPECT_EQ(labelled("[-100,-100,99,100]"), "ab");
+  EXPECT_EQ(labelled("[97,-100,99,-100]"), "ab");
+  EXPECT_EQ(labelled("[-100,98,99,100]"), "") << "nothing predicts the first";
+  EXPECT_EQ(labelled("[97,98,99,100]"), "");
+  data.set_whole_string_tokenization(true);
+  EXPECT_EQ(PromptOf(R"({"prompt":"aq","completion":"zb"})", data), "[BOS]a");
+}
+
 TEST(EncodeRecordTest, ApartOrAsOneString) {
   proto::Data data = DefaultData();
   const std::string record = R"({"prompt":"aq","completion":"zb"})";

@@ -104,8 +104,9 @@ INSTANTIATE_TEST_SUITE_P(Families, Generation,
                          [](const auto& info) { return std::string(info.param); });
 
 TEST(LastTrainedRun, IsTheAnswer) {
-  const auto run_of = [](std::vector<uint8_t> trained) {
+  const auto run_of = [](std::vector<uint8_t> trained, int64_t prompt = 0) {
     Sample sample;
+    sample.prompt = prompt;
     sample.ids.resize(trained.size());
     sample.trained = std::move(trained);
     return LastTrainedRun(sample);
@@ -113,6 +114,7 @@ TEST(LastTrainedRun, IsTheAnswer) {
   EXPECT_THAT(run_of({0, 0, 1, 1}), Pair(2, 4));
   EXPECT_THAT(run_of({0, 1, 1, 0, 0, 1, 1, 1, 0}), Pair(5, 8));  // a chat of two turns
   EXPECT_THAT(run_of({1, 1, 1}), Pair(1, 3));                    // plain text
+  EXPECT_THAT(run_of({1, 1, 1, 1}, 3), Pair(3, 4));              // the prompt is trained too
 }
 
 }  // namespace
