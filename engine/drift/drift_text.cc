@@ -112,7 +112,7 @@ std::string WeightTable(const proto::QuantizationReport& report) {
 
 std::string DriftText(const proto::DriftReport& r) {
   std::string text = absl::StrFormat(
-      "\ndrift of %s on %s: %s samples, %s tokens scored; baseline: weights in %s, activations and "
+      "drift of %s on %s: %s samples, %s tokens scored; baseline: weights in %s, activations and "
       "sums in fp32%s\n\n",
       r.model(), r.data(), FormatCount(r.samples()), FormatCount(r.tokens()), r.baseline_type(),
       r.adapter().empty() ? "" : absl::StrCat("; all carry the adapter ", r.adapter()));
@@ -160,8 +160,7 @@ std::string DriftText(const proto::DriftReport& r) {
                             s.kl(), s.loss_difference(), s.text());
     }
   }
-  for (const std::string& note : r.notes()) absl::StrAppend(&text, "\n", note);
-  return text;
+  return absl::StrCat(text, "\n", absl::StrJoin(r.notes(), "\n"), "\n");
 }
 
 }  // namespace qlora::engine

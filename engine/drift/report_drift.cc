@@ -27,6 +27,7 @@ namespace qlora::engine {
 namespace {
 
 constexpr char kFolder[] = "drift";
+constexpr char kTextFile[] = "drift.txt";
 constexpr char kReportFile[] = "drift.json";
 constexpr char kPageFile[] = "drift.html";
 constexpr char kKeepFile[] = "keep_in_16_bits.textproto";
@@ -330,17 +331,18 @@ class DriftRun {
 
   absl::Status Write() {
     AddNotes();
-    console_.Line(DriftText(report_));
+    const std::string text = DriftText(report_);
+    console_.Line("\n" + text);
     absl::StatusOr<std::string> json = ReportJson(report_);
     if (!json.ok()) return json.status();
+    if (absl::Status s = WriteFile(kTextFile, text); !s.ok()) return s;
     if (absl::Status s = WriteFile(kReportFile, *json); !s.ok()) return s;
     if (absl::Status s = WriteFile(kPageFile, DriftHtml(report_)); !s.ok()) return s;
     if (drift_.has_apply_keep_worst_layers()) {
-      const int64_t count = std::min<int64_t>(drift_.apply_keep_worst_layers(), setup_.spec.layers);
-      const std::string text =
-          absl::StrCat("# The layers that drift most in 4 bits; see ", kReportFile,
-                       ".\nquantization { ", KeepFields(WorstLayers(int(count))), " }\n");
-      if (absl::Status s = WriteFile(kKeepFile, text); !s.ok()) return s;
+      const std::string snippet = absl::StrCat(
+          "# The layers that drift most in 4 bits; see ", kReportFile, ".\nquantization { ",
+          KeepFields(WorstLayers(drift_.apply_keep_worst_layers())), " }\n");
+      if (absl::Status s = WriteFile(kKeepFile, snippet); !s.ok()) return s;
     }
     return drift_.apply_residual_init() ? WriteResidualAdapter() : absl::OkStatus();
   }

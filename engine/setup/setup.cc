@@ -20,6 +20,7 @@
 #include "engine/setup/take_data.h"
 #include "engine/text/chat_format.h"
 #include "proto/errors.h"
+#include "proto/job_defaults.h"
 
 namespace qlora::engine {
 namespace {
@@ -91,8 +92,27 @@ class Preparation {
       const absl::Status format = ChatFormatOf(data, *s_.tokenizer).status();
       if (!format.ok()) problems.emplace_back(format.message());
     }
+    if (s_.command == Command::kDrift) CheckWorstLayers(&problems);
     if (problems.empty()) return absl::OkStatus();
     return proto::BadJobError(absl::StrJoin(problems, "\n"));
+  }
+
+  // The default is for any model: of it a smaller one measures what it can.
+  void CheckWorstLayers(std::vector<std::string>* problems) const {
+    const proto::Drift& drift = s_.job.drift();
+    const auto check = [&](const std::string& field, int64_t count) {
+      if (count <= s_.spec.layers) return;
+      problems->push_back(absl::StrCat(field, ": found ", count, "; allowed: at most ",
+                                       s_.spec.layers, ", the layers of the model"));
+    };
+    const auto& counts = drift.keep_worst_layers();
+    const auto by_default = proto::WithDefaults(proto::Job()).drift().keep_worst_layers();
+    const bool is_given =
+        !std::equal(counts.begin(), counts.end(), by_default.begin(), by_default.end());
+    for (int i = 0; is_given && i < counts.size(); ++i) {
+      check(absl::StrCat("drift.keep_worst_layers[", i, "]"), counts[i]);
+    }
+    check("drift.apply_keep_worst_layers", drift.apply_keep_worst_layers());
   }
 
   // Ranks of one machine share its cores and its memory.

@@ -56,7 +56,9 @@ TEST_F(DriftCommands, TheReportHasAllItsParts) {
   const Json& both = report["remedies"][3]["model"];
   EXPECT_EQ(both["kl"], report["sixteen_bits"]["kl"]);
   EXPECT_EQ(both["bytes"], report["sixteen_bits"]["bytes"]);
-  EXPECT_THAT(result.out, HasSubstr("types and block sizes"));
+  const std::string text = Read("out/drift/drift.txt");
+  EXPECT_THAT(text, HasSubstr("types and block sizes"));
+  EXPECT_THAT(result.out, HasSubstr(text)) << "what the terminal shows";
   const std::string page = Read("out/drift/drift.html");
   EXPECT_THAT(page, HasSubstr("Layer by layer"));
   EXPECT_THAT(page, Not(HasSubstr("<script")));
@@ -109,6 +111,23 @@ TEST_F(DriftCommands, BadJobsAreRefused) {
                        Set("quantization.keep_in_16_bits=down_prj"));
   ExpectCommandRefused("quantize", 64, {"nf4 or fp4"},
                        Set("quantization.bnb_4bit_quant_type=INT4"));
+}
+
+TEST_F(DriftCommands, MoreLayersThanTheModelHasAreRefusedBeforeAnythingIsMeasured) {
+  ExpectCommandRefused(
+      "drift", 64,
+      {"drift.keep_worst_layers[1]: found 100; allowed: at most 2, the layers of the model",
+       "drift.apply_keep_worst_layers: found 3; allowed: at most 2"},
+      {"--set", "drift.keep_worst_layers=1,100", "--set", "drift.apply_keep_worst_layers=3"});
+  const CommandResult trained = Run("train", {"--set", "drift.keep_worst_layers=100"});
+  EXPECT_EQ(trained.exit_code, 0) << "of no concern to other commands: " << trained.err;
+}
+
+// The default measures one and two.
+TEST_F(DriftCommands, AModelOfOneLayerIsMeasuredByDefault) {
+  Edit("base/config.json", "\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1");
+  const Json report = Report(Set("drift.compare_types=false"));
+  EXPECT_EQ(report["remedies"].size(), 1u + 1u);  // residual, one layer
 }
 
 TEST_F(DriftCommands, TheKeptLayersAreWrittenAsAJob) {

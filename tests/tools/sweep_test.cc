@@ -248,7 +248,41 @@ TEST_F(SweepTest, GatesAreEachAdaptersOwn) {
   for (const std::string name : {"r1", "unhurried"}) {
     EXPECT_NE(Read("out/" + name + "/adapter_model.safetensors"), "") << name;
   }
-  EXPECT_NE(Read("out/sweep_report.json"), "");
+  const auto report = nlohmann::json::parse(Read("out/sweep_report.json"));
+  EXPECT_EQ(report["smallest"], "r1");
+  for (const auto& adapter : report["adapter"]) {
+    ASSERT_EQ(adapter["gates"].size(), 1u);
+    EXPECT_EQ(adapter["gates"][0]["passed"], adapter["name"] == "r1");
+    EXPECT_EQ(adapter["gates"][0]["limit"], -0.001);
+    EXPECT_EQ(adapter["good_enough"], adapter["name"] == "r1");
+  }
+  for (const char* file : {"out/sweep_report.txt", "out/sweep_report.html"}) {
+    EXPECT_THAT(Read(file), HasSubstr("unhurried: gates.max_eval_loss_increase missed"));
+  }
+}
+
+TEST_F(SweepTest, RaisesTheRankWhileGatesAreMissed) {
+  job_ += "sweep { ranks: 1 ranks: 2 ranks: 4 raise_rank: true tolerance: 1 }\n";
+  const CommandResult result = Run("sweep", {"--set", "gates.max_eval_loss_increase=-50"});
+  EXPECT_EQ(result.exit_code, 79) << result.err;
+  EXPECT_NE(Read("out/r4/adapter_model.safetensors"), "");
+  EXPECT_THAT(result.out,
+              AllOf(HasSubstr("no rank passes the gates yet: raised again"),
+                    HasSubstr("no rank passes the gates; the best is"), Not(HasSubstr("enough"))));
+}
+
+// An answer is longer than one token: none is right.
+TEST_F(SweepTest, RaisesTheRankByTheLossWhereNoAnswerIsRight) {
+  job_ +=
+      "sweep { ranks: 1 ranks: 2 ranks: 4 raise_rank: true tolerance: 0 }\n"
+      "eval { exact_match: true max_new_tokens: 1 }\n";
+  const CommandResult result = Run("sweep");
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_THAT(result.out, AllOf(HasSubstr("raising the rank gained"),
+                                Not(HasSubstr("raising the rank gained 0.00 %")),
+                                HasSubstr("compared by held-out loss: all have the same share of "
+                                          "answers right, 0.0 %")));
+  EXPECT_EQ(nlohmann::json::parse(Read("out/sweep_report.json"))["metric"], "LOSS");
 }
 
 TEST_F(SweepTest, AGateNeedsTheHeldOutDataOfEach) {
