@@ -25,8 +25,7 @@ HtmlTable AdapterTable(const SweepReport& report) {
                               {"training loss", true},
                               {"held-out loss", true},
                               {"exact", true},
-                              {"gates"},
-                              {"good enough"}}};
+                              {"enough"}}};
   for (const SweepReport::Adapter& a : report.adapter()) {
     if (!report.smallest().empty() && a.name() == report.smallest()) {
       table.marked_rows.push_back(table.rows.size());
@@ -34,13 +33,11 @@ HtmlTable AdapterTable(const SweepReport& report) {
     table.rows.push_back(
         {a.name(), absl::StrCat(a.r()), absl::StrFormat("%.3g", a.learning_rate()),
          absl::StrFormat("%g", a.lora_alpha()), FormatBytes(a.adapter_bytes()),
-         absl::StrCat(a.steps(), " of ", a.total_steps()),
-         OrDash(a.has_train_loss(), a.train_loss()), OrDash(a.has_eval_loss(), a.eval_loss()),
+         absl::StrCat(a.steps(), "/", a.total_steps()), OrDash(a.has_train_loss(), a.train_loss()),
+         OrDash(a.has_eval_loss(), a.eval_loss()),
          a.has_exact_match() ? absl::StrFormat("%.1f %%", 100 * a.exact_match()) : "–",
-         !IsTrained(a) || a.gates().empty() ? "–"
-         : Passes(a)                        ? "passed"
-                                            : "missed",
          !IsTrained(a)     ? a.not_trained()
+         : MissesGate(a)   ? "no: gate"
          : a.good_enough() ? "yes"
                            : "no"});
   }

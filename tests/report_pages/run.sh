@@ -34,7 +34,7 @@ run drift out
 run drift adapted "drift.adapter=$folder/out" drift.compare_types=false
 run merge out merge.accept_loss=true
 run merge refused "merge.adapter=$folder/out" merge.into=BASE merge.max_loss_increase=0 || [ $? = 79 ]
-run sweep sweep sweep.ranks=2,4,8
+run sweep sweep sweep.ranks=2,4,8 gates.max_eval_loss_increase=0
 run plan plan plan.report=true 'economics.instruction=Read the order out of the message as one record of the fixed form.' \
   economics.calls_per_day=40000 economics.price_per_million_prompt_tokens=0.5 economics.cost_per_hour=1.2
 # A card that a job does not fit, with changes, modes and ranks. It ends with 71 for that.
