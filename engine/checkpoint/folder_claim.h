@@ -26,11 +26,21 @@ class FolderClaim {
   static absl::StatusOr<std::unique_ptr<FolderClaim>> Take(
       Env* env, const std::string& folder, Console* console,
       const FileLock::Flock& flock = FileLock::SystemFlock());
+  // The same for a folder that is replaced as a whole, which a lock in it would not survive: locked
+  // is ".<name>.lock" beside it. `field` is the job's that names the folder.
+  static absl::StatusOr<std::unique_ptr<FolderClaim>> TakeBeside(
+      Env* env, const std::string& folder, const char* field, Console* console,
+      const FileLock::Flock& flock = FileLock::SystemFlock());
   // Gives it back. Folders that were created for it go if nothing was put into them.
   ~FolderClaim();
 
+  // False where the file system has no locks: another run may write there too.
+  bool is_locked() const { return lock_ != nullptr; }
+
  private:
   explicit FolderClaim(Env* env) : env_(env) {}
+  absl::Status Lock(const std::string& path, const std::string& what, Console* console,
+                    const FileLock::Flock& flock);
 
   Env* const env_;
   std::vector<std::string> created_;  // innermost first

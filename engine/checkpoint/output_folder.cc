@@ -18,10 +18,6 @@
 namespace qlora::engine {
 namespace {
 
-// What of the job decides the result, for the message when the next job differs.
-constexpr char kJobFile[] = "job.textproto";
-constexpr int64_t kMaxJobBytes = 1 << 20;
-
 absl::Status RemoveCheckpoints(Env* env, const std::string& folder) {
   absl::StatusOr<std::vector<std::string>> names = env->List(folder);
   if (!names.ok()) return names.status();

@@ -4,6 +4,7 @@
 #ifndef QLORA_ENGINE_CHECKPOINT_OUTPUT_FOLDER_H_
 #define QLORA_ENGINE_CHECKPOINT_OUTPUT_FOLDER_H_
 
+#include <cstdint>
 #include <optional>
 #include <string>
 
@@ -12,6 +13,10 @@
 #include "engine/setup/setup.h"
 
 namespace qlora::engine {
+
+// What of the job decides the result, for the message when the next job differs.
+inline constexpr char kJobFile[] = "job.textproto";
+inline constexpr int64_t kMaxJobBytes = 1 << 20;
 
 // Before anything is loaded: tries to write in the folder, removes what interrupted writers left,
 // and finds the checkpoint to go on from; empty where the run starts anew. With

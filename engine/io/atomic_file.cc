@@ -1,7 +1,10 @@
 #include "engine/io/atomic_file.h"
 
 #include <algorithm>
+#include <functional>
+#include <optional>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
@@ -87,28 +90,27 @@ absl::Status AtomicWriteFile(Env* env, const std::string& path, absl::string_vie
 
 namespace {
 
-// Of NewAtomicFile, FolderCommit and their like: all end in an Env's RandomId. Whatever else a user
-// calls so is no business of ours.
-bool IsTemporary(absl::string_view name) {
+// What ".tmp-<name>-<id>" of NewAtomicFile, FolderCommit and their like was to become: `name`. All
+// end in an Env's RandomId. Whatever else a user calls so is no business of ours.
+std::optional<absl::string_view> TargetOf(absl::string_view found, absl::string_view prefix) {
   constexpr size_t kIdLetters = 16;
-  if (!absl::ConsumePrefix(&name, kTemporaryPrefix) || name.size() <= kIdLetters) return false;
-  const absl::string_view id = name.substr(name.size() - kIdLetters);
-  return name[name.size() - kIdLetters - 1] == '-' &&
-         std::all_of(id.begin(), id.end(), [](char c) { return absl::ascii_isxdigit(c); });
+  if (!absl::ConsumePrefix(&found, prefix) || found.size() <= kIdLetters) return std::nullopt;
+  const absl::string_view id = found.substr(found.size() - kIdLetters);
+  found.remove_suffix(kIdLetters);
+  const auto is_hex = [](char c) { return absl::ascii_isxdigit(c); };
+  if (!std::all_of(id.begin(), id.end(), is_hex) || !absl::ConsumeSuffix(&found, "-")) {
+    return std::nullopt;
+  }
+  return found;
 }
 
-}  // namespace
-
-absl::Status CleanTemporaries(Env* env, const std::string& folder) {
-  auto names = env->List(folder);
-  if (absl::IsNotFound(names.status())) return absl::OkStatus();
-  if (!names.ok()) return names.status();
+// Moves back what a writer had moved away for a new one that never came.
+absl::Status TakeBack(Env* env, const std::string& folder, const std::vector<std::string>& names) {
   bool taken_back = false;
-  for (const std::string& name : *names) {
-    absl::string_view rest = name;
-    if (!IsTemporary(name) || !absl::ConsumePrefix(&rest, kReplacedPrefix)) continue;
-    const size_t dash = rest.rfind('-');
-    const std::string original = JoinPath(folder, rest.substr(0, dash));
+  for (const std::string& name : names) {
+    const std::optional<absl::string_view> target = TargetOf(name, kReplacedPrefix);
+    if (!target) continue;
+    const std::string original = JoinPath(folder, *target);
     auto present = env->IsPresent(original);
     if (!present.ok()) return present.status();
     if (*present) continue;
@@ -116,15 +118,37 @@ absl::Status CleanTemporaries(Env* env, const std::string& folder) {
     if (!status.ok()) return status;
     taken_back = true;
   }
-  if (taken_back) {
-    if (absl::Status status = env->SyncFolder(folder); !status.ok()) return status;
-  }
+  return taken_back ? env->SyncFolder(folder) : absl::OkStatus();
+}
+
+// Those of `folder` that `is_meant`; OK if there is no such folder.
+absl::Status Clean(Env* env, const std::string& folder,
+                   const std::function<bool(absl::string_view name)>& is_meant) {
+  auto names = env->List(folder);
+  if (absl::IsNotFound(names.status())) return absl::OkStatus();
+  if (!names.ok()) return names.status();
+  names->erase(std::remove_if(names->begin(), names->end(),
+                              [&](const std::string& name) { return !is_meant(name); }),
+               names->end());
+  if (absl::Status status = TakeBack(env, folder, *names); !status.ok()) return status;
   for (const std::string& name : *names) {
-    if (!IsTemporary(name)) continue;
     absl::Status status = env->RemoveAll(JoinPath(folder, name));
     if (!status.ok()) return status;
   }
   return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status CleanTemporaries(Env* env, const std::string& folder) {
+  return Clean(env, folder,
+               [](absl::string_view name) { return TargetOf(name, kTemporaryPrefix).has_value(); });
+}
+
+absl::Status CleanTemporariesOf(Env* env, const std::string& folder, absl::string_view name) {
+  return Clean(env, folder, [&](absl::string_view found) {
+    return TargetOf(found, kTemporaryPrefix) == name || TargetOf(found, kReplacedPrefix) == name;
+  });
 }
 
 }  // namespace qlora::engine

@@ -26,6 +26,8 @@ inline constexpr char kReplacedPrefix[] = ".tmp-replaced-";
 // without putting the new one in place. To be called at start, before anything is looked for, and
 // only in a folder that no other process writes to. OK if there is no such folder.
 absl::Status CleanTemporaries(Env* env, const std::string& folder);
+// Only what was to become `name`, which no other process writes: the folder may be anybody's.
+absl::Status CleanTemporariesOf(Env* env, const std::string& folder, absl::string_view name);
 
 }  // namespace qlora::engine
 

@@ -123,7 +123,9 @@ FolderCommit::~FolderCommit() {
 absl::StatusOr<std::unique_ptr<FolderCommit>> FolderCommit::Begin(Env* env,
                                                                   const std::string& parent,
                                                                   const std::string& name) {
-  if (!IsPlainName(name) || absl::StartsWith(name, kTemporaryPrefix)) {
+  // Of a folder "replaced-x" a temporary could be taken for "x" while that is being replaced.
+  if (!IsPlainName(name) || absl::StartsWith(name, kTemporaryPrefix) ||
+      absl::StartsWith(absl::StrCat(kTemporaryPrefix, name), kReplacedPrefix)) {
     return absl::InvalidArgumentError(absl::StrCat("\"", name, "\" is no name for a folder"));
   }
   std::unique_ptr<FolderCommit> commit(new FolderCommit(env, parent, name));

@@ -2,10 +2,13 @@
 
 #include <cerrno>
 #include <cstring>
+#include <filesystem>
+#include <system_error>
 
 #include "absl/strings/cord.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 
 namespace qlora::engine {
 namespace {
@@ -85,6 +88,19 @@ std::string BaseName(absl::string_view path) {
   path = WithoutTrailingSlash(path);
   const size_t slash = path.rfind('/');
   return std::string(slash == absl::string_view::npos ? path : path.substr(slash + 1));
+}
+
+std::string ResolvedPath(const std::string& path) {
+  std::error_code error;
+  const std::filesystem::path absolute = std::filesystem::absolute(path, error);
+  const std::filesystem::path resolved = std::filesystem::weakly_canonical(absolute, error);
+  return std::string(
+      WithoutTrailingSlash((error ? absolute.lexically_normal() : resolved).string()));
+}
+
+bool IsWithin(absl::string_view path, absl::string_view folder) {
+  return absl::ConsumePrefix(&path, WithoutTrailingSlash(folder)) &&
+         (path.empty() || path[0] == '/' || folder == "/");
 }
 
 bool IsPlainName(absl::string_view name) {

@@ -155,6 +155,11 @@ std::string JoinPath(absl::string_view folder, absl::string_view name);
 std::string ParentPath(absl::string_view path);
 // "a/b" -> "b".
 std::string BaseName(absl::string_view path);
+// Where `path` leads to: absolute, without links, "." and ".."; what is not there yet stays as
+// written.
+std::string ResolvedPath(const std::string& path);
+// Whether `path` is `folder` or lies in it, both resolved.
+bool IsWithin(absl::string_view path, absl::string_view folder);
 // True for a name that stays in its folder: not empty, not "." or "..", no '/', '\\', NUL or
 // control byte.
 bool IsPlainName(absl::string_view name);

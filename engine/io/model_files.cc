@@ -1,11 +1,16 @@
 #include "engine/io/model_files.h"
 
+#include <algorithm>
+#include <iterator>
+
+#include "absl/strings/strip.h"
 #include "engine/input_error.h"
 
 namespace qlora::engine {
 namespace {
 
 constexpr int64_t kMaxCopiedFile = int64_t{256} << 20;
+constexpr char kGenerationFile[] = "generation_config.json";
 constexpr const char* kTokenizerFiles[] = {"tokenizer.json",
                                            "tokenizer_config.json",
                                            "special_tokens_map.json",
@@ -43,8 +48,22 @@ std::vector<int64_t> TokenizerFileSizes(Env* env, const std::string& folder) {
 }
 
 absl::Status CopyModelFiles(Env* env, const std::string& folder, const FileMaker& make) {
-  if (absl::Status s = CopyFile(env, folder, "generation_config.json", make); !s.ok()) return s;
+  if (absl::Status s = CopyFile(env, folder, kGenerationFile, make); !s.ok()) return s;
   return CopyTokenizerFiles(env, folder, make);
+}
+
+bool IsModelFile(absl::string_view name) {
+  for (const absl::string_view known :
+       {"config.json", kGenerationFile, "model.safetensors", "model.safetensors.index.json"}) {
+    if (name == known) return true;
+  }
+  if (std::find(std::begin(kTokenizerFiles), std::end(kTokenizerFiles), name) !=
+      std::end(kTokenizerFiles)) {
+    return true;
+  }
+  // model-00001-of-00002.safetensors
+  return absl::ConsumePrefix(&name, "model-") && absl::ConsumeSuffix(&name, ".safetensors") &&
+         name.find("-of-") != name.npos && name.find_first_not_of("0123456789-of") == name.npos;
 }
 
 absl::Status WriteTextFile(const FileMaker& make, const std::string& name, absl::string_view text) {

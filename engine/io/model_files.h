@@ -20,6 +20,10 @@ std::vector<int64_t> TokenizerFileSizes(Env* env, const std::string& folder);
 // weights and config.json.
 absl::Status CopyModelFiles(Env* env, const std::string& folder, const FileMaker& make);
 
+// Whether `name` is one of those, config.json, or a weight file as Transformers names them: all
+// that a folder with a model of its own is made of.
+bool IsModelFile(absl::string_view name);
+
 // A whole small file through `make`.
 absl::Status WriteTextFile(const FileMaker& make, const std::string& name, absl::string_view text);
 

@@ -33,7 +33,7 @@ TEST_F(FolderClaimTest, IsOneRunsUntilItIsGivenBack) {
   EXPECT_THAT(std::string(second.message()),
               AllOf(HasSubstr(folder_.File("a/out")),
                     HasSubstr(absl::StrCat("in use by another run: process ", ::getpid(), " on ")),
-                    HasSubstr("an output_dir of its own")));
+                    HasSubstr("another output_dir")));
   EXPECT_TRUE(Take("a/b").ok());
   first->reset();
   EXPECT_TRUE(Take("a/out").ok());
@@ -74,6 +74,27 @@ TEST_F(FolderClaimTest, WithoutLocksTheRunGoesOnWithAWarning) {
       testing::internal::GetCapturedStderr(),
       HasSubstr(absl::StrCat("warning: output_dir ", folder_.File("out"), " can't be locked (")));
   EXPECT_TRUE(claim.ok());
+}
+
+TEST_F(FolderClaimTest, BesideAFolderOutlivesItsReplacement) {
+  ASSERT_TRUE(env_->CreateFolders(folder_.File("models/merged")).ok());
+  const auto take = [&](const std::string& name) {
+    return FolderClaim::TakeBeside(env_, folder_.File(name), "merge.output", &console_);
+  };
+  auto first = take("models/merged");
+  ASSERT_TRUE(first.ok()) << first.status();
+  EXPECT_TRUE((*first)->is_locked());
+  ASSERT_TRUE(env_->RemoveAll(folder_.File("models/merged")).ok());
+  const absl::Status second = take("models/merged/").status();
+  EXPECT_EQ(proto::ExitCodeOf(second), proto::kExitBadJob);
+  EXPECT_THAT(std::string(second.message()),
+              AllOf(HasSubstr("merge.output " + folder_.File("models/merged")),
+                    HasSubstr("another merge.output")));
+  EXPECT_TRUE(take("models/merged-2").ok());
+  EXPECT_TRUE(take("new/merged").ok());
+  EXPECT_FALSE(env_->Exists(folder_.File("new")));
+  first->reset();
+  EXPECT_EQ(env_->List(folder_.File("models"))->size(), 0u);
 }
 
 }  // namespace

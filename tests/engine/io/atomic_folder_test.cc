@@ -305,6 +305,35 @@ TEST_F(AtomicFolderTest, CleaningTakesBackWhatNothingReplaced) {
   EXPECT_TRUE(CleanTemporaries(&env_, "nowhere").ok());
 }
 
+TEST_F(AtomicFolderTest, CleaningOfOneNameLeavesAllOthers) {
+  ASSERT_TRUE(Save(&env_, 1, "one").ok());
+  ASSERT_TRUE(
+      env_.Rename("out/checkpoint-1", "out/.tmp-replaced-checkpoint-1-00000000000000ff").ok());
+  for (const char* name :
+       {".tmp-checkpoint-1-00000000000000aa", ".tmp-checkpoint-1-2-00000000000000aa",
+        ".tmp-checkpoint-12-00000000000000aa", ".tmp-checkpoint-1-mine", ".tmp-checkpoint-1-",
+        ".tmp-replaced-checkpoint-2-00000000000000ff", "checkpoint-1-00000000000000aa"}) {
+    ASSERT_TRUE(env_.CreateFolders(absl::StrCat("out/", name)).ok());
+  }
+  ASSERT_TRUE(CleanTemporariesOf(&env_, "out", "checkpoint-1").ok());
+  EXPECT_THAT(*env_.List("out"),
+              ElementsAre(".tmp-checkpoint-1-", ".tmp-checkpoint-1-2-00000000000000aa",
+                          ".tmp-checkpoint-1-mine", ".tmp-checkpoint-12-00000000000000aa",
+                          ".tmp-replaced-checkpoint-2-00000000000000ff", "checkpoint-1",
+                          "checkpoint-1-00000000000000aa"));
+  EXPECT_EQ(Read("out/checkpoint-1/weights"), "one");
+  EXPECT_TRUE(CleanTemporariesOf(&env_, "nowhere", "checkpoint-1").ok());
+}
+
+// Its temporary name would be that of "x" while that is being replaced.
+TEST_F(AtomicFolderTest, NamesThatReadAsTemporaryOnesAreRefused) {
+  for (const char* name : {"replaced-x", ".tmp-x", "..", "a/b", ""}) {
+    EXPECT_EQ(FolderCommit::Begin(&env_, "out", name).status().code(),
+              absl::StatusCode::kInvalidArgument)
+        << name;
+  }
+}
+
 TEST_F(AtomicFolderTest, AtomicFileKeepsTheOldContentsOnAnyError) {
   ASSERT_TRUE(AtomicWriteFile(&env_, "out/f", "old").ok());
   const int64_t start = env_.operations();

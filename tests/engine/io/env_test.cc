@@ -7,6 +7,7 @@
 
 #include <cerrno>
 #include <cstdlib>
+#include <filesystem>
 #include <string>
 
 #include "engine/io/posix_env.h"
@@ -265,6 +266,26 @@ TEST(PathTest, PlainNamesStayInTheirFolder) {
                                                          "a\n", "\x7f", std::string("a\0b", 3)}) {
     EXPECT_FALSE(IsPlainName(bad)) << bad;
   }
+}
+
+TEST(Env, PathsAreResolvedAsFarAsTheyExist) {
+  Env* env = Env::Default();
+  const tests::TempFolder folder;
+  const std::string root = ResolvedPath(folder.path());
+  ASSERT_TRUE(env->CreateFolders(folder.File("a/b")).ok());
+  std::filesystem::create_directory_symlink(folder.File("a/b"), folder.File("link"));
+  EXPECT_EQ(ResolvedPath(folder.File("link/new/../c/")), root + "/a/b/c");
+  EXPECT_EQ(ResolvedPath(folder.File("link/..")), root + "/a") << "not what the text says";
+  EXPECT_EQ(ResolvedPath("new"), ResolvedPath(".") + "/new");
+  EXPECT_EQ(ResolvedPath("/"), "/");
+}
+
+TEST(Env, WhatLiesInAFolder) {
+  EXPECT_TRUE(IsWithin("/a/b", "/a"));
+  EXPECT_TRUE(IsWithin("/a", "/a"));
+  EXPECT_TRUE(IsWithin("/a", "/"));
+  EXPECT_FALSE(IsWithin("/ab", "/a"));
+  EXPECT_FALSE(IsWithin("/a", "/a/b"));
 }
 
 }  // namespace

@@ -1,0 +1,31 @@
+#include "engine/checkpoint/output_names.h"
+
+#include <algorithm>
+#include <iterator>
+
+#include "absl/strings/match.h"
+#include "engine/io/model_files.h"
+
+namespace qlora::engine {
+namespace {
+
+constexpr absl::string_view kNames[] = {
+    // Folders.
+    "runs", "drift", "merge", "quantized",
+    // Files.
+    "adapter_config.json", "adapter_model.safetensors", "job.textproto", "loss_curve.svg",
+    "metrics.jsonl", "qlora_run.json", "residual_init.json", "trainer_state.json"};
+constexpr absl::string_view kBeginnings[] = {".", "checkpoint-", "plan_report.", "sweep_report."};
+
+}  // namespace
+
+bool IsOutputName(absl::string_view name) {
+  const auto begins = [&](absl::string_view beginning) {
+    return absl::StartsWith(name, beginning);
+  };
+  return IsModelFile(name) ||
+         std::find(std::begin(kNames), std::end(kNames), name) != std::end(kNames) ||
+         std::any_of(std::begin(kBeginnings), std::end(kBeginnings), begins);
+}
+
+}  // namespace qlora::engine
