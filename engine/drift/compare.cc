@@ -125,16 +125,13 @@ class Comparer {
     if (absl::Status s = Embed(); !s.ok()) return s;
     if (absl::Status s = layers_->Open(); !s.ok()) return s;
     for (int64_t layer = 0; layer < spec_.layers; ++layer) {
-      if (absl::Status s = RunLayer(layer); !s.ok()) return s;
-      const double part = double(layer + 1) / double(spec_.layers + 1);
-      if (options_.progress) {
-        options_.progress((double(first) + part * double(end - first)) / double(batches_));
-      }
+      if (absl::Status s = RunLayer(layer, first, end); !s.ok()) return s;
     }
     layers_->Close();
     if (absl::Status s = head_->Open(); !s.ok()) return s;
     for (size_t b = 0; b < micro_batches_.size(); ++b) {
       if (absl::Status s = ScoreBatch(b); !s.ok()) return s;
+      if (absl::Status s = TellOf(spec_.layers, b, first, end); !s.ok()) return s;
     }
     head_->Close();
     return absl::OkStatus();
@@ -166,7 +163,14 @@ class Comparer {
     return {stream->data(), dtype, tokens, spec_.hidden, spec_.hidden};
   }
 
-  absl::Status RunLayer(int64_t layer) {
+  // Behind batch `b` of the part [first, end), in a layer or, as the last of them, the head.
+  absl::Status TellOf(int64_t layer, size_t b, int64_t first, int64_t end) const {
+    const double in_layer = double(b + 1) / double(micro_batches_.size());
+    const double part = (double(layer) + in_layer) / double(spec_.layers + 1);
+    return Tell(options_.progress, (double(first) + part * double(end - first)) / double(batches_));
+  }
+
+  absl::Status RunLayer(int64_t layer, int64_t first, int64_t end) {
     if (absl::Status s = layers_->Load(layer); !s.ok()) return s;
     for (size_t b = 0; b < micro_batches_.size(); ++b) {
       if (absl::Status s = layers_->StageBatch(micro_batches_[b].inputs()); !s.ok()) return s;
@@ -185,11 +189,13 @@ class Comparer {
                                                            View(forms_[f].compute, &streams_[f][b]),
                                                            context_.threads));
       }
-      if (!options_.probe) continue;
-      const DType type = forms_[options_.probe->form].compute;
-      result_.alone[layer].Add(CompareStreams(View(type, &reference), View(type, &probe),
-                                              View(forms_[0].compute, &streams_[0][b]),
-                                              context_.threads));
+      if (options_.probe) {
+        const DType type = forms_[options_.probe->form].compute;
+        result_.alone[layer].Add(CompareStreams(View(type, &reference), View(type, &probe),
+                                                View(forms_[0].compute, &streams_[0][b]),
+                                                context_.threads));
+      }
+      if (absl::Status s = TellOf(layer, b, first, end); !s.ok()) return s;
     }
     return absl::OkStatus();
   }

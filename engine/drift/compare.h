@@ -8,7 +8,6 @@
 #ifndef QLORA_ENGINE_DRIFT_COMPARE_H_
 #define QLORA_ENGINE_DRIFT_COMPARE_H_
 
-#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -19,6 +18,7 @@
 #include "engine/drift/model_form.h"
 #include "engine/drift/stream.h"
 #include "engine/drift/stream_error.h"
+#include "engine/progress.h"
 
 namespace qlora::engine {
 
@@ -52,7 +52,7 @@ struct Probe {
 
 struct CompareOptions {
   std::optional<Probe> probe;
-  std::function<void(double)> progress;  // share done; may be empty
+  Progress progress;
 };
 
 struct Comparison {

@@ -62,7 +62,7 @@ class Measurer {
     result_.residual.use_rslora = residual.use_rslora;
   }
 
-  absl::StatusOr<WeightMeasurements> Run(const std::function<void(double)>& progress) {
+  absl::StatusOr<WeightMeasurements> Run(const Progress& progress) {
     auto run = LayerRun::Create(WithHostBytes(), forms_, /*with_pieces=*/false);
     if (!run.ok()) return run.status();
     if (absl::Status s = (*run)->Open(); !s.ok()) return s;
@@ -72,7 +72,8 @@ class Measurer {
         if (absl::Status s = MeasureLayer(layer, f, run->get()); !s.ok()) return s;
       }
       (*run)->ReleaseSources(layer);
-      if (progress) progress(double(layer + 1) / double(context_.spec->layers));
+      const double share = double(layer + 1) / double(context_.spec->layers);
+      if (absl::Status s = Tell(progress, share); !s.ok()) return s;
     }
     StartUnquantized();
     const double noise = Total(result_.of_form[0]).noise;
@@ -161,10 +162,14 @@ WeightError Total(const std::vector<NamedWeightError>& errors) {
 }
 
 absl::StatusOr<std::vector<NamedWeightError>> MeasureLoadedWeights(
-    const ShardedModel& model, const WeightErrorOptions& options, Execution* execution) {
+    const ShardedModel& model, const WeightErrorOptions& options, Execution* execution,
+    const Progress& progress) {
   const Storage& storage = execution->plan().run.storage;
   std::vector<NamedWeightError> errors;
+  int64_t done = 0;
   for (const WeightSlot& slot : storage.weights) {
+    const double share = double(done++) / double(storage.weights.size());
+    if (absl::Status s = Tell(progress, share); !s.ok()) return s;
     if (!slot.quantized.codes) continue;
     HostWeight unpacked;
     absl::StatusOr<WeightError> error =
@@ -181,7 +186,7 @@ absl::StatusOr<WeightMeasurements> MeasureWeights(const StreamContext& context,
                                                   absl::Span<const ModelForm> forms,
                                                   const WeightErrorOptions& options,
                                                   const ResidualOptions& residual,
-                                                  const std::function<void(double)>& progress) {
+                                                  const Progress& progress) {
   return Measurer(context, forms, options, residual).Run(progress);
 }
 

@@ -3,7 +3,6 @@
 #ifndef QLORA_ENGINE_DRIFT_MEASURE_WEIGHTS_H_
 #define QLORA_ENGINE_DRIFT_MEASURE_WEIGHTS_H_
 
-#include <functional>
 #include <string>
 #include <vector>
 
@@ -12,6 +11,7 @@
 #include "engine/drift/stream.h"
 #include "engine/drift/weight_error.h"
 #include "engine/lora/targets.h"
+#include "engine/progress.h"
 
 namespace qlora::engine {
 
@@ -23,7 +23,8 @@ struct NamedWeightError {
 // The weight errors of a run that has its whole base loaded in 4 bits from `model`, which holds it
 // in 16 or 32; before the first piece runs. Scratch: UnpackWeightBytes of the largest.
 absl::StatusOr<std::vector<NamedWeightError>> MeasureLoadedWeights(
-    const ShardedModel& model, const WeightErrorOptions& options, Execution* execution);
+    const ShardedModel& model, const WeightErrorOptions& options, Execution* execution,
+    const Progress& progress = nullptr);
 
 struct WeightMeasurements {
   std::vector<std::vector<NamedWeightError>> of_form;  // by form: its quantized linears, in order
@@ -40,12 +41,12 @@ struct ResidualOptions {
   uint64_t seed = 0;
 };
 
-// Every form is quantized. Reads the checkpoint once. `progress` (may be empty): share done.
+// Every form is quantized. Reads the checkpoint once.
 absl::StatusOr<WeightMeasurements> MeasureWeights(const StreamContext& context,
                                                   absl::Span<const ModelForm> forms,
                                                   const WeightErrorOptions& options,
                                                   const ResidualOptions& residual,
-                                                  const std::function<void(double)>& progress);
+                                                  const Progress& progress);
 
 WeightError Total(const std::vector<NamedWeightError>& errors);
 

@@ -20,6 +20,7 @@
 #include "engine/io/atomic_file.h"
 #include "engine/lora/residual_note.h"
 #include "engine/model/prequantized.h"
+#include "engine/report/live_progress.h"
 #include "engine/report/report_json.h"
 #include "proto/errors.h"
 
@@ -65,10 +66,6 @@ class DriftRun {
   }
 
  private:
-  std::function<void(double)> Progress(const char* what) {
-    return [this, what](double share) { console_.Live(absl::StrCat(what, " ", Bar(share, 30))); };
-  }
-
   absl::Status ReadAdapter() {
     if (drift_.adapter().empty()) return absl::OkStatus();
     absl::StatusOr<AdapterWeights> adapter =
@@ -101,7 +98,7 @@ class DriftRun {
     }
     absl::StatusOr<WeightMeasurements> weights = MeasureWeights(
         context_, forms, {.outlier_factor = drift_.outlier_factor(), .threads = context_.threads},
-        residual, Progress("weights"));
+        residual, LiveProgress(&console_, "weights"));
     console_.EndLive();
     if (!weights.ok()) return weights.status();
     weights_ = *std::move(weights);
@@ -119,7 +116,7 @@ class DriftRun {
       forms.back().adapter = &weights_.residual;
     }
     CompareOptions options{.probe = Probe{.form = kQuantized, .reference = kSixteenBits},
-                           .progress = Progress("models")};
+                           .progress = LiveProgress(&console_, "models")};
     absl::StatusOr<Comparison> comparison = Compare(forms, options);
     if (!comparison.ok()) return comparison.status();
     FillHead(*comparison);
@@ -164,7 +161,8 @@ class DriftRun {
       forms.push_back(WithAdapter(KeptForm(setup_, WorstLayers(count))));
     }
     if (forms.size() == 1) return absl::OkStatus();
-    absl::StatusOr<Comparison> comparison = Compare(forms, {.progress = Progress("remedies")});
+    absl::StatusOr<Comparison> comparison =
+        Compare(forms, {.progress = LiveProgress(&console_, "remedies")});
     if (!comparison.ok()) return comparison.status();
     size_t f = 1;
     for (const int count : counts) {

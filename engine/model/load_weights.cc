@@ -43,7 +43,7 @@ class Loader {
         storage_(execution->plan().run.storage),
         reading_(reading) {}
 
-  absl::Status Load(const std::function<void(double)>& progress) {
+  absl::Status Load(const Progress& progress) {
     if (absl::Status s = FillTables(&execution_); !s.ok()) return s;
     int64_t done = 0, total = 0;
     for (const WeightSlot& slot : storage_.weights) total += slot.row.Count();
@@ -51,7 +51,7 @@ class Loader {
       if (absl::Status s = LoadOne(slot); !s.ok()) return s;
       ReleaseSources(slot.row.name);
       done += slot.row.Count();
-      if (progress) progress(double(done) / double(total));
+      if (absl::Status s = Tell(progress, double(done) / double(total)); !s.ok()) return s;
     }
     return absl::OkStatus();
   }
@@ -321,8 +321,7 @@ int64_t LoadingBytes(const ShardedModel* model, const ModelSpec& spec,
   return most;
 }
 
-absl::Status LoadWeights(const ShardedModel& model, Execution* execution,
-                         const std::function<void(double)>& progress,
+absl::Status LoadWeights(const ShardedModel& model, Execution* execution, const Progress& progress,
                          const SharedReading& reading) {
   return Loader(model, execution, reading).Load(progress);
 }

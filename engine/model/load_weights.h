@@ -5,7 +5,6 @@
 #ifndef QLORA_ENGINE_MODEL_LOAD_WEIGHTS_H_
 #define QLORA_ENGINE_MODEL_LOAD_WEIGHTS_H_
 
-#include <functional>
 #include <string>
 #include <vector>
 
@@ -13,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "engine/comm/host_exchange.h"
 #include "engine/io/checkpoint_files.h"
+#include "engine/progress.h"
 #include "engine/record/storage.h"
 #include "engine/step/execution.h"
 
@@ -36,12 +36,10 @@ int64_t LoadingBytes(const ShardedModel* model, const ModelSpec& spec,
 
 // Loads every weight of `execution`'s run: quantizes, converts, or copies; also fills the 8-bit
 // map, the rotary tables, and for a trained weight the fp32 master and its compute copy. A NaN or
-// infinity in a weight is DataLoss naming tensor and element. `progress` (may be empty) is called
-// with the share done.
+// infinity in a weight is DataLoss naming tensor and element.
 // Where several ranks take the same weights, the first of them reads and quantizes them and hands
 // each tensor to the others; with shard_base a rank keeps its share of it.
-absl::Status LoadWeights(const ShardedModel& model, Execution* execution,
-                         const std::function<void(double)>& progress,
+absl::Status LoadWeights(const ShardedModel& model, Execution* execution, const Progress& progress,
                          const SharedReading& reading = {});
 
 // One frozen weight alone, from the checkpoint's tensor slot.row.name. The tables must be there;

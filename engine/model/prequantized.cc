@@ -48,21 +48,34 @@ DType ScaleType(const quant::QuantSpec& spec) {
   return spec.double_quant ? DType::kU8 : DType::kF32;
 }
 
-}  // namespace
-
-std::string QuantizationFields(const quant::QuantSpec& spec) {
+const std::string& JobName(quant::QuantType type) {
   static constexpr proto::QuantType::Value kNames[] = {proto::QuantType::NF4, proto::QuantType::FP4,
                                                        proto::QuantType::FP4_E3M0,
                                                        proto::QuantType::INT4};
-  return absl::StrCat(
-      "quantization { bnb_4bit_quant_type: ", proto::QuantType::Value_Name(kNames[int(spec.type)]),
-      " block_size: ", spec.block_size,
-      " bnb_4bit_use_double_quant: ", spec.double_quant ? "true" : "false", " }");
+  return proto::QuantType::Value_Name(kNames[int(type)]);
+}
+
+}  // namespace
+
+std::string QuantizationFields(const quant::QuantSpec& spec) {
+  return absl::StrCat("quantization { bnb_4bit_quant_type: ", JobName(spec.type),
+                      " block_size: ", spec.block_size,
+                      " bnb_4bit_use_double_quant: ", spec.double_quant ? "true" : "false", " }");
 }
 
 std::string BaseFields(const quant::QuantSpec& spec, absl::Span<const std::string> kept) {
   return absl::StrCat(QuantizationFields(spec),
                       kept.empty() ? "" : absl::StrCat(" 16 bits: ", absl::StrJoin(kept, ", ")));
+}
+
+absl::Status CheckBitsandbytesHas(const quant::QuantSpec& spec) {
+  if (spec.type == quant::QuantType::kNf4 || spec.type == quant::QuantType::kFp4E2M1) {
+    return absl::OkStatus();
+  }
+  return proto::BadJobError(absl::StrCat(
+      "quantization.bnb_4bit_quant_type: found ", JobName(spec.type),
+      ", which bitsandbytes has not: no other program loads a checkpoint with it; allowed: NF4, "
+      "FP4"));
 }
 
 absl::Status CheckPrequantized(const ShardedModel& model, const WeightRow& row,

@@ -21,6 +21,7 @@
 #include "absl/status/statusor.h"
 #include "engine/io/adapter_file.h"
 #include "engine/io/checkpoint_files.h"
+#include "engine/progress.h"
 #include "engine/record/storage.h"
 #include "engine/step/execution.h"
 
@@ -74,15 +75,22 @@ int64_t LoadPrequantizedBytes(const ShardedModel& model, const WeightRow& row,
 // those that the run reads: extras of the checkpoint are left out. Uses the loading scratch: call
 // it before the first piece runs. Types that bitsandbytes has not are written under our own names
 // (QuantTypeName): for the quantize cache only. Scratch: UnpackWeightBytes.
+struct QuantizedFilesOptions {
+  bool with_model_files = false;  // CopyModelFiles too, between weights and config.json
+  Progress progress = nullptr;    // of the weights
+};
 absl::Status WriteQuantizedFiles(Env* env, const FileMaker& make, const ShardedModel& model,
-                                 Execution* execution);
+                                 Execution* execution, const QuantizedFilesOptions& options = {});
+
+// OK for a type that bitsandbytes has, NF4 and FP4: what is written with another loads in no other
+// program. BadJobError naming the job's field.
+absl::Status CheckBitsandbytesHas(const quant::QuantSpec& spec);
 
 // The same as a folder that loads as a checkpoint of this engine, of Transformers and of
 // bitsandbytes; the model's tokenizer and generation settings are copied too. `folder` is created;
-// each file appears whole, config.json last. Types that bitsandbytes has not (FP4_E3M0, INT4) are
-// BadJobError.
+// each file appears whole, the weights first and config.json last. CheckBitsandbytesHas holds.
 absl::Status WritePrequantized(Env* env, const std::string& folder, const ShardedModel& model,
-                               Execution* execution);
+                               Execution* execution, const Progress& progress = nullptr);
 
 }  // namespace qlora::engine
 

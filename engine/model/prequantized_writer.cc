@@ -93,7 +93,7 @@ class Writer {
   Writer(const ShardedModel& model, Execution* execution)
       : model_(model), execution_(*execution), storage_(execution->plan().run.storage) {}
 
-  absl::Status Write(std::unique_ptr<WritableFile> file) {
+  absl::Status Write(std::unique_ptr<WritableFile> file, const Progress& progress) {
     for (const WeightSlot& slot : storage_.weights) {
       const absl::Status status = slot.quantized.codes ? AddQuantized(slot) : AddCopy(slot);
       if (!status.ok()) return status;
@@ -101,8 +101,11 @@ class Writer {
     absl::StatusOr<SafetensorsWriter> writer =
         SafetensorsWriter::Create(std::move(file), std::move(specs_));
     if (!writer.ok()) return writer.status();
+    int64_t done = 0;
     for (const TensorSpec& spec : writer->order()) {
       if (absl::Status s = WritePart(parts_.at(spec.name), &*writer); !s.ok()) return s;
+      const double share = double(++done) / double(writer->order().size());
+      if (absl::Status s = Tell(progress, share); !s.ok()) return s;
     }
     return writer->Finish();
   }
@@ -241,34 +244,36 @@ class Writer {
 }  // namespace
 
 absl::Status WriteQuantizedFiles(Env* env, const FileMaker& make, const ShardedModel& model,
-                                 Execution* execution) {
+                                 Execution* execution, const QuantizedFilesOptions& options) {
   absl::StatusOr<nlohmann::json> config = ReadJsonFile(env, JoinPath(model.folder(), kConfigFile));
   if (!config.ok()) return config.status();
   absl::StatusOr<std::unique_ptr<WritableFile>> file = make(kModelFile);
   if (!file.ok()) return file.status();
-  if (absl::Status s = Writer(model, execution).Write(*std::move(file)); !s.ok()) return s;
+  if (absl::Status s = Writer(model, execution).Write(*std::move(file), options.progress);
+      !s.ok()) {
+    return s;
+  }
+  if (options.with_model_files) {
+    if (absl::Status s = CopyModelFiles(env, model.folder(), make); !s.ok()) return s;
+  }
   return WriteTextFile(make, kConfigFile,
                        ConfigText(*std::move(config), execution->plan().run.storage));
 }
 
 absl::Status WritePrequantized(Env* env, const std::string& folder, const ShardedModel& model,
-                               Execution* execution) {
+                               Execution* execution, const Progress& progress) {
   const StorageOptions& options = execution->plan().run.storage.options;
-  const bool known = options.quant.type == quant::QuantType::kNf4 ||
-                     options.quant.type == quant::QuantType::kFp4E2M1;
-  if (options.mode != proto::Mode::QLORA || !known) {
-    return proto::BadJobError(absl::StrCat(
-        "a checkpoint in bitsandbytes' layout holds 4-bit weights of type nf4 or fp4; this run "
-        "has ",
-        options.mode != proto::Mode::QLORA ? "unquantized weights"
-                                           : quant::QuantTypeName(options.quant.type)));
+  if (options.mode != proto::Mode::QLORA) {
+    return proto::BadJobError(
+        "a checkpoint in bitsandbytes' layout holds 4-bit weights; this run has none");
   }
+  if (absl::Status s = CheckBitsandbytesHas(options.quant); !s.ok()) return s;
   if (absl::Status s = env->CreateFolders(folder); !s.ok()) return s;
   const FileMaker make = [&](const std::string& name) {
     return NewAtomicFile(env, JoinPath(folder, name));
   };
-  if (absl::Status s = CopyModelFiles(env, model.folder(), make); !s.ok()) return s;
-  return WriteQuantizedFiles(env, make, model, execution);
+  return WriteQuantizedFiles(env, make, model, execution,
+                             {.with_model_files = true, .progress = progress});
 }
 
 }  // namespace qlora::engine

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <utility>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "engine/io/atomic_file.h"
 #include "engine/io/atomic_folder.h"
@@ -31,7 +30,7 @@ class Cache {
                               storage_.spec.kept_in_16_bits)),
         path_(QuantizeCachePath(cache, storage_.options.quant, storage_.spec.kept_in_16_bits)) {}
 
-  absl::Status Load(const std::function<void(double)>& progress, std::vector<std::string>* notes) {
+  absl::Status Load(const Progress& progress, std::vector<std::string>* notes) {
     const absl::StatusOr<bool> present = cache_.env->IsPresent(path_);
     absl::Status status = present.status();
     if (present.ok() && *present) {
@@ -42,8 +41,8 @@ class Cache {
         notes->push_back(absl::StrCat("the 4-bit base was loaded from ", path_));
         return status;
       }
-      // What other ranks have taken already can't be begun anew.
-      if (cached.ok() && reading_.is_shared()) return status;
+      // What other ranks have taken already can't be begun anew, and who asks to stop means it.
+      if (cached.ok() && (reading_.is_shared() || absl::IsCancelled(status))) return status;
     }
     if (!status.ok()) {
       notes->push_back(absl::StrCat("the 4-bit base in ", path_, " is not used: ", status.message(),
@@ -54,7 +53,8 @@ class Cache {
       notes->push_back("the 4-bit base is not kept: with parallel.shard_base no rank has it whole");
       return absl::OkStatus();
     }
-    status = Write();
+    status = Write(progress);
+    if (absl::IsCancelled(status)) return status;
     notes->push_back(status.ok()
                          ? absl::StrCat("the 4-bit base was written to ", path_)
                          : absl::StrCat("the 4-bit base could not be written to ", path_, ": ",
@@ -96,31 +96,21 @@ class Cache {
     return cached;
   }
 
-  absl::Status Write() {
+  absl::Status Write(const Progress& progress) {
     Env* env = cache_.env;
     if (absl::Status s = env->CreateFolders(cache_.folder); !s.ok()) return s;
-    RemoveLeftovers();
     const std::string name = BaseName(path_);
+    // Of this base only: others may be in the making. What stays costs space, nothing else.
+    CleanTemporariesOf(env, cache_.folder, name).IgnoreError();
     absl::StatusOr<std::unique_ptr<FolderCommit>> commit =
         FolderCommit::Begin(env, cache_.folder, name);
     if (!commit.ok()) return commit.status();
     const FileMaker make = [&](const std::string& file) { return (*commit)->NewFile(file); };
-    if (absl::Status s = WriteQuantizedFiles(env, make, model_, &execution_); !s.ok()) return s;
+    if (absl::Status s =
+            WriteQuantizedFiles(env, make, model_, &execution_, {.progress = progress});
+        !s.ok())
+      return s;
     return (*commit)->Commit({.step = 0, .world = 1, .job_hash = key_});
-  }
-
-  // Of this base only: others may be in the making. Best effort: what stays costs space, nothing
-  // else.
-  void RemoveLeftovers() {
-    const absl::StatusOr<std::vector<std::string>> names = cache_.env->List(cache_.folder);
-    if (!names.ok()) return;
-    const std::string name = BaseName(path_);
-    for (const std::string& found : *names) {
-      if (absl::StartsWith(found, absl::StrCat(kTemporaryPrefix, name, "-")) ||
-          absl::StartsWith(found, absl::StrCat(kReplacedPrefix, name, "-"))) {
-        (void)cache_.env->RemoveAll(JoinPath(cache_.folder, found));
-      }
-    }
   }
 
   const QuantizeCache& cache_;
@@ -150,7 +140,7 @@ std::string QuantizeCachePath(const QuantizeCache& cache, const quant::QuantSpec
 }
 
 absl::Status LoadWeightsCached(const QuantizeCache& cache, const ShardedModel& model,
-                               Execution* execution, const std::function<void(double)>& progress,
+                               Execution* execution, const Progress& progress,
                                std::vector<std::string>* notes, const SharedReading& reading) {
   const std::vector<WeightSlot>& weights = execution->plan().run.storage.weights;
   const bool quantizes = std::any_of(weights.begin(), weights.end(), [&](const WeightSlot& slot) {

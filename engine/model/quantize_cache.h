@@ -15,7 +15,6 @@
 #ifndef QLORA_ENGINE_MODEL_QUANTIZE_CACHE_H_
 #define QLORA_ENGINE_MODEL_QUANTIZE_CACHE_H_
 
-#include <functional>
 #include <string>
 #include <vector>
 
@@ -23,6 +22,7 @@
 #include "engine/comm/host_exchange.h"
 #include "engine/io/checkpoint_files.h"
 #include "engine/io/env.h"
+#include "engine/progress.h"
 #include "engine/step/execution.h"
 
 namespace qlora::engine {
@@ -43,11 +43,11 @@ std::string QuantizeCachePath(const QuantizeCache& cache, const quant::QuantSpec
 // LoadWeights from the cache where it holds this base and verifies; else from `model`, and then the
 // cache is written (not with shard_base, where no rank has it whole). A model whose linears are all
 // quantized already needs no cache: then this is LoadWeights. `notes` gets a line about what was
-// done. Errors are those of LoadWeights alone. Mode QLORA only; before the first piece runs. Files
-// that a killed process left unfinished under the same name are removed before writing; another
-// process that is just writing them then reports that it could not.
+// done. Errors are those of LoadWeights alone, that of `progress` among them. Mode QLORA only;
+// before the first piece runs. Files that a killed process left unfinished under the same name are
+// removed before writing; another process that is just writing them then reports that it could not.
 absl::Status LoadWeightsCached(const QuantizeCache& cache, const ShardedModel& model,
-                               Execution* execution, const std::function<void(double)>& progress,
+                               Execution* execution, const Progress& progress,
                                std::vector<std::string>* notes, const SharedReading& reading = {});
 
 }  // namespace qlora::engine

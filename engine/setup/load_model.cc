@@ -12,10 +12,12 @@
 namespace qlora::engine {
 namespace {
 
-absl::Status LoadBase(const Setup& setup, Execution* execution, Console* console) {
-  const auto progress = [&](double share) {
+absl::Status LoadBase(const Setup& setup, Execution* execution, Console* console,
+                      const Progress& also) {
+  const Progress progress = [&](double share) {
     console->Live(absl::StrCat("loading ", Bar(share, 30)));
     if (setup.ranks != nullptr) setup.ranks->control().Progress();
+    return Tell(also, share);
   };
   const std::string& folder = setup.job.quantization().quantize_cache();
   if (setup.job.mode() != proto::Mode::QLORA || folder.empty()) {
@@ -31,9 +33,9 @@ absl::Status LoadBase(const Setup& setup, Execution* execution, Console* console
 }  // namespace
 
 absl::Status LoadModel(const Setup& setup, const std::string& adapter, Execution* execution,
-                       Console* console) {
+                       Console* console, const Progress& progress) {
   if (!setup.model) return InitializeWeights(setup.job.seed(), execution);
-  const absl::Status loaded = LoadBase(setup, execution, console);
+  const absl::Status loaded = LoadBase(setup, execution, console, progress);
   console->EndLive();
   if (!loaded.ok()) return loaded;
   if (setup.targets.modules.empty()) return absl::OkStatus();

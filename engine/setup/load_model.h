@@ -6,6 +6,7 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "engine/progress.h"
 #include "engine/report/console.h"
 #include "engine/setup/setup.h"
 #include "engine/step/execution.h"
@@ -13,9 +14,10 @@
 namespace qlora::engine {
 
 // Fills the run's weights: from the checkpoint, or at random; adapters at their start, from
-// init_from, or from `adapter`. Progress, and what the quantize cache did, go to the console.
+// init_from, or from `adapter`. Progress, and what the quantize cache did, go to the console, and
+// the former to `progress` too.
 absl::Status LoadModel(const Setup& setup, const std::string& adapter, Execution* execution,
-                       Console* console);
+                       Console* console, const Progress& progress = nullptr);
 
 // The adapter of another course over the same base: at its start, or from `adapter`.
 absl::Status StartAdapter(const Setup& setup, const std::string& adapter, Execution* execution,
