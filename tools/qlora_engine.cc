@@ -62,7 +62,8 @@ constexpr int64_t kMaxJobBytes = 1 << 20;
 
 volatile std::sig_atomic_t stop_signal = 0;
 
-// Training: the first signal asks for a checkpoint and an end, the second ends at once.
+// The first signal asks for an end: of training with a checkpoint, of what writes a model without
+// what it has written so far. The second ends at once.
 void OnSignal(int number) {
   if (stop_signal != 0) _exit(128 + number);
   stop_signal = number;
@@ -78,15 +79,17 @@ void OnNoMemory() {
   _exit(proto::kExitDoesNotFit);
 }
 
-// Other commands than training have nothing to save: a signal ends them.
+// Where there is nothing to save or to clear away a signal ends the process.
+void TakeStopSignals() {
+  struct sigaction action {};
+  action.sa_handler = OnSignal;
+  sigaction(SIGINT, &action, nullptr);
+  sigaction(SIGTERM, &action, nullptr);
+}
+
 void InstallHandlers(bool trains) {
   std::set_new_handler(OnNoMemory);
-  if (trains) {
-    struct sigaction action {};
-    action.sa_handler = OnSignal;
-    sigaction(SIGINT, &action, nullptr);
-    sigaction(SIGTERM, &action, nullptr);
-  }
+  if (trains) TakeStopSignals();
   // A write beyond a file size limit shall be an error, not the end.
   signal(SIGXFSZ, SIG_IGN);
   signal(SIGPIPE, SIG_IGN);
@@ -216,11 +219,13 @@ absl::Status RunPrepared(const proto::Job& job, proto::Command command, engine::
     case proto::Command::kGenerate:
       return engine::GenerateText(**setup, console);
     case proto::Command::kQuantize:
-      return engine::QuantizeBase(**setup, console);
+      TakeStopSignals();
+      return engine::QuantizeBase(**setup, console, &stop_signal);
     case proto::Command::kDrift:
       return engine::ReportDrift(**setup, console);
     case proto::Command::kMerge:
-      return engine::Merge(**setup, console);
+      TakeStopSignals();
+      return engine::Merge(**setup, console, &stop_signal);
     case proto::Command::kSweep:
       break;
   }

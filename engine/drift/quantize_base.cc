@@ -30,12 +30,22 @@ absl::Status CheckFolder(const Setup& setup, const std::string& folder) {
 
 }  // namespace
 
-absl::Status QuantizeBase(const Setup& setup, Console* console) {
+absl::Status QuantizeBase(const Setup& setup, Console* console, StopSignal stop_signal) {
+  if (absl::Status s = CheckBitsandbytesHas(setup.record.storage.quant); !s.ok()) return s;
   const std::string folder = JoinPath(setup.job.output_dir(), kFolder);
   const absl::StatusOr<std::unique_ptr<FolderClaim>> claim =
       FolderClaim::Take(setup.env, folder, console);
   if (!claim.ok()) return claim.status();
+  if ((*claim)->is_locked()) {
+    if (absl::Status s = CleanTemporaries(setup.env, folder); !s.ok()) {
+      return CannotWriteFolder(folder, s);
+    }
+  }
   if (absl::Status s = CheckFolder(setup, folder); !s.ok()) return s;
+  const auto showing = [&](const char* what) {
+    return LiveProgress(console, what, stop_signal,
+                        absl::StrCat("stopped; the same command writes ", folder, " anew"));
+  };
   PlanLimits limits = setup.limits;
   if (setup.device->info().is_host) {
     int64_t largest = 0;
@@ -50,15 +60,21 @@ absl::Status QuantizeBase(const Setup& setup, Console* console) {
   absl::StatusOr<std::unique_ptr<Execution>> execution =
       Execution::Create(*plan, setup.device.get());
   if (!execution.ok()) return proto::DoesNotFitError(execution.status().message());
-  if (absl::Status s = LoadModel(setup, "", execution->get(), console); !s.ok()) return s;
-  if (absl::Status s = WritePrequantized(setup.env, folder, *setup.model, execution->get());
+  if (absl::Status s = LoadModel(setup, "", execution->get(), console, showing("loading"));
       !s.ok()) {
-    return proto::HasExitCode(s) ? s : proto::IoError(s.message());
+    return s;
+  }
+  const absl::Status written =
+      WritePrequantized(setup.env, folder, *setup.model, execution->get(), showing("writing"));
+  console->EndLive();
+  if (!written.ok()) {
+    return proto::HasExitCode(written) ? written : proto::IoError(written.message());
   }
   const WeightErrorOptions options{.outlier_factor = setup.job.drift().outlier_factor(),
                                    .threads = setup.job.num_threads()};
   absl::StatusOr<std::vector<NamedWeightError>> errors =
-      MeasureLoadedWeights(*setup.model, options, execution->get());
+      MeasureLoadedWeights(*setup.model, options, execution->get(), showing("measuring"));
+  console->EndLive();
   if (!errors.ok()) return errors.status();
   const proto::QuantizationReport report =
       QuantizationReportOf(setup.record.storage.quant, options.outlier_factor, *errors);

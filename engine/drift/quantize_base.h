@@ -5,6 +5,7 @@
 
 #include "absl/status/status.h"
 #include "engine/report/console.h"
+#include "engine/report/live_progress.h"
 #include "engine/setup/setup.h"
 
 namespace qlora::engine {
@@ -12,7 +13,9 @@ namespace qlora::engine {
 // Writes output_dir/quantized, which loads as a checkpoint of this engine, of Transformers and of
 // bitsandbytes, with quantization_error.json beside the weights. A folder that holds a model
 // already is refused unless overwrite_output_dir. Types that bitsandbytes has not are BadJobError.
-absl::Status QuantizeBase(const Setup& setup, Console* console);
+// Looks at `*stop_signal` between tensors: where it is not 0 the unfinished file is removed and the
+// status is Stopped. What a kill leaves the next quantize to the same folder removes.
+absl::Status QuantizeBase(const Setup& setup, Console* console, StopSignal stop_signal);
 
 }  // namespace qlora::engine
 

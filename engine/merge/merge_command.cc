@@ -6,16 +6,17 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "engine/checkpoint/folder_claim.h"
 #include "engine/commands/gates.h"
 #include "engine/drift/compare.h"
 #include "engine/drift/drift_forms.h"
 #include "engine/input_error.h"
-#include "engine/io/atomic_folder.h"
 #include "engine/merge/dequantized_weights.h"
+#include "engine/merge/merge_output.h"
 #include "engine/merge/merge_report.h"
 #include "engine/merge/merged_model.h"
 #include "engine/merge/quantize_merged.h"
+#include "engine/merge/trained_base.h"
+#include "engine/model/prequantized.h"
 #include "proto/errors.h"
 
 namespace qlora::engine {
@@ -32,10 +33,11 @@ struct Merged {
 
 class MergeRun {
  public:
-  MergeRun(const Setup& setup, Console* console)
+  MergeRun(const Setup& setup, Console* console, StopSignal stop_signal)
       : setup_(setup),
         merge_(setup.job.merge()),
         console_(*console),
+        stop_signal_(stop_signal),
         output_(setup.job.merge().output()),
         context_(StreamContextOf(setup)),
         base_(TrainedForm(setup)) {}
@@ -56,6 +58,12 @@ class MergeRun {
   }
 
  private:
+  Progress Showing(std::string what) {
+    return LiveProgress(&console_, std::move(what), stop_signal_,
+                        absl::StrCat("stopped; nothing was written to ", output_,
+                                     ", and the same command begins anew"));
+  }
+
   bool HasStoredBase() const { return !setup_.spec.prequantized; }
 
   // In the order in which they are made.
@@ -75,6 +83,10 @@ class MergeRun {
           " stores its linears in 4 bits, so that there is no 16-bit base; allowed: DEQUANTIZED, "
           "QUANTIZED; or give the model that it was quantized from"));
     }
+    if (merge_.into() == MergeInto::QUANTIZED) {
+      const absl::Status known = CheckBitsandbytesHas(setup_.record.storage.quant);
+      if (!known.ok()) return proto::Annotate(known, "merge.into: QUANTIZED");
+    }
     if (merge_.into() == MergeInto::BASE && setup_.residual_note &&
         setup_.job.mode() == proto::Mode::QLORA) {
       return proto::BadJobError(absl::StrCat(
@@ -82,18 +94,9 @@ class MergeRun {
           " started from what the 4-bit base lost, which the 16-bit base still has; allowed: "
           "DEQUANTIZED, QUANTIZED"));
     }
-    if (setup_.env->Exists(output_) && !setup_.job.overwrite_output_dir()) {
-      return proto::BadJobError(absl::StrCat("merge.output: ", output_,
-                                             " is there already; give another folder, or set "
-                                             "overwrite_output_dir: true to replace it"));
-    }
-    absl::StatusOr<std::unique_ptr<FolderClaim>> claim =
-        FolderClaim::Take(setup_.env, setup_.job.output_dir(), &console_);
-    if (!claim.ok()) return claim.status();
-    claim_ = *std::move(claim);
-    if (absl::Status s = setup_.env->CreateFolders(ParentPath(output_)); !s.ok()) {
-      return proto::IoError(absl::StrCat("merge.output: ", s.message()));
-    }
+    absl::StatusOr<std::unique_ptr<MergeOutput>> output = MergeOutput::Take(setup_, &console_);
+    if (!output.ok()) return output.status();
+    place_ = *std::move(output);
     return absl::OkStatus();
   }
 
@@ -102,19 +105,18 @@ class MergeRun {
         ReadAdapterWeights(setup_.env, merge_.adapter(), setup_.targets.modules);
     if (!adapter.ok()) return proto::Annotate(AsInputError(adapter.status()), "merge.adapter");
     adapter_ = *std::move(adapter);
+    if (const std::string other = OtherBaseWarning(setup_, merge_.adapter()); !other.empty()) {
+      console_.Warning(other);
+    }
     adapted_ = base_;
     adapted_.adapter = &adapter_;
     return absl::OkStatus();
   }
 
   absl::StatusOr<Comparison> Compare(const ModelForm& other, const std::string& what) {
-    CompareOptions options;
-    options.progress = [&](double share) {
-      console_.Live(absl::StrCat(what, " ", Bar(share, 30)));
-    };
     const ModelForm forms[] = {adapted_, other};
-    absl::StatusOr<Comparison> comparison =
-        CompareModels(context_, forms, setup_.eval_data, *setup_.eval_batches, options);
+    absl::StatusOr<Comparison> comparison = CompareModels(
+        context_, forms, setup_.eval_data, *setup_.eval_batches, {.progress = Showing(what)});
     console_.EndLive();
     return comparison;
   }
@@ -136,13 +138,13 @@ class MergeRun {
 
   absl::StatusOr<Merged> Make(MergeInto::Value into) {
     const double begin = setup_.env->MonotonicSeconds();
-    absl::StatusOr<std::unique_ptr<FolderCommit>> folder =
-        FolderCommit::Begin(setup_.env, ParentPath(output_), BaseName(output_));
-    if (!folder.ok()) return AsInputError(folder.status());
+    absl::StatusOr<std::unique_ptr<FolderCommit>> folder = place_->NewModel();
+    if (!folder.ok()) return folder.status();
     const FileMaker make = [&](const std::string& name) { return (*folder)->NewFile(name); };
-    const absl::Status written = into == MergeInto::QUANTIZED
-                                     ? QuantizeMerged(setup_, dequantized_->model, make)
-                                     : WriteInto(into, make);
+    const absl::Status written =
+        into == MergeInto::QUANTIZED
+            ? QuantizeMerged(setup_, dequantized_->model, make, Showing("quantizing"))
+            : WriteInto(into, make);
     console_.EndLive();
     if (!written.ok()) return AsInputError(written);
     absl::StatusOr<ShardedModel> model =
@@ -165,12 +167,8 @@ class MergeRun {
       dequantized = *std::move(made);
       base = dequantized.get();
     }
-    MergeOptions options;
-    options.progress = [&](double share) {
-      console_.Live(absl::StrCat("merging ", Bar(share, 30)));
-    };
-    return WriteMergedModel(setup_.env, {*setup_.model, setup_.spec, adapter_, *base}, options,
-                            make, setup_.device.get());
+    return WriteMergedModel(setup_.env, {*setup_.model, setup_.spec, adapter_, *base},
+                            {.progress = Showing("merging")}, make, setup_.device.get());
   }
 
   absl::Status Score(const Merged& merged) {
@@ -205,6 +203,7 @@ class MergeRun {
     proto::MergedModelReport& chosen = Chosen();
     const bool accepted = chosen.within_tolerance() || merge_.accept_loss();
     if (accepted) {
+      if (absl::Status s = place_->CheckReplaceable(); !s.ok()) return s;
       if (absl::Status s = chosen_->Commit({.step = 0, .world = 1, .job_hash = setup_.job_hash});
           !s.ok()) {
         return AsInputError(s);
@@ -232,9 +231,10 @@ class MergeRun {
   const Setup& setup_;
   const proto::Merge& merge_;
   Console& console_;
+  const StopSignal stop_signal_;
   const std::string output_;
   const StreamContext context_;
-  std::unique_ptr<FolderClaim> claim_;
+  std::unique_ptr<MergeOutput> place_;
   const ModelForm base_;  // that training has, without the adapter
   ModelForm adapted_;     // with it: what all are compared with
   AdapterWeights adapter_;
@@ -246,6 +246,8 @@ class MergeRun {
 
 }  // namespace
 
-absl::Status Merge(const Setup& setup, Console* console) { return MergeRun(setup, console).Run(); }
+absl::Status Merge(const Setup& setup, Console* console, StopSignal stop_signal) {
+  return MergeRun(setup, console, stop_signal).Run();
+}
 
 }  // namespace qlora::engine

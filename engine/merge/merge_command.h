@@ -6,6 +6,7 @@
 
 #include "absl/status/status.h"
 #include "engine/report/console.h"
+#include "engine/report/live_progress.h"
 #include "engine/setup/setup.h"
 
 namespace qlora::engine {
@@ -17,11 +18,15 @@ namespace qlora::engine {
 // All that the job's base allows are written beside merge.output, one after another, scored and
 // removed, but for the one asked for: it takes its place as a whole. One whose loss is more than
 // merge.max_loss_increase over the unmerged adapter's is refused (GateMissedError) unless
-// merge.accept_loss. The report, merge.json and merge.html, lies in output_dir/merge either way.
+// merge.accept_loss. The report, merge.json, .html and .txt, lies in output_dir/merge either way.
+//
+// Looks at `*stop_signal` between tensors and batches: where it is not 0 what was written is
+// removed and the status is Stopped (exit 130, 143). What a kill leaves the next merge to the same
+// folder removes.
 //
 // Disk: two models in 16 bits and one in 4 at most. Memory: that of a comparison
 // (engine/drift/compare.h), and for QUANTIZED the 4-bit base.
-absl::Status Merge(const Setup& setup, Console* console);
+absl::Status Merge(const Setup& setup, Console* console, StopSignal stop_signal);
 
 }  // namespace qlora::engine
 

@@ -116,6 +116,7 @@ absl::Status WriteMergeReport(Env* env, const std::string& output_dir,
   absl::Status s = env->CreateFolders(folder);
   if (s.ok()) s = AtomicWriteFile(env, JoinPath(folder, kJsonFile), *json);
   if (s.ok()) s = AtomicWriteFile(env, JoinPath(folder, "merge.html"), MergeHtml(report));
+  if (s.ok()) s = AtomicWriteFile(env, JoinPath(folder, "merge.txt"), MergeText(report) + "\n");
   return s.ok() ? s : proto::IoError(s.message());
 }
 

@@ -17,7 +17,8 @@ std::string MergeText(const proto::MergeReport& report);
 // The whole HTML file.
 std::string MergeHtml(const proto::MergeReport& report);
 
-// merge.json and merge.html in the folder merge of `output_dir`, which is made; each as a whole.
+// merge.json, merge.html and merge.txt in the folder merge of `output_dir`, which is made; each as
+// a whole.
 absl::Status WriteMergeReport(Env* env, const std::string& output_dir,
                               const proto::MergeReport& report);
 // What an earlier merge wrote there; nothing where it can't be read.

@@ -103,7 +103,8 @@ class MergedModel {
           IsCopied(row) ? Copy(row, &*writer) : Merge(row, spec.dtype, &*writer);
       if (!status.ok()) return status;
       done_ += row.Count();
-      if (options_.progress) options_.progress(double(done_) / double(values_));
+      const double share = double(done_) / double(values_);
+      if (absl::Status s = Tell(options_.progress, share); !s.ok()) return s;
     }
     return writer->Finish();
   }

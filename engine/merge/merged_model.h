@@ -12,7 +12,6 @@
 #define QLORA_ENGINE_MERGE_MERGED_MODEL_H_
 
 #include <cstdint>
-#include <functional>
 #include <string>
 
 #include "absl/status/status.h"
@@ -20,6 +19,7 @@
 #include "engine/io/adapter_file.h"
 #include "engine/io/checkpoint_files.h"
 #include "engine/merge/base_weights.h"
+#include "engine/progress.h"
 #include "kernels/device.h"
 
 namespace qlora::engine {
@@ -34,7 +34,7 @@ struct MergeInput {
 struct MergeOptions {
   // A file holds no more than this, or one tensor. 50 GB as in Transformers 5.
   int64_t max_shard_bytes = 50'000'000'000;
-  std::function<void(double share)> progress = nullptr;
+  Progress progress = nullptr;
 };
 
 // Writes weights, index where there are several shards, config.json without its

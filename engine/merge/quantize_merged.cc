@@ -1,13 +1,13 @@
 #include "engine/merge/quantize_merged.h"
 
-#include "engine/io/model_files.h"
 #include "engine/model/load_weights.h"
 #include "engine/model/prequantized.h"
 #include "proto/errors.h"
 
 namespace qlora::engine {
 
-absl::Status QuantizeMerged(const Setup& setup, const ShardedModel& merged, const FileMaker& make) {
+absl::Status QuantizeMerged(const Setup& setup, const ShardedModel& merged, const FileMaker& make,
+                            const Progress& progress) {
   RecordOptions options;
   options.storage = setup.record.storage;
   options.storage.lora = {};
@@ -22,9 +22,9 @@ absl::Status QuantizeMerged(const Setup& setup, const ShardedModel& merged, cons
   absl::StatusOr<std::unique_ptr<Execution>> execution =
       Execution::Create(*plan, setup.device.get());
   if (!execution.ok()) return proto::DoesNotFitError(execution.status().message());
-  if (absl::Status s = LoadWeights(merged, execution->get(), nullptr); !s.ok()) return s;
-  if (absl::Status s = CopyModelFiles(setup.env, merged.folder(), make); !s.ok()) return s;
-  return WriteQuantizedFiles(setup.env, make, merged, execution->get());
+  if (absl::Status s = LoadWeights(merged, execution->get(), progress); !s.ok()) return s;
+  return WriteQuantizedFiles(setup.env, make, merged, execution->get(),
+                             {.with_model_files = true, .progress = progress});
 }
 
 }  // namespace qlora::engine

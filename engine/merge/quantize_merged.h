@@ -6,13 +6,16 @@
 #include "absl/status/status.h"
 #include "engine/io/adapter_file.h"
 #include "engine/io/checkpoint_files.h"
+#include "engine/progress.h"
 #include "engine/setup/setup.h"
 
 namespace qlora::engine {
 
 // Quantizes `merged`, a 16-bit model of the job's shapes, as the job says and writes it as a
-// checkpoint in bitsandbytes' layout, tokenizer included. Memory: the 4-bit base, as in training.
-absl::Status QuantizeMerged(const Setup& setup, const ShardedModel& merged, const FileMaker& make);
+// checkpoint in bitsandbytes' layout, tokenizer included. `progress`: of reading, then of writing.
+// Memory: the 4-bit base, as in training.
+absl::Status QuantizeMerged(const Setup& setup, const ShardedModel& merged, const FileMaker& make,
+                            const Progress& progress);
 
 }  // namespace qlora::engine
 
