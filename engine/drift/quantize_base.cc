@@ -42,10 +42,7 @@ absl::Status QuantizeBase(const Setup& setup, Console* console, StopSignal stop_
     }
   }
   if (absl::Status s = CheckFolder(setup, folder); !s.ok()) return s;
-  const auto showing = [&](const char* what) {
-    return LiveProgress(console, what, stop_signal,
-                        absl::StrCat("stopped; the same command writes ", folder, " anew"));
-  };
+  const std::string anew = absl::StrCat("stopped; the same command writes ", folder, " anew");
   PlanLimits limits = setup.limits;
   if (setup.device->info().is_host) {
     int64_t largest = 0;
@@ -60,20 +57,25 @@ absl::Status QuantizeBase(const Setup& setup, Console* console, StopSignal stop_
   absl::StatusOr<std::unique_ptr<Execution>> execution =
       Execution::Create(*plan, setup.device.get());
   if (!execution.ok()) return proto::DoesNotFitError(execution.status().message());
-  if (absl::Status s = LoadModel(setup, "", execution->get(), console, showing("loading"));
+  if (absl::Status s = LoadModel(setup, "", execution->get(), console,
+                                 LiveProgress(console, "loading", stop_signal, anew));
       !s.ok()) {
     return s;
   }
   const absl::Status written =
-      WritePrequantized(setup.env, folder, *setup.model, execution->get(), showing("writing"));
+      WritePrequantized(setup.env, folder, *setup.model, execution->get(),
+                        LiveProgress(console, "writing", stop_signal, anew));
   console->EndLive();
   if (!written.ok()) {
     return proto::HasExitCode(written) ? written : proto::IoError(written.message());
   }
   const WeightErrorOptions options{.outlier_factor = setup.job.drift().outlier_factor(),
                                    .threads = setup.job.num_threads()};
-  absl::StatusOr<std::vector<NamedWeightError>> errors =
-      MeasureLoadedWeights(*setup.model, options, execution->get(), showing("measuring"));
+  absl::StatusOr<std::vector<NamedWeightError>> errors = MeasureLoadedWeights(
+      *setup.model, options, execution->get(),
+      LiveProgress(console, "measuring", stop_signal,
+                   absl::StrCat("stopped; the model in ", folder, " is whole, ", kErrorFile,
+                                " is not written")));
   console->EndLive();
   if (!errors.ok()) return errors.status();
   const proto::QuantizationReport report =

@@ -14,7 +14,8 @@ namespace qlora::engine {
 // bitsandbytes, with quantization_error.json beside the weights. A folder that holds a model
 // already is refused unless overwrite_output_dir. Types that bitsandbytes has not are BadJobError.
 // Looks at `*stop_signal` between tensors: where it is not 0 the unfinished file is removed and the
-// status is Stopped. What a kill leaves the next quantize to the same folder removes.
+// status is Stopped; once the model is whole it stays, without the table. What a kill leaves the
+// next quantize to the same folder removes.
 absl::Status QuantizeBase(const Setup& setup, Console* console, StopSignal stop_signal);
 
 }  // namespace qlora::engine
