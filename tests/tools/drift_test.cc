@@ -109,7 +109,7 @@ TEST_F(DriftCommands, BadJobsAreRefused) {
   ExpectCommandRefused("drift", 64,
                        {"keep_in_16_bits[0]: found \"down_prj\"", "nearest: down_proj"},
                        Set("quantization.keep_in_16_bits=down_prj"));
-  ExpectCommandRefused("quantize", 64, {"nf4 or fp4"},
+  ExpectCommandRefused("quantize", 64, {"found INT4", "allowed: NF4, FP4"},
                        Set("quantization.bnb_4bit_quant_type=INT4"));
 }
 
