@@ -141,7 +141,8 @@ TEST_F(QuantizeCacheTest, FolderThatCannotBeWrittenIsReportedOnly) {
 
 TEST_F(QuantizeCacheTest, LeftoversOfThisBaseGoOthersStay) {
   const std::string name = BaseName(Path());
-  for (const std::string& leftover : {".tmp-" + name + "-1", std::string(".tmp-other-1")}) {
+  for (const std::string& leftover :
+       {".tmp-" + name + "-0123456789abcdef", std::string(".tmp-other-1")}) {
     ASSERT_TRUE(Env::Default()->CreateFolders(JoinPath(cache().folder, leftover)).ok());
   }
   Load();
