@@ -35,10 +35,12 @@ bool AllHaveExactMatch(const Adapters& trained) {
                      [](const auto* adapter) { return adapter->has_exact_match(); });
 }
 
-bool ExactMatchTellsApart(const Adapters& trained) {
-  return std::any_of(trained.begin(), trained.end(), [&](const auto* adapter) {
-    return adapter->exact_match() != trained.front()->exact_match();
-  });
+// Where all answer everything right, none can be better.
+bool ExactMatchDecides(const Adapters& trained) {
+  const double first = trained.front()->exact_match();
+  return first == 1 || std::any_of(trained.begin(), trained.end(), [&](const auto* adapter) {
+           return adapter->exact_match() != first;
+         });
 }
 
 // Chooses the metric, and says why.
@@ -46,7 +48,7 @@ void ChooseMetric(SweepReport* report) {
   const Adapters trained = Trained(*report);
   if (!AreComparable(trained)) return report->set_metric(SweepReport::NONE);
   const bool has_exact = AllHaveExactMatch(trained);
-  const bool by_exact = has_exact && (trained.size() == 1 || ExactMatchTellsApart(trained));
+  const bool by_exact = has_exact && (trained.size() == 1 || ExactMatchDecides(trained));
   report->set_metric(by_exact ? SweepReport::EXACT_MATCH : SweepReport::LOSS);
   if (trained.size() == 1) return;
   report->set_compared_by(

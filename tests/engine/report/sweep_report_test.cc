@@ -92,9 +92,9 @@ TEST(SweepReportTest, ExactMatchesCountWhereAllHaveThem) {
   EXPECT_EQ(report.smallest(), "small");
 }
 
-// Whatever is equal, at 0 as well as elsewhere, tells nothing: the loss does.
+// Whatever is equal, but for all right, tells nothing: the loss does.
 TEST(SweepReportTest, ExactMatchesThatAreAllEqualDecideNothing) {
-  for (const double share : {0.0, 0.4, 1.0}) {
+  for (const double share : {0.0, 0.4}) {
     SweepReport report;
     report.set_tolerance(0.01);
     Add(&report, "r1", 1, 4.0)->set_exact_match(share);
@@ -110,6 +110,16 @@ TEST(SweepReportTest, ExactMatchesThatAreAllEqualDecideNothing) {
     EXPECT_THAT(SweepText(report), HasSubstr(why));
     EXPECT_THAT(SweepPage(report), HasSubstr(why));
   }
+}
+
+TEST(SweepReportTest, WhereAllAnswersAreRightTheSmallestRankIsEnough) {
+  SweepReport report;
+  report.set_tolerance(0.01);
+  Add(&report, "r1", 1, 4.0)->set_exact_match(1);
+  Add(&report, "r4", 4, 3.0)->set_exact_match(1);
+  JudgeSweep(&report);
+  EXPECT_EQ(report.metric(), SweepReport::EXACT_MATCH);
+  EXPECT_EQ(report.smallest(), "r1");
 }
 
 TEST(SweepReportTest, OneThatHasARightAnswerIsEnoughToTellApart) {
