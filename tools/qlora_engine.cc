@@ -63,8 +63,10 @@ constexpr int64_t kMaxJobBytes = 1 << 20;
 volatile std::sig_atomic_t stop_signal = 0;
 
 // The first signal asks for an end: of training with a checkpoint, of what writes a model without
-// what it has written so far. The second ends at once.
+// what it has written so far. The second ends at once. SIGUSR1, which mpirun and Slurm pass on
+// without killing soon after, asks for the same as SIGTERM.
 void OnSignal(int number) {
+  if (number == SIGUSR1) number = SIGTERM;
   if (stop_signal != 0) _exit(128 + number);
   stop_signal = number;
 }
@@ -85,6 +87,7 @@ void TakeStopSignals() {
   action.sa_handler = OnSignal;
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);
+  sigaction(SIGUSR1, &action, nullptr);
 }
 
 void InstallHandlers(bool trains) {

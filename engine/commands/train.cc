@@ -98,6 +98,8 @@ class TrainingRun {
     const bool goes_on = std::any_of(sound.begin(), sound.end(),
                                      [](const Course* course) { return course->is_active(); });
     if (*signal == 0 || !goes_on) return absl::OkStatus();
+    // A launcher ends all as soon as one has gone: none goes before the checkpoint is there.
+    if (absl::Status s = Meet(ranks(), "the last checkpoint"); !s.ok()) return s;
     const Course& first = *sound.front();
     return proto::StoppedError(
         *signal, absl::StrCat("stopped after step ", first.state().step(), " of ",

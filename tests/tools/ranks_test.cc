@@ -228,6 +228,18 @@ TEST_F(RanksTest, ASignalStopsAllAtTheSameStep) {
   }
 }
 
+// SIGUSR1 mpirun only passes on: unlike on Ctrl-C, behind which it kills after a second, a step may
+// take its time. This one takes about that.
+TEST_F(RanksTest, ASignalThatTheLauncherPassesOnLeavesTimeForTheCheckpoint) {
+  const CommandResult result = Train(
+      2, "out", 1'000'000, {.cues = {{"step 1/", [](int launcher) { kill(launcher, SIGUSR1); }}}},
+      {"--set", "training.save_steps=100000", "--set",
+       "training.gradient_accumulation_steps=4000"});
+  EXPECT_EQ(result.exit_code, proto::kExitTerminated) << result.err;
+  EXPECT_THAT(result.err, HasSubstr("error: stopped after step 2 of"));
+  EXPECT_TRUE(TreeOf(Path("out")).contains("checkpoint-2/manifest.pb")) << result.err;
+}
+
 // Started by hand, as on machines without a launcher.
 TEST_F(RanksTest, RanksWithAnotherJobAreRefused) {
   WriteJob();
