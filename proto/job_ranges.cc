@@ -75,7 +75,7 @@ constexpr IntRange kInt[] = {
     {"eval.max_new_tokens", 1, kMaxTokens},
     {"eval.per_device_eval_batch_size", 1, kMaxRows},
     {"generate.max_new_tokens", 1, kMaxTokens},
-    {"plan.world_size", 1, 100'000},
+    {"plan.world_size", 1, kMaxRanks},
     {"merge.max_samples", 0, kMaxSamples},
     {"drift.max_samples", 0, kMaxSamples},
     {"drift.block_sizes", 32, 4096},

@@ -10,6 +10,9 @@
 
 namespace qlora::proto {
 
+// Processes that train together.
+inline constexpr int kMaxRanks = 1 << 16;
+
 // min <= x <= max, without the end itself where open. NaN is never inside.
 struct RealRange {
   absl::string_view path;  // "training.learning_rate"

@@ -12,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/comm/control_frame.h"
+#include "engine/comm/reception.h"
 #include "engine/version.h"
 #include "kernels/start_thread.h"
 #include "proto/errors.h"
@@ -22,8 +23,9 @@ namespace {
 
 using proto::ControlMessage;
 
-// Who connects says so at once; anything else on the port is dropped.
-constexpr double kHelloSeconds = 5;
+// How long rank 0 tries again where its place is taken: by the run before, perhaps.
+constexpr double kListenSeconds = 10;
+constexpr auto kListenPause = std::chrono::milliseconds(100);
 // Heartbeats and notices are small: what does not take them at once is stopped or cut off.
 constexpr double kNoticeSeconds = 1;
 constexpr double kBeatsPerSilence = 6, kShortestBeat = 0.05, kLongestBeat = 5;
@@ -61,6 +63,28 @@ absl::StatusOr<ControlMessage> ReceiveOne(Socket* socket, int64_t max_bytes, dou
   return message;
 }
 
+// Peer lost, which launchers start again, where the place stays taken; else it is no place of this
+// machine: bad job.
+absl::StatusOr<Socket> ListenPatiently(const std::string& rendezvous, double seconds) {
+  const double deadline = Now() + seconds;
+  absl::StatusOr<Socket> listener = Socket::Listen(rendezvous);
+  while (absl::IsAlreadyExists(listener.status()) && Now() < deadline) {
+    std::this_thread::sleep_for(kListenPause);
+    listener = Socket::Listen(rendezvous);
+  }
+  if (listener.ok()) return listener;
+  const std::string what =
+      absl::StrCat("rank 0 can't wait for the others: ", listener.status().message());
+  if (!absl::IsAlreadyExists(listener.status())) {
+    return proto::BadJobError(
+        absl::StrCat(what, ". Give another --rendezvous HOST:PORT, of this machine"));
+  }
+  return proto::PeerLostError(
+      absl::StrCat(what, ", for ", seconds,
+                   " s now: another program has it. Give another --rendezvous HOST:PORT, or the "
+                   "same command when it is free"));
+}
+
 ControlMessage AbortMessage(int exit_code, absl::string_view reason) {
   ControlMessage message;
   message.mutable_abort()->set_exit_code(exit_code);
@@ -78,7 +102,12 @@ absl::StatusOr<std::unique_ptr<ControlChannel>> ControlChannel::Join(
   std::unique_ptr<ControlChannel> channel(new ControlChannel(world, options));
   channel->wake_ = Socket(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   const absl::Status met = world.rank == 0 ? channel->WaitForAll() : channel->AttachToFirst();
-  if (!met.ok()) return met;
+  if (!met.ok()) {
+    if (world.rank == 0) {
+      channel->SendToAll(AbortMessage(proto::ExitCodeOf(met), met.message()), kNoticeSeconds);
+    }
+    return met;
+  }
   absl::StatusOr<std::thread> service = kernels::StartThread(
       "the thread that listens to other ranks", [raw = channel.get()] { raw->Serve(); });
   if (!service.ok()) {
@@ -95,17 +124,15 @@ absl::StatusOr<std::unique_ptr<ControlChannel>> ControlChannel::Join(
 
 absl::Status ControlChannel::WaitForAll() {
   const double deadline = Now() + options_.join_seconds;
-  absl::StatusOr<Socket> listener = Socket::Listen(world_.rendezvous);
-  if (!listener.ok()) {
-    return proto::BadJobError(
-        absl::StrCat("rank 0 can't wait for the others: ", listener.status().message(),
-                     ". Give another --rendezvous HOST:PORT, of this machine"));
-  }
+  absl::StatusOr<Socket> listener =
+      ListenPatiently(world_.rendezvous, std::min(kListenSeconds, options_.join_seconds));
+  if (!listener.ok()) return listener.status();
+  Reception reception(*std::move(listener));
   std::vector<std::string> machines(world_.size);
   machines[0] = Machine();
   while (int(peers_.size()) + 1 < world_.size) {
-    absl::StatusOr<Socket> socket = listener->Accept(std::max(0.0, deadline - Now()));
-    if (!socket.ok()) {
+    absl::StatusOr<Reception::Guest> guest = reception.Next(std::max(0.0, deadline - Now()));
+    if (!guest.ok()) {
       std::string missing;
       for (int rank = 1; rank < world_.size; ++rank) {
         if (machines[rank].empty()) absl::StrAppend(&missing, missing.empty() ? "" : ", ", rank);
@@ -115,27 +142,17 @@ absl::Status ControlChannel::WaitForAll() {
                        " s these ranks have not reached rank 0 at ", world_.rendezvous, ": ",
                        missing, ". See their own output, and whether they can reach that address"));
     }
-    auto peer = std::make_unique<Peer>();
-    peer->socket = *std::move(socket);
-    absl::StatusOr<ControlMessage::Hello> hello = Greet(peer.get());
-    if (absl::IsDataLoss(hello.status()) || absl::IsUnavailable(hello.status()) ||
-        absl::IsDeadlineExceeded(hello.status())) {
-      continue;  // not one of ours
+    const ControlMessage::Hello& hello = guest->hello;
+    peers_.push_back(std::make_unique<Peer>());
+    peers_.back()->socket = std::move(guest->socket);
+    if (absl::Status s = CheckHello(hello); !s.ok()) return s;
+    if (!machines[hello.rank()].empty()) {
+      return proto::BadJobError(
+          absl::StrCat("two processes call themselves rank ", hello.rank(), ": ", hello.where()));
     }
-    const bool twice = hello.ok() && !machines[hello->rank()].empty();
-    const absl::Status refused =
-        !hello.ok() ? hello.status()
-        : twice     ? proto::BadJobError(absl::StrCat("two processes call themselves rank ",
-                                                      hello->rank(), ": ", hello->where()))
-                    : absl::OkStatus();
-    peers_.push_back(std::move(peer));
-    if (!refused.ok()) {
-      SendToAll(AbortMessage(proto::ExitCodeOf(refused), refused.message()), kNoticeSeconds);
-      return refused;
-    }
-    peers_.back()->rank = hello->rank();
-    peers_.back()->where = absl::StrCat(" (", hello->where(), ")");
-    machines[hello->rank()] = hello->machine();
+    peers_.back()->rank = hello.rank();
+    peers_.back()->where = absl::StrCat(" (", hello.where(), ")");
+    machines[hello.rank()] = hello.machine();
   }
   ControlMessage welcome;
   for (const std::string& machine : machines) welcome.mutable_welcome()->add_machines(machine);
@@ -145,11 +162,7 @@ absl::Status ControlChannel::WaitForAll() {
   return absl::OkStatus();
 }
 
-absl::StatusOr<ControlMessage::Hello> ControlChannel::Greet(Peer* peer) {
-  absl::StatusOr<ControlMessage> message = ReceiveOne(&peer->socket, kMaxGreeting, kHelloSeconds);
-  if (!message.ok()) return message.status();
-  const ControlMessage::Hello& hello = message->hello();
-  if (!message->has_hello()) return absl::DataLossError("no hello");
+absl::Status ControlChannel::CheckHello(const ControlMessage::Hello& hello) const {
   if (hello.version() != kEngineVersion) {
     return proto::BadJobError(absl::StrCat("rank ", hello.rank(), " (", hello.where(),
                                            ") runs version ", hello.version(), ", rank 0 version ",
@@ -159,7 +172,7 @@ absl::StatusOr<ControlMessage::Hello> ControlChannel::Greet(Peer* peer) {
     return proto::BadJobError(absl::StrCat("rank ", hello.rank(), " (", hello.where(), ") counts ",
                                            hello.world(), " ranks, rank 0 counts ", world_.size));
   }
-  return hello;
+  return absl::OkStatus();
 }
 
 absl::Status ControlChannel::AttachToFirst() {
@@ -183,8 +196,9 @@ absl::Status ControlChannel::AttachToFirst() {
   hello->set_machine(Machine());
   hello->set_where(Where());
   if (absl::Status s = Send(first, message, kHelloSeconds); !s.ok()) return lost(s);
+  // Rank 0 waits for the last rank as long, and began before.
   absl::StatusOr<ControlMessage> answer =
-      ReceiveOne(&first->socket, kMaxControlMessage, options_.join_seconds);
+      ReceiveOne(&first->socket, kMaxControlMessage, options_.join_seconds + kHelloSeconds);
   if (!answer.ok()) return lost(answer.status());
   if (answer->has_abort()) {
     return proto::ErrorOfExitCode(answer->abort().exit_code(), answer->abort().reason());
@@ -329,6 +343,14 @@ absl::Status ControlChannel::CheckOthers() {
   return aborted() ? status() : absl::OkStatus();
 }
 
+void ControlChannel::AskToStop(int signal) {
+  int none = 0;
+  if (!asked_to_stop_.compare_exchange_strong(none, signal)) return;
+  ControlMessage message;
+  message.mutable_stop()->set_signal(signal);
+  SendToAll(message, kNoticeSeconds);
+}
+
 bool ControlChannel::SetAborted(int exit_code, const std::string& reason) {
   std::lock_guard lock(mutex_);
   if (!status_.ok()) return false;
@@ -446,6 +468,14 @@ void ControlChannel::Handle(Peer* peer, const ControlMessage& message) {
     case ControlMessage::kAbort:
       if (SetAborted(message.abort().exit_code(), message.abort().reason()) && world_.rank == 0) {
         SendToAll(message, kNoticeSeconds);
+      }
+      break;
+    case ControlMessage::kStop:
+      // Rank 0 passes it on; the one that it came from knows.
+      if (world_.rank == 0) {
+        AskToStop(message.stop().signal());
+      } else {
+        asked_to_stop_ = message.stop().signal();
       }
       break;
     case ControlMessage::kGoodbye: {

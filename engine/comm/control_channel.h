@@ -45,7 +45,8 @@ class ControlChannel {
   static constexpr double kGraceSeconds = 1.0;
 
   // Comes back when all ranks of `world` (two at least) are there. Bad job where they disagree on
-  // how many they are or run different versions; peer lost where not all come in time.
+  // how many they are or run different versions; peer lost where not all come in time, or the place
+  // stays taken. Those who have come learn why.
   static absl::StatusOr<std::unique_ptr<ControlChannel>> Join(const World& world,
                                                               const ControlOptions& options);
   // Says goodbye: a rank that leaves without it counts as lost.
@@ -77,6 +78,12 @@ class ControlChannel {
   // A sign of life inside a phase or collective. Cheap; from any thread.
   void Progress() { progress_.fetch_add(1, std::memory_order_relaxed); }
 
+  // Tells all ranks that this one was sent a signal to stop.
+  void AskToStop(int signal);
+  // The signal of the first rank that was heard of, 0 for none: not all hear of it at the same
+  // time.
+  int asked_to_stop() const { return asked_to_stop_.load(std::memory_order_relaxed); }
+
   // Ends the job on all ranks with this error, which has an exit code.
   void Abort(const absl::Status& error);
   // OK, or why the job was aborted.
@@ -100,7 +107,7 @@ class ControlChannel {
   ControlChannel(const World& world, const ControlOptions& options);
   absl::Status WaitForAll();     // rank 0
   absl::Status AttachToFirst();  // the others
-  absl::StatusOr<proto::ControlMessage::Hello> Greet(Peer* peer);
+  absl::Status CheckHello(const proto::ControlMessage::Hello& hello) const;
   void FindNeighbours(const std::vector<std::string>& machines);
 
   void Serve();
@@ -122,6 +129,7 @@ class ControlChannel {
   std::vector<std::unique_ptr<Peer>> peers_;  // rank 0: all others; others: rank 0
 
   std::atomic<int64_t> progress_{0};
+  std::atomic<int> asked_to_stop_{0};
   std::atomic<bool> aborted_{false};
   std::atomic<bool> others_left_{false};
   // Guards what follows, up to open_. The standard's, not Abseil's: Debian builds that without what

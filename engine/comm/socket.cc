@@ -1,28 +1,26 @@
 #include "engine/comm/socket.h"
 
-#include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
-#include <cstddef>
 #include <cstring>
-#include <memory>
 #include <thread>
+#include <vector>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 
 namespace qlora::engine {
 namespace {
 
 constexpr auto kRetryPause = std::chrono::milliseconds(50);
+// For one of a host's addresses: behind a firewall nobody refuses.
+constexpr double kAttemptSeconds = 5;
 
 double Now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -44,48 +42,35 @@ absl::Status Await(int fd, short events, double deadline) {
   }
 }
 
-struct Endpoint {
-  sockaddr_storage address{};
-  socklen_t length = 0;
-};
-
-absl::StatusOr<Endpoint> Resolve(const std::string& address, bool to_listen) {
-  Endpoint endpoint;
-  if (!address.empty() && address[0] == '@') {
-    auto* name = reinterpret_cast<sockaddr_un*>(&endpoint.address);
-    const size_t length = std::min(address.size() - 1, sizeof(name->sun_path) - 1);
-    name->sun_family = AF_UNIX;
-    // A leading zero byte: a name that lives and dies with its socket, no file.
-    std::memcpy(name->sun_path + 1, address.data() + 1, length);
-    endpoint.length = socklen_t(offsetof(sockaddr_un, sun_path) + 1 + length);
-    return endpoint;
-  }
-  const size_t colon = address.rfind(':');
-  int port = 0;
-  if (colon == std::string::npos || !absl::SimpleAtoi(address.substr(colon + 1), &port) ||
-      port < 1 || port > 65535) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("found \"", address, "\"; allowed: HOST:PORT with a port from 1 to 65535"));
-  }
-  const std::string host = address.substr(0, colon);
-  addrinfo hints{};
-  hints.ai_socktype = SOCK_STREAM;
-  hints.ai_flags = to_listen ? AI_PASSIVE : 0;
-  addrinfo* found = nullptr;
-  const int error = getaddrinfo(host.c_str(), absl::StrCat(port).c_str(), &hints, &found);
-  if (error != 0) {
-    return absl::UnavailableError(absl::StrCat("host ", host, ": ", gai_strerror(error)));
-  }
-  const std::unique_ptr<addrinfo, void (*)(addrinfo*)> list(found, freeaddrinfo);
-  std::memcpy(&endpoint.address, list->ai_addr, list->ai_addrlen);
-  endpoint.length = list->ai_addrlen;
-  return endpoint;
+absl::StatusOr<Socket> Open(const SocketAddress& address) {
+  Socket socket(::socket(address.family(), SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!socket) return Failed("socket", errno);
+  return socket;
 }
 
-absl::StatusOr<Socket> Open(const Endpoint& endpoint) {
-  Socket socket(
-      ::socket(endpoint.address.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  if (!socket) return Failed("socket", errno);
+absl::StatusOr<Socket> ListenAt(const SocketAddress& address) {
+  absl::StatusOr<Socket> socket = Open(address);
+  if (!socket.ok()) return socket.status();
+  const int one = 1;
+  setsockopt(socket->fd(), SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+  if (bind(socket->fd(), address.get(), address.length) == 0 &&
+      listen(socket->fd(), SOMAXCONN) == 0) {
+    return socket;
+  }
+  if (errno == EADDRINUSE) return absl::AlreadyExistsError(std::strerror(EADDRINUSE));
+  return absl::UnavailableError(std::strerror(errno));
+}
+
+absl::StatusOr<Socket> ConnectTo(const SocketAddress& address, double deadline) {
+  absl::StatusOr<Socket> socket = Open(address);
+  if (!socket.ok()) return socket.status();
+  int error = connect(socket->fd(), address.get(), address.length) == 0 ? 0 : errno;
+  if (error == EINPROGRESS) {
+    if (absl::Status s = Await(socket->fd(), POLLOUT, deadline); !s.ok()) return s;
+    socklen_t length = sizeof(error);
+    getsockopt(socket->fd(), SOL_SOCKET, SO_ERROR, &error, &length);
+  }
+  if (error != 0) return absl::UnavailableError(std::strerror(error));
   return socket;
 }
 
@@ -112,42 +97,38 @@ Socket::~Socket() {
   if (fd_ >= 0) close(fd_);
 }
 
-absl::StatusOr<Socket> Socket::Listen(const std::string& address) {
-  absl::StatusOr<Endpoint> endpoint = Resolve(address, true);
-  if (!endpoint.ok()) return endpoint.status();
-  absl::StatusOr<Socket> socket = Open(*endpoint);
-  if (!socket.ok()) return socket.status();
-  const int one = 1;
-  setsockopt(socket->fd_, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
-  const auto* where = reinterpret_cast<const sockaddr*>(&endpoint->address);
-  if (bind(socket->fd_, where, endpoint->length) != 0 || listen(socket->fd_, SOMAXCONN) != 0) {
-    return Failed(absl::StrCat("listening at ", address), errno);
+absl::StatusOr<Socket> Socket::Listen(const std::string& rendezvous, const ResolveHost& resolve) {
+  absl::StatusOr<std::vector<SocketAddress>> addresses = AddressesToListenAt(rendezvous, resolve);
+  if (!addresses.ok()) return addresses.status();
+  absl::Status status;
+  for (const SocketAddress& address : *addresses) {
+    absl::StatusOr<Socket> socket = ListenAt(address);
+    if (socket.ok()) return socket;
+    status.Update(socket.status());
   }
-  return socket;
+  return absl::Status(status.code(),
+                      absl::StrCat("listening at ", rendezvous, ": ", status.message()));
 }
 
-absl::StatusOr<Socket> Socket::Connect(const std::string& address, double seconds) {
+absl::StatusOr<Socket> Socket::Connect(const std::string& rendezvous, double seconds,
+                                       const ResolveHost& resolve) {
   const double deadline = Now() + seconds;
   while (true) {
     // Resolved each time: the name of a machine that still boots may come later.
-    absl::StatusOr<Endpoint> endpoint = Resolve(address, false);
-    if (absl::IsInvalidArgument(endpoint.status())) return endpoint.status();
-    absl::Status status = endpoint.status();
-    if (endpoint.ok()) {
-      absl::StatusOr<Socket> socket = Open(*endpoint);
-      if (!socket.ok()) return socket.status();
-      const auto* where = reinterpret_cast<const sockaddr*>(&endpoint->address);
-      int error = connect(socket->fd_, where, endpoint->length) == 0 ? 0 : errno;
-      if (error == EINPROGRESS) {
-        status = Await(socket->fd_, POLLOUT, deadline);
-        socklen_t length = sizeof(error);
-        if (status.ok()) getsockopt(socket->fd_, SOL_SOCKET, SO_ERROR, &error, &length);
+    absl::StatusOr<std::vector<SocketAddress>> addresses = AddressesToReach(rendezvous, resolve);
+    if (absl::IsInvalidArgument(addresses.status())) return addresses.status();
+    absl::Status status = addresses.status();
+    if (addresses.ok()) {
+      for (const SocketAddress& address : *addresses) {
+        absl::StatusOr<Socket> socket =
+            ConnectTo(address, std::min(deadline, Now() + kAttemptSeconds));
+        if (socket.ok()) {
+          SendAtOnce(socket->fd_);
+          return socket;
+        }
+        status = absl::UnavailableError(
+            absl::StrCat("connecting to ", rendezvous, ": ", socket.status().message()));
       }
-      if (error == 0 && status.ok()) {
-        SendAtOnce(socket->fd_);
-        return socket;
-      }
-      if (status.ok()) status = Failed(absl::StrCat("connecting to ", address), error);
     }
     if (Now() >= deadline) return status;
     std::this_thread::sleep_for(kRetryPause);

@@ -11,6 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "engine/comm/address.h"
 
 namespace qlora::engine {
 
@@ -25,10 +26,13 @@ class Socket {
   }
   ~Socket();
 
-  // `address` is World::rendezvous. Listening wants the port or name to be free.
-  static absl::StatusOr<Socket> Listen(const std::string& address);
-  // Tries again until the deadline where nobody listens yet.
-  static absl::StatusOr<Socket> Connect(const std::string& address, double seconds);
+  // At the first of the rendezvous' addresses that is this machine's; AlreadyExists where its port
+  // or name is taken.
+  static absl::StatusOr<Socket> Listen(const std::string& rendezvous,
+                                       const ResolveHost& resolve = ResolveBySystem);
+  // To the first of its addresses at which somebody listens, all tried again until the deadline.
+  static absl::StatusOr<Socket> Connect(const std::string& rendezvous, double seconds,
+                                        const ResolveHost& resolve = ResolveBySystem);
 
   // The next connection, DeadlineExceeded where none comes in time. A connection over unix(7) from
   // another user is dropped.

@@ -5,18 +5,19 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "proto/errors.h"
+#include "proto/job_ranges.h"
 
 namespace qlora::engine {
 namespace {
 
-constexpr int kMaxRanks = 1 << 16;
 // Slurm names no port: one of these, by the job's number.
 constexpr int kFirstPort = 20000, kPorts = 10000;
 
 absl::Status CheckRank(const char* source, int rank, int size) {
-  if (size >= 1 && size <= kMaxRanks && rank >= 0 && rank < size) return absl::OkStatus();
+  if (size >= 1 && size <= proto::kMaxRanks && rank >= 0 && rank < size) return absl::OkStatus();
   return proto::BadJobError(absl::StrCat(source, ": found rank ", rank, " of ", size,
-                                         "; allowed: 1 to ", kMaxRanks, " ranks, counted from 0"));
+                                         "; allowed: 1 to ", proto::kMaxRanks,
+                                         " ranks, counted from 0"));
 }
 
 class Finder {
@@ -110,11 +111,18 @@ absl::StatusOr<World> FindWorld(const LaunchOptions& options, const EnvironmentO
 }
 
 std::string FirstHost(const std::string& nodelist) {
-  const size_t bracket = nodelist.find_first_of("[,");
-  if (bracket == std::string::npos || nodelist[bracket] == ',') return nodelist.substr(0, bracket);
-  const size_t end = nodelist.find_first_of("-,]", bracket);
-  if (end == std::string::npos) return "";
-  return nodelist.substr(0, bracket) + nodelist.substr(bracket + 1, end - bracket - 1);
+  std::string host;
+  for (size_t i = 0; i < nodelist.size() && nodelist[i] != ','; ++i) {
+    if (nodelist[i] != '[') {
+      host += nodelist[i];
+      continue;
+    }
+    const size_t end = nodelist.find_first_of("-,]", i), close = nodelist.find(']', i);
+    if (close == std::string::npos) return "";
+    host += nodelist.substr(i + 1, end - i - 1);
+    i = close;
+  }
+  return host;
 }
 
 }  // namespace qlora::engine

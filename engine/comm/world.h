@@ -35,8 +35,8 @@ using EnvironmentOf = std::function<const char*(const char* name)>;
 // machines have no place to meet.
 absl::StatusOr<World> FindWorld(const LaunchOptions& options, const EnvironmentOf& environment);
 
-// The first host of a list as Slurm writes it: "gpu[003-007,9],b1" gives "gpu003". Empty where the
-// text is none.
+// The first host of a list as Slurm writes it: "gpu[003-007,9],b1" gives "gpu003",
+// "rack[1-2]n[3-4]-ib" "rack1n3-ib". Empty where the text is none.
 std::string FirstHost(const std::string& nodelist);
 
 }  // namespace qlora::engine

@@ -416,7 +416,7 @@ TEST_F(PlanCommand, TheLargestFiguresThatMayBeGivenAreReckonedWith) {
   const nlohmann::json report = Report(
       Shape("llama_7b") +
           "plan { card: 'H100' memory: '9223372036854775807B' host_memory: '8388607TiB' "
-          "memory_bytes_per_second: 1e18 flops_per_second: 1e21 world_size: 100000 "
+          "memory_bytes_per_second: 1e18 flops_per_second: 1e21 world_size: 65536 "
           "network_bytes_per_second: 1e3 network_latency_seconds: 1 } data { max_length: 2048 } "
           "training { per_device_train_batch_size: 65536 gradient_accumulation_steps: 65536 }",
       0);

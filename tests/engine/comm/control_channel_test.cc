@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/comm/control_frame.h"
+#include "engine/comm/stop_request.h"
 #include "engine/version.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -155,6 +156,71 @@ TEST(ControlChannel, SaysWhoDidNotCome) {
   const auto without_first =
       ControlChannel::Join({1, 3, NewRendezvous()}, {.silence_seconds = 1, .join_seconds = 0.3});
   EXPECT_EQ(proto::ExitCodeOf(without_first.status()), proto::kExitPeerLost);
+}
+
+TEST(ControlChannel, ThoseWhoCameLearnWhoDidNot) {
+  const std::string rendezvous = NewRendezvous();
+  absl::Status other;
+  std::thread second([&] {
+    other = ControlChannel::Join({1, 3, rendezvous}, {.join_seconds = 10}).status();
+  });
+  const auto first = ControlChannel::Join({0, 3, rendezvous}, {.join_seconds = 1});
+  second.join();
+  for (const absl::Status& status : {first.status(), other}) {
+    EXPECT_EQ(proto::ExitCodeOf(status), proto::kExitPeerLost) << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr("these ranks have not reached rank 0"));
+    EXPECT_THAT(std::string(status.message()), HasSubstr(": 2. See"));
+  }
+}
+
+// By the run before, say, which is about to end.
+TEST(ControlChannel, WaitsForAPlaceThatIsTaken) {
+  const std::string rendezvous = NewRendezvous();
+  auto taken = std::make_unique<absl::StatusOr<Socket>>(Socket::Listen(rendezvous));
+  ASSERT_TRUE(taken->ok());
+  const auto refused = ControlChannel::Join({0, 2, rendezvous}, {.join_seconds = 0.3});
+  EXPECT_EQ(proto::ExitCodeOf(refused.status()), proto::kExitPeerLost) << refused.status();
+  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("another program has it"));
+  std::thread second([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    taken.reset();
+    EXPECT_TRUE(ControlChannel::Join({1, 2, rendezvous}, {.join_seconds = 10}).ok());
+  });
+  EXPECT_TRUE(ControlChannel::Join({0, 2, rendezvous}, {.join_seconds = 10}).ok());
+  second.join();
+}
+
+TEST(ControlChannel, WhoSaysNothingHoldsUpNobody) {
+  const std::string rendezvous = NewRendezvous();
+  std::vector<Socket> silent;
+  std::thread second([&] {
+    for (int i = 0; i < 10; ++i) {
+      auto socket = Socket::Connect(rendezvous, 10);
+      ASSERT_TRUE(socket.ok());
+      silent.push_back(*std::move(socket));
+    }
+    EXPECT_TRUE(ControlChannel::Join({1, 2, rendezvous}, {.join_seconds = 10}).ok());
+  });
+  const double begin = Now();
+  EXPECT_TRUE(ControlChannel::Join({0, 2, rendezvous}, {.join_seconds = 10}).ok());
+  EXPECT_LT(Now() - begin, 4) << "one alone is waited for 5 s";
+  second.join();
+}
+
+TEST(ControlChannel, AllHearOfASignalToOne) {
+  for (const int asked : {0, 2}) {
+    OnRanks(3, {}, nullptr, [&](Ranks& ranks, kernels::Device*) {
+      StopFlag flag;
+      if (ranks.rank() == asked) flag.signal = 15;
+      StopRequest stop(&flag, &ranks);
+      const double begin = Now();
+      while (stop.Heard() == 0 && Now() - begin < 5) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      }
+      EXPECT_EQ(stop.Heard(), 15) << ranks.rank();
+      EXPECT_EQ(*stop.Agree(), 15) << ranks.rank();
+    });
+  }
 }
 
 TEST(ControlChannel, RefusesRanksThatCountOtherwise) {

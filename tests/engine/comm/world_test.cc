@@ -97,6 +97,8 @@ TEST(World, FirstHostOfSlurmsLists) {
   EXPECT_EQ(FirstHost("gpu[12]"), "gpu12");
   EXPECT_EQ(FirstHost("b1,gpu[003-007]"), "b1");
   EXPECT_EQ(FirstHost("single"), "single");
+  EXPECT_EQ(FirstHost("rack[1-2]n[3-4],b1"), "rack1n3");
+  EXPECT_EQ(FirstHost("n[1-2]-ib,b1"), "n1-ib");
   EXPECT_EQ(FirstHost("broken[12"), "");
   EXPECT_EQ(FirstHost(""), "");
 }
