@@ -6,7 +6,6 @@
 #include <signal.h>
 #include <unistd.h>
 
-#include <csignal>
 #include <cstdio>
 #include <new>
 #include <optional>
@@ -17,6 +16,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "engine/comm/ranks.h"
+#include "engine/comm/stop_request.h"
 #include "engine/commands/commands.h"
 #include "engine/commands/doctor.h"
 #include "engine/commands/sweep.h"
@@ -54,21 +54,27 @@ constexpr char kUsage[] =
     "  doctor    what this machine can do, and what it lacks\n"
     "  version   print the version\n"
     "--set sets one field of the job: --set training.learning_rate=1e-4\n"
-    "several processes train together under mpirun or srun, or by hand:\n"
+    "several processes train together under mpirun or srun, or, each with a GPU, by hand:\n"
     "  --rank R --world N --rendezvous HOST:PORT   this is process R of N; process 0 listens "
     "there\n";
 
 constexpr int64_t kMaxJobBytes = 1 << 20;
 
-volatile std::sig_atomic_t stop_signal = 0;
+engine::StopFlag stop;
 
 // The first signal asks for an end: of training with a checkpoint, of what writes a model without
 // what it has written so far. The second ends at once. SIGUSR1, which mpirun and Slurm pass on
 // without killing soon after, asks for the same as SIGTERM.
 void OnSignal(int number) {
   if (number == SIGUSR1) number = SIGTERM;
-  if (stop_signal != 0) _exit(128 + number);
-  stop_signal = number;
+  if (stop.signal != 0) _exit(128 + number);
+  if (stop.heeded == 0) {
+    constexpr char kMessage[] =
+        "error: stopped before the first step of this run: there was nothing to save\n";
+    [[maybe_unused]] const ssize_t n = write(STDERR_FILENO, kMessage, sizeof(kMessage) - 1);
+    _exit(128 + number);
+  }
+  stop.signal = number;
 }
 
 // What is small and not planned is taken with `new`. On any thread: nothing can be unwound here,
@@ -180,6 +186,10 @@ absl::StatusOr<std::unique_ptr<engine::Ranks>> JoinRanks(const Arguments& argume
     return proto::BadJobError(absl::StrCat(arguments.command, " runs in one process; found ",
                                            world->size, ": start it without mpirun or srun"));
   }
+  if (arguments.launch.rank && job.device() == proto::DeviceKind::CPU) {
+    return proto::BadJobError(
+        "device: CPU, and --rank, --world: ranks on CPUs sum over MPI: start them with mpirun");
+  }
   if (world->rank != 0) console->Mute(absl::StrCat("rank ", world->rank, ": "));
   return engine::Ranks::Join(
       *world, {.silence_seconds = job.parallel().silence_seconds(), .last_resort = EndAtOnce});
@@ -197,7 +207,7 @@ absl::Status RunSweep(const proto::Job& job, proto::Command command, engine::Env
   if (!sweep.ok()) return sweep.status();
   for (const auto& adapter : (*sweep)->adapters) ShowWarnings(*adapter.setup, console);
   return command == proto::Command::kPlan ? engine::ShowSweepPlan(**sweep, console)
-                                          : engine::Sweep(**sweep, console, &stop_signal);
+                                          : engine::Sweep(**sweep, console, &stop);
 }
 
 absl::Status RunPrepared(const proto::Job& job, proto::Command command, engine::Env* env,
@@ -212,7 +222,7 @@ absl::Status RunPrepared(const proto::Job& job, proto::Command command, engine::
   ShowWarnings(**setup, console);
   switch (command) {
     case proto::Command::kTrain:
-      return engine::Train(**setup, console, &stop_signal);
+      return engine::Train(**setup, console, &stop);
     case proto::Command::kPlan:
       return engine::ShowPlan({.setups = {setup->get()}, .output_dir = job.output_dir()}, console);
     case proto::Command::kInspect:
@@ -223,12 +233,14 @@ absl::Status RunPrepared(const proto::Job& job, proto::Command command, engine::
       return engine::GenerateText(**setup, console);
     case proto::Command::kQuantize:
       TakeStopSignals();
-      return engine::QuantizeBase(**setup, console, &stop_signal);
+      stop.heeded = 1;
+      return engine::QuantizeBase(**setup, console, &stop.signal);
     case proto::Command::kDrift:
       return engine::ReportDrift(**setup, console);
     case proto::Command::kMerge:
       TakeStopSignals();
-      return engine::Merge(**setup, console, &stop_signal);
+      stop.heeded = 1;
+      return engine::Merge(**setup, console, &stop.signal);
     case proto::Command::kSweep:
       break;
   }

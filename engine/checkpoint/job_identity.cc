@@ -30,7 +30,8 @@ std::string DeviceLine(const std::string& device) {
 }  // namespace
 
 absl::StatusOr<std::string> HashBase(Env* env, const std::string& config_file,
-                                     const std::optional<ShardedModel>& model) {
+                                     const std::optional<ShardedModel>& model,
+                                     const std::function<void()>& on_part) {
   std::vector<std::string> paths = {config_file};
   if (model) {
     for (const SafetensorsFile& file : model->files()) paths.push_back(file.path());
@@ -38,7 +39,7 @@ absl::StatusOr<std::string> HashBase(Env* env, const std::string& config_file,
   }
   std::string lines;
   for (const std::string& path : paths) {
-    absl::StatusOr<std::string> hash = Sha256File(env, path);
+    absl::StatusOr<std::string> hash = Sha256File(env, path, on_part);
     if (!hash.ok()) return hash.status();
     absl::StrAppend(&lines, BaseName(path), " ", *hash, "\n");
   }

@@ -4,6 +4,7 @@
 #ifndef QLORA_ENGINE_CHECKPOINT_JOB_IDENTITY_H_
 #define QLORA_ENGINE_CHECKPOINT_JOB_IDENTITY_H_
 
+#include <functional>
 #include <optional>
 #include <string>
 
@@ -16,9 +17,10 @@
 namespace qlora::engine {
 
 // SHA-256 over config.json and, where there is a checkpoint, each of its weight files in name
-// order.
+// order. `on_part` as of Sha256File.
 absl::StatusOr<std::string> HashBase(Env* env, const std::string& config_file,
-                                     const std::optional<ShardedModel>& model);
+                                     const std::optional<ShardedModel>& model,
+                                     const std::function<void()>& on_part);
 
 // The job in text format without what changes no byte of the result: paths, logging, saving,
 // evaluation, limits. The device stands in it, since backends round differently.

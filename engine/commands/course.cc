@@ -49,15 +49,16 @@ absl::Status Course::Begin(const std::optional<std::string>& resume,
   return absl::OkStatus();
 }
 
-absl::Status Course::Open() {
+absl::Status Course::Open(StopRequest* stop) {
   if (setup_.is_first()) {
     if (absl::Status s = TakeOutputFolder(setup_, state_.step() > 0); !s.ok()) return s;
-    absl::StatusOr<RunLog> log = RunLog::Open(setup_.env, setup_.job.output_dir(), state_.step());
+    absl::StatusOr<RunLog> log = RunLog::Open(setup_.env, setup_.job.output_dir(), state_);
     if (!log.ok()) return AsInputError(log.status());
     log_.emplace(*std::move(log));
   }
-  const bool is_start = state_.step() == 0;
-  return is_start && setup_.eval_batches ? Evaluate() : absl::OkStatus();
+  const bool is_due = state_.step() == 0 || state_.lacks_evaluation();
+  state_.set_lacks_evaluation(is_due && setup_.eval_batches.has_value());
+  return state_.lacks_evaluation() ? Evaluate(stop) : absl::OkStatus();
 }
 
 CourseStep Course::PrepareStep(std::vector<MicroBatch>* batch) const {
@@ -170,16 +171,20 @@ absl::Status Course::LogStep(const TrainRecord& record) {
   return absl::OkStatus();
 }
 
-absl::Status Course::EvaluateIfDue() {
-  const bool is_due = setup_.eval_batches && IsDue(training_.eval_steps());
-  return is_due ? Evaluate() : absl::OkStatus();
+absl::Status Course::EvaluateIfDue(StopRequest* stop) {
+  state_.set_lacks_evaluation(setup_.eval_batches && IsDue(training_.eval_steps()));
+  if (!state_.lacks_evaluation()) return absl::OkStatus();
+  const absl::StatusOr<int> signal = stop->Agree();
+  if (!signal.ok()) return signal.status();
+  return *signal == 0 ? Evaluate(stop) : absl::OkStatus();
 }
 
-absl::Status Course::Evaluate() {
+absl::Status Course::Evaluate(StopRequest* stop) {
   console_.Live(label_ + "evaluating");
   EnterPhase(setup_.ranks, Phase::kEvaluating);
   absl::StatusOr<EvalResult> result =
-      EvaluateLoss(&execution_, *setup_.eval_batches, {}, setup_.ranks, index_);
+      EvaluateLoss(&execution_, *setup_.eval_batches, {}, setup_.ranks, index_, stop);
+  if (absl::IsCancelled(result.status())) return absl::OkStatus();
   if (!result.ok()) return result.status();
   if (setup_.record.generate.has_value()) {
     absl::StatusOr<int64_t> exact =
@@ -187,7 +192,8 @@ absl::Status Course::Evaluate() {
                           {.max_new_tokens = setup_.job.eval().max_new_tokens(),
                            .stop_ids = StopIds(setup_),
                            .course = index_},
-                          setup_.ranks);
+                          setup_.ranks, stop);
+    if (absl::IsCancelled(exact.status())) return absl::OkStatus();
     if (!exact.ok()) return exact.status();
     result->exact_matches = *exact;
   }
@@ -199,6 +205,7 @@ absl::Status Course::Evaluate() {
     }
   }
   KeepIfBest(*result);
+  state_.set_lacks_evaluation(false);
   return absl::OkStatus();
 }
 

@@ -13,6 +13,7 @@
 
 #include "absl/status/status.h"
 #include "engine/checkpoint/checkpoint_writer.h"
+#include "engine/comm/stop_request.h"
 #include "engine/commands/gates.h"
 #include "engine/optim/schedule.h"
 #include "engine/report/console.h"
@@ -43,8 +44,9 @@ class Course {
 
   // Loads the checkpoint to go on from, if any.
   absl::Status Begin(const std::optional<std::string>& resume, const EarlierChoices& kernels);
-  // Takes the output folder, opens the log; evaluates where it is the start.
-  absl::Status Open();
+  // Takes the output folder, opens the log; evaluates where it is the start, or where the run
+  // before stopped before it had.
+  absl::Status Open(StopRequest* stop);
 
   // Whether it takes part in the next step.
   bool is_active() const { return failure_.ok() && state_.step() < setup_.total_steps; }
@@ -61,8 +63,11 @@ class Course {
                           const StepResult& result, const StepCost& cost);
   // The error of a checkpoint that was written beside, as soon as it is known.
   absl::Status CheckWriter() { return writer_.Check(); }
-  // What is due behind a step: evaluation; a checkpoint, also where the run is to stop.
-  absl::Status EvaluateIfDue();
+  // What is due behind a step: evaluation, which a stop leaves to the run that goes on; a
+  // checkpoint, also where the run is to stop.
+  absl::Status EvaluateIfDue(StopRequest* stop);
+  // Whether an evaluation is due and was not done.
+  bool lacks_evaluation() const { return state_.lacks_evaluation(); }
   bool SaveIsDue(bool stops) const { return stops || IsDue(training_.save_steps()); }
   // Bad numbers are not saved: where there are other courses they end this one, failure().
   absl::Status Save(bool stops);
@@ -86,7 +91,7 @@ class Course {
   void MeasureSpeed(const std::vector<MicroBatch>& batch, const StepCost& cost);
   TrainRecord Record(const StepCost& cost) const;
   absl::Status LogStep(const TrainRecord& record);
-  absl::Status Evaluate();
+  absl::Status Evaluate(StopRequest* stop);
   void KeepIfBest(const EvalResult& result);
   OutputFiles Files() const;
   void Say(const std::string& text) { console_.Line(label_ + text); }

@@ -10,6 +10,7 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_format.h"
+#include "proto/errors.h"
 
 namespace qlora::engine {
 
@@ -63,19 +64,37 @@ bool RunsTogether(const Execution& execution) {
   return !execution.plan().run.storage.gathered.empty();
 }
 
+absl::Status StoppedWhen(const absl::StatusOr<int>& signal) {
+  if (!signal.ok()) return signal.status();
+  return *signal == 0 ? absl::OkStatus()
+                      : proto::StoppedError(*signal, "stopped before the evaluation was done");
+}
+
+// Stopped where this rank may leave its share of an evaluation. Ranks that run `together` leave it
+// at the same point.
+absl::Status CheckStop(StopRequest* stop, bool together) {
+  if (stop == nullptr) return absl::OkStatus();
+  return StoppedWhen(together ? stop->Agree() : stop->Heard());
+}
+
+// Behind all shares, done or left: Stopped on all ranks where one has heard of a stop.
+absl::Status AgreeOnStop(StopRequest* stop) {
+  return stop == nullptr ? absl::OkStatus() : StoppedWhen(stop->Agree());
+}
+
 }  // namespace
 
 absl::StatusOr<EvalResult> EvaluateLoss(Execution* execution, const Batcher& batcher,
-                                        const LogitsSink& logits_of, Ranks* ranks, int64_t course) {
+                                        const LogitsSink& logits_of, Ranks* ranks, int64_t course,
+                                        StopRequest* stop) {
   const EvalPieces& pieces = *execution->plan().run.eval;
   EvalResult result;
   std::vector<float> logits;
   const int64_t batches = batcher.StepsOf(1.0);
   std::vector<BatchSums> sums(batches);
   // Ranks that have no batch left in the last round run one again, for the company.
-  const int64_t turns = ranks != nullptr && RunsTogether(*execution)
-                            ? kernels::AlignUp(batches, ranks->size())
-                            : batches;
+  const bool together = ranks != nullptr && RunsTogether(*execution);
+  const int64_t turns = together ? kernels::AlignUp(batches, ranks->size()) : batches;
   for (int64_t turn = 0; turn < turns; ++turn) {
     const int64_t i = std::min(turn, batches - 1);
     const std::vector<MicroBatch> step = batcher.Step(i);
@@ -85,6 +104,12 @@ absl::StatusOr<EvalResult> EvaluateLoss(Execution* execution, const Batcher& bat
       result.samples += int64_t(batch.documents.size());
     }
     if (!IsMine(ranks, turn)) continue;
+    // Together: each rank once a round.
+    if (absl::Status s = CheckStop(stop, together); absl::IsCancelled(s)) {
+      break;
+    } else if (!s.ok()) {
+      return s;
+    }
     if (ranks != nullptr) ranks->control().Progress();
     MicroBatchInputs contents = batch.inputs();
     contents.only = course;
@@ -112,6 +137,7 @@ absl::StatusOr<EvalResult> EvaluateLoss(Execution* execution, const Batcher& bat
       if (absl::Status s = logits_of(batch, logits); !s.ok()) return s;
     }
   }
+  if (absl::Status s = AgreeOnStop(stop); !s.ok()) return s;
   if (absl::Status s = Exchange(ranks, "evaluation", &sums); !s.ok()) return s;
   for (const BatchSums& batch : sums) {
     result.loss_sum += batch.loss;
@@ -130,10 +156,14 @@ std::pair<int64_t, int64_t> LastTrainedRun(const Sample& sample) {
 
 absl::StatusOr<int64_t> CountExactMatches(Execution* execution, const Dataset& dataset,
                                           const Tokenizer& tokenizer, GenerationOptions options,
-                                          Ranks* ranks) {
-  if (ranks != nullptr) options.on_token = [ranks] { ranks->control().Progress(); };
+                                          Ranks* ranks, StopRequest* stop) {
+  const bool together = ranks != nullptr && RunsTogether(*execution);
+  options.on_token = [=] {
+    if (ranks != nullptr) ranks->control().Progress();
+    return CheckStop(stop, together);
+  };
   // All ranks generate everything: how many tokens an answer takes only its end tells.
-  if (RunsTogether(*execution)) ranks = nullptr;
+  if (together) ranks = nullptr;
   // Whole rounds of generation, as many sequences at a time as one rank alone would take.
   const int64_t round = execution->plan().run.generate->logits.rows;
   std::vector<std::vector<int32_t>> prompts;
@@ -152,9 +182,10 @@ absl::StatusOr<int64_t> CountExactMatches(Execution* execution, const Dataset& d
   if (!prompts.empty()) {
     absl::StatusOr<std::vector<std::vector<int32_t>>> result =
         Generate(execution, prompts, options);
-    if (!result.ok()) return result.status();
-    generated = *std::move(result);
+    if (!result.ok() && !absl::IsCancelled(result.status())) return result.status();
+    if (result.ok()) generated = *std::move(result);
   }
+  if (absl::Status s = AgreeOnStop(stop); !s.ok()) return s;
   // One count a rank, at its own place.
   std::vector<int64_t> matches(ranks == nullptr ? 1 : ranks->size());
   int64_t& mine = matches[ranks == nullptr ? 0 : ranks->rank()];

@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "engine/comm/ranks.h"
+#include "engine/comm/stop_request.h"
 #include "engine/commands/generate.h"
 #include "engine/data/batcher.h"
 #include "engine/step/execution.h"
@@ -39,12 +40,13 @@ BatcherOptions EvalBatcherOptions(int64_t rows, int64_t max_length);
 // The loss that a course's adapter has on all of `batcher`'s samples, spread over the ranks (null:
 // this one alone): each takes every size-th batch, and all get the result, which does not tell how
 // many they were. `logits_of` (may be empty) sees each of this rank's batches' bound logits, where
-// recorded.
+// recorded. `stop` (null: never) is asked at each batch: Stopped, on all ranks, where there is such
+// a request.
 using LogitsSink =
     std::function<absl::Status(const MicroBatch& batch, absl::Span<const float> logits)>;
 absl::StatusOr<EvalResult> EvaluateLoss(Execution* execution, const Batcher& batcher,
                                         const LogitsSink& logits_of, Ranks* ranks = nullptr,
-                                        int64_t course = 0);
+                                        int64_t course = 0, StopRequest* stop = nullptr);
 
 // Where the sample's answer stands: the last trained tokens in a row (of a chat the assistant's
 // last turn), without the prompt, where that is trained too, and without the sample's first token,
@@ -53,10 +55,10 @@ std::pair<int64_t, int64_t> LastTrainedRun(const Sample& sample);
 
 // Generates an answer to what stands before each sample's last trained run, greedily, and counts
 // those whose text equals the run's, white space at both ends aside. Spread over the ranks
-// likewise.
+// and stopped likewise, `stop` asked at each token.
 absl::StatusOr<int64_t> CountExactMatches(Execution* execution, const Dataset& dataset,
                                           const Tokenizer& tokenizer, GenerationOptions options,
-                                          Ranks* ranks = nullptr);
+                                          Ranks* ranks = nullptr, StopRequest* stop = nullptr);
 
 }  // namespace qlora::engine
 

@@ -72,16 +72,19 @@ class GenerationRun {
         absl::StatusOr<Active> active = Prefill(int64_t(i), int64_t(i - begin));
         if (!active.ok()) return active.status();
         group.push_back(*active);
+        if (absl::Status s = Tell(); !s.ok()) return s;
       }
       for (int64_t n = 0; n < options_.max_new_tokens && !group.empty(); ++n) {
         if (absl::Status s = Decode(&group); !s.ok()) return s;
-        if (options_.on_token) options_.on_token();
+        if (absl::Status s = Tell(); !s.ok()) return s;
       }
     }
     return std::move(results_);
   }
 
  private:
+  absl::Status Tell() const { return options_.on_token ? options_.on_token() : absl::OkStatus(); }
+
   // All but the last token of the prompt: that one is the first that Decode feeds.
   absl::StatusOr<Active> Prefill(int64_t index, int64_t slot) {
     const std::vector<int32_t>& prompt = prompts_[index];

@@ -20,8 +20,9 @@ struct GenerationOptions {
   uint64_t seed = 0;
   std::vector<int32_t> stop_ids;  // end a sequence; included in what is returned
   int64_t course = 0;             // whose adapter it is that speaks
-  // Called behind each token of the sequences that are generated together; may be empty.
-  std::function<void()> on_token;
+  // Called behind each prompt that was read and each token of the sequences that are generated
+  // together; an error ends the generation. May be empty.
+  std::function<absl::Status()> on_token;
 };
 
 // The tokens that follow each prompt. Each prompt has at least one token and fits into the

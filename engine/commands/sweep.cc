@@ -115,8 +115,7 @@ std::string Title(const SweepSetup& sweep) {
 
 }  // namespace
 
-absl::Status Sweep(const SweepSetup& sweep, Console* console,
-                   const volatile std::sig_atomic_t* stop_signal) {
+absl::Status Sweep(const SweepSetup& sweep, Console* console, StopFlag* stop) {
   Together together;
   for (const SweepSetup::Adapter& adapter : sweep.adapters) {
     together.members.push_back({adapter.setup.get(), adapter.name, adapter.round, adapter.group});
@@ -130,7 +129,7 @@ absl::Status Sweep(const SweepSetup& sweep, Console* console,
     return WantsRound(sweep, courses, next, console);
   };
   together.report = [&](Courses courses) { return WriteReport(sweep, courses, console); };
-  return TrainTogether(together, console, stop_signal);
+  return TrainTogether(together, console, stop);
 }
 
 absl::Status ShowSweepPlan(const SweepSetup& sweep, Console* console) {

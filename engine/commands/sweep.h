@@ -3,9 +3,8 @@
 #ifndef QLORA_ENGINE_COMMANDS_SWEEP_H_
 #define QLORA_ENGINE_COMMANDS_SWEEP_H_
 
-#include <csignal>
-
 #include "absl/status/status.h"
+#include "engine/comm/stop_request.h"
 #include "engine/commands/sweep_setup.h"
 #include "engine/report/console.h"
 
@@ -14,8 +13,7 @@ namespace qlora::engine {
 // Trains every adapter as Train does, each into a folder of its own below output_dir, and writes
 // sweep_report.txt, .json and .html beside them. The same command goes on from each adapter's
 // newest checkpoint.
-absl::Status Sweep(const SweepSetup& sweep, Console* console,
-                   const volatile std::sig_atomic_t* stop_signal);
+absl::Status Sweep(const SweepSetup& sweep, Console* console, StopFlag* stop);
 
 // What a sweep would take; allocates nothing.
 absl::Status ShowSweepPlan(const SweepSetup& sweep, Console* console);

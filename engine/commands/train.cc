@@ -25,17 +25,18 @@ namespace {
 
 class TrainingRun {
  public:
-  TrainingRun(const Together& together, Console* console, const volatile std::sig_atomic_t* stop)
+  TrainingRun(const Together& together, Console* console, StopFlag* stop)
       : together_(together),
         setup_(*together.members.front().setup),
         training_(setup_.job.training()),
         console_(*console),
-        stop_(*stop) {}
+        stop_(stop, setup_.ranks) {}
 
   absl::Status Run() {
     absl::StatusOr<std::unique_ptr<PreparedRun>> prepared = PrepareRun(together_, &console_);
     if (!prepared.ok()) return prepared.status();
     run_ = *std::move(prepared);
+    stop_.Heed();
     absl::Status trained = absl::OkStatus();
     for (int64_t round = 0; trained.ok() && HasRound(round); ++round) trained = TrainRound(round);
     console_.EndLive();
@@ -58,10 +59,9 @@ class TrainingRun {
   absl::Status TrainRound(int64_t round) {
     std::vector<Course*> members;
     for (size_t i = 0; i < run_->courses.size(); ++i) {
-      if (together_.members[i].round != round) continue;
-      members.push_back(run_->courses[i].get());
-      if (absl::Status s = run_->courses[i]->Open(); !s.ok()) return s;
+      if (together_.members[i].round == round) members.push_back(run_->courses[i].get());
     }
+    if (absl::Status s = Open(members); !s.ok()) return s;
     rounds_ = round + 1;
     TrainStep step(run_->execution.get(),
                    {.micro_batches = training_.gradient_accumulation_steps(),
@@ -82,6 +82,23 @@ class TrainingRun {
     }
   }
 
+  absl::Status Open(const std::vector<Course*>& members) {
+    std::vector<Course*> completed;
+    for (Course* course : members) {
+      const bool lacked = course->lacks_evaluation();
+      if (absl::Status s = course->Open(&stop_); !s.ok()) return s;
+      if (lacked && !course->lacks_evaluation()) completed.push_back(course);
+    }
+    // Their last checkpoints become what they would have been, had the run not stopped.
+    if (absl::Status s = SaveWhatIsDue(completed, false); !s.ok()) return s;
+    absl::StatusOr<int> signal = stop_.Agree();
+    if (!signal.ok()) return signal.status();
+    if (*signal == 0) return absl::OkStatus();
+    return proto::StoppedError(
+        *signal, absl::StrCat("stopped before step ", members.front()->state().step() + 1,
+                              ": there was nothing to save; the same command begins there"));
+  }
+
   // Behind a step of `active`.
   absl::Status DoWhatIsDue(const std::vector<Course*>& active) {
     std::vector<Course*> sound;
@@ -90,13 +107,14 @@ class TrainingRun {
       if (course->failure().ok()) sound.push_back(course);
     }
     for (Course* course : sound) {
-      if (absl::Status s = course->EvaluateIfDue(); !s.ok()) return s;
+      if (absl::Status s = course->EvaluateIfDue(&stop_); !s.ok()) return s;
     }
-    absl::StatusOr<int> signal = AgreeOnStop();
+    absl::StatusOr<int> signal = stop_.Agree();
     if (!signal.ok()) return signal.status();
     if (absl::Status s = SaveWhatIsDue(sound, *signal != 0); !s.ok()) return s;
-    const bool goes_on = std::any_of(sound.begin(), sound.end(),
-                                     [](const Course* course) { return course->is_active(); });
+    const bool goes_on = std::any_of(sound.begin(), sound.end(), [](const Course* course) {
+      return course->is_active() || course->lacks_evaluation();
+    });
     if (*signal == 0 || !goes_on) return absl::OkStatus();
     // A launcher ends all as soon as one has gone: none goes before the checkpoint is there.
     if (absl::Status s = Meet(ranks(), "the last checkpoint"); !s.ok()) return s;
@@ -120,21 +138,6 @@ class TrainingRun {
       if (absl::Status s = course->Save(stops); !s.ok()) return s;
     }
     return absl::OkStatus();
-  }
-
-  // The signal to stop after this step, 0 where no rank has one: all see the same, so that none
-  // waits for one that is gone.
-  absl::StatusOr<int> AgreeOnStop() {
-    const int mine = stop_;
-    if (ranks() == nullptr) return mine;
-    absl::StatusOr<std::vector<std::string>> all =
-        ranks()->control().AllGather("whether to stop", absl::StrCat(mine));
-    if (!all.ok()) return all.status();
-    for (const std::string& text : *all) {
-      int signal;
-      if (absl::SimpleAtoi(text, &signal) && signal != 0) return signal;
-    }
-    return 0;
   }
 
   absl::Status OneStep(const std::vector<Course*>& active, TrainStep* step) {
@@ -337,7 +340,7 @@ class TrainingRun {
   const Setup& setup_;  // the first: what of it is shared by all
   const proto::Training& training_;
   Console& console_;
-  const volatile std::sig_atomic_t& stop_;
+  StopRequest stop_;
   std::unique_ptr<PreparedRun> run_;
   TrainSpeed speed_;    // of all courses together
   int64_t rounds_ = 0;  // begun
@@ -347,14 +350,12 @@ class TrainingRun {
 
 }  // namespace
 
-absl::Status Train(const Setup& setup, Console* console,
-                   const volatile std::sig_atomic_t* stop_signal) {
-  return TrainTogether({.members = {{&setup, ""}}}, console, stop_signal);
+absl::Status Train(const Setup& setup, Console* console, StopFlag* stop) {
+  return TrainTogether({.members = {{&setup, ""}}}, console, stop);
 }
 
-absl::Status TrainTogether(const Together& together, Console* console,
-                           const volatile std::sig_atomic_t* stop_signal) {
-  TrainingRun run(together, console, stop_signal);
+absl::Status TrainTogether(const Together& together, Console* console, StopFlag* stop) {
+  TrainingRun run(together, console, stop);
   const absl::Status status = run.Run();
   if (Ranks* const ranks = together.members.front().setup->ranks; ranks != nullptr) {
     LeaveRanks(ranks, status);

@@ -4,7 +4,6 @@
 #ifndef QLORA_ENGINE_COMMANDS_TRAIN_H_
 #define QLORA_ENGINE_COMMANDS_TRAIN_H_
 
-#include <csignal>
 #include <functional>
 #include <memory>
 #include <string>
@@ -12,6 +11,7 @@
 
 #include "absl/status/status.h"
 #include "absl/types/span.h"
+#include "engine/comm/stop_request.h"
 #include "engine/commands/course.h"
 #include "engine/report/console.h"
 #include "engine/setup/setup.h"
@@ -19,10 +19,9 @@
 namespace qlora::engine {
 
 // Trains to the last step, resuming from the newest checkpoint in output_dir that verifies, and
-// writes the results there. Looks at `*stop_signal` after every step: where it is not 0 the state
-// is saved and the status is Stopped (exit 130, 143).
-absl::Status Train(const Setup& setup, Console* console,
-                   const volatile std::sig_atomic_t* stop_signal);
+// writes the results there. Where `stop` is set the step is finished, an evaluation left to the run
+// that goes on, the state saved, and the status is Stopped (exit 130, 143).
+absl::Status Train(const Setup& setup, Console* console, StopFlag* stop);
 
 // Several courses of one run: in each step all that are active and of the current round take part,
 // the rows of a group's beside each other. Each goes by its own setup; the first setup's record and
@@ -43,8 +42,7 @@ struct Together {
 };
 // As Train. A course whose numbers go bad ends alone: the others go on, and what it ended with is
 // returned at the end, before gates that others miss.
-absl::Status TrainTogether(const Together& together, Console* console,
-                           const volatile std::sig_atomic_t* stop_signal);
+absl::Status TrainTogether(const Together& together, Console* console, StopFlag* stop);
 
 }  // namespace qlora::engine
 

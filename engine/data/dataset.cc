@@ -88,12 +88,14 @@ void Gather(std::vector<Outcome> outcomes, Dataset& dataset) {
 }  // namespace
 
 absl::StatusOr<Dataset> LoadDataset(Env* env, const std::string& path, const proto::Data& data,
-                                    const Tokenizer* tokenizer, int threads, int64_t max_samples) {
+                                    const Tokenizer* tokenizer, int threads, int64_t max_samples,
+                                    const std::function<void()>& on_record) {
   auto file = RecordsFile::Open(env, path, data, tokenizer, max_samples);
   if (!file.ok()) return file.status();
   std::vector<Outcome> outcomes(file->lines().size());
   absl::Status status = file->ForEach(threads, [&](int64_t i, const Record& record) {
     auto tokens = file->encoder().Encode(record);
+    if (on_record) on_record();
     if (!tokens.ok()) return tokens.status();
     outcomes[i].sample = {std::move(tokens->ids), std::move(tokens->trained),
                           file->lines()[i].number, tokens->prompt};

@@ -4,6 +4,7 @@
 #define QLORA_ENGINE_DATA_DATASET_H_
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -48,9 +49,10 @@ struct Dataset {
 // Reads `path` by the rules of `data` (defaults filled in); `max_samples` 0 means all. Errors name
 // the file and the line. `tokenizer` may be null where the file turns out to be PRETOKENIZED:
 // DataLoss (exit 65) for bad UTF-8, bad JSON, missing or mistyped fields, a file without any
-// trained token.
+// trained token. `on_record`, which may be empty, is called behind each record, on any thread.
 absl::StatusOr<Dataset> LoadDataset(Env* env, const std::string& path, const proto::Data& data,
-                                    const Tokenizer* tokenizer, int threads, int64_t max_samples);
+                                    const Tokenizer* tokenizer, int threads, int64_t max_samples,
+                                    const std::function<void()>& on_record = {});
 
 // Moves a share of the samples, chosen by (seed, line), to a data set of its own; at least one
 // where fraction > 0.

@@ -55,8 +55,8 @@ std::string MetricLine(int64_t step, const MetricFields& fields) {
   return line + "}\n";
 }
 
-absl::StatusOr<MetricsLog> MetricsLog::Open(Env* env, const std::string& path,
-                                            int64_t resumed_step) {
+absl::StatusOr<MetricsLog> MetricsLog::Open(Env* env, const std::string& path, int64_t resumed_step,
+                                            int64_t most) {
   MetricsLog log;
   log.path_ = path;
   log.last_step_ = resumed_step;
@@ -73,7 +73,7 @@ absl::StatusOr<MetricsLog> MetricsLog::Open(Env* env, const std::string& path,
       // What follows the first line that is not ours to keep was written later still.
       if (keeping) {
         const int64_t step = end == absl::string_view::npos ? -1 : StepOfLine(rest.substr(0, end));
-        keeping = step >= 0 && step <= resumed_step;
+        keeping = step >= 0 && step <= resumed_step && log.kept_ < most;
       }
       if (keeping) {
         kept_bytes += length;

@@ -3,6 +3,7 @@
 #define QLORA_ENGINE_IO_METRICS_LOG_H_
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <string>
 #include <utility>
@@ -25,9 +26,10 @@ std::string MetricLine(int64_t step, const MetricFields& fields);
 class MetricsLog {
  public:
   // Goes on after `resumed_step`: lines of later steps, and a torn last line, are cut off first, so
-  // that an interrupted and resumed run ends with the lines of an uninterrupted one. With 0 an old
-  // file is replaced.
-  static absl::StatusOr<MetricsLog> Open(Env* env, const std::string& path, int64_t resumed_step);
+  // that an interrupted and resumed run ends with the lines of an uninterrupted one. So are lines
+  // beyond `most`. With step 0 an old file is replaced.
+  static absl::StatusOr<MetricsLog> Open(Env* env, const std::string& path, int64_t resumed_step,
+                                         int64_t most = std::numeric_limits<int64_t>::max());
 
   // Steps must not fall. The line reaches the system before it returns.
   absl::Status Write(int64_t step, const MetricFields& fields);

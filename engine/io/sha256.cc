@@ -161,7 +161,8 @@ std::string Sha256Hex(absl::string_view bytes) {
   return absl::BytesToHexString(hash.Finish());
 }
 
-absl::StatusOr<std::string> Sha256File(Env* env, const std::string& path) {
+absl::StatusOr<std::string> Sha256File(Env* env, const std::string& path,
+                                       const std::function<void()>& on_part) {
   auto file = env->NewReadableFile(path);
   if (!file.ok()) return file.status();
   Sha256 hash;
@@ -170,6 +171,7 @@ absl::StatusOr<std::string> Sha256File(Env* env, const std::string& path) {
     auto n = (*file)->Read(absl::MakeSpan(buffer));
     if (!n.ok()) return n.status();
     hash.Update({buffer.data(), static_cast<size_t>(*n)});
+    if (on_part) on_part();
     if (*n < static_cast<int64_t>(buffer.size())) break;
   }
   return absl::BytesToHexString(hash.Finish());

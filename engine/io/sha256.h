@@ -5,6 +5,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <string>
 
 #include "absl/status/statusor.h"
@@ -35,7 +36,9 @@ class Sha256 {
 
 // 64 hex digits.
 std::string Sha256Hex(absl::string_view bytes);
-absl::StatusOr<std::string> Sha256File(Env* env, const std::string& path);
+// `on_part`, which may be empty, is called behind each part that was read, of 1 MiB.
+absl::StatusOr<std::string> Sha256File(Env* env, const std::string& path,
+                                       const std::function<void()>& on_part = {});
 
 }  // namespace qlora::engine
 

@@ -4,13 +4,14 @@
 
 namespace qlora::engine {
 
-absl::StatusOr<RunLog> RunLog::Open(Env* env, const std::string& output_dir, int64_t resumed_step) {
-  absl::StatusOr<MetricsLog> metrics =
-      MetricsLog::Open(env, JoinPath(output_dir, "metrics.jsonl"), resumed_step);
+absl::StatusOr<RunLog> RunLog::Open(Env* env, const std::string& output_dir,
+                                    const proto::RunState& resumed) {
+  absl::StatusOr<MetricsLog> metrics = MetricsLog::Open(env, JoinPath(output_dir, "metrics.jsonl"),
+                                                        resumed.step(), resumed.log_history_size());
   if (!metrics.ok()) return metrics.status();
   const std::string runs = JoinPath(output_dir, "runs");
   if (absl::Status s = env->CreateFolders(runs); !s.ok()) return s;
-  absl::StatusOr<EventFile> events = EventFile::Create(env, runs, resumed_step);
+  absl::StatusOr<EventFile> events = EventFile::Create(env, runs, resumed.step());
   if (!events.ok()) return events.status();
   return RunLog(*std::move(metrics), *std::move(events));
 }

@@ -31,8 +31,9 @@ struct TrainRecord {
 
 class RunLog {
  public:
-  // metrics.jsonl in `output_dir`, events below runs/; cut back to `resumed_step`.
-  static absl::StatusOr<RunLog> Open(Env* env, const std::string& output_dir, int64_t resumed_step);
+  // metrics.jsonl in `output_dir`, events below runs/; cut back to what `resumed` knows of.
+  static absl::StatusOr<RunLog> Open(Env* env, const std::string& output_dir,
+                                     const proto::RunState& resumed);
 
   absl::Status Train(const TrainRecord& record, proto::RunState* state);
   absl::Status Eval(int64_t step, double epoch, const EvalResult& result, proto::RunState* state);

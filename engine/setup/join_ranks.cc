@@ -33,7 +33,8 @@ absl::Status JoinRanks(Setup* setup) {
 
 absl::Status TakeBaseHash(Setup* setup) {
   if (setup->reading().reads()) {
-    absl::StatusOr<std::string> base = HashBase(setup->env, setup->config_file, setup->model);
+    absl::StatusOr<std::string> base =
+        HashBase(setup->env, setup->config_file, setup->model, TellProgress(setup->ranks));
     if (!base.ok()) return AsInputError(base.status());
     setup->base_hash = *base;
   }
@@ -43,6 +44,11 @@ absl::Status TakeBaseHash(Setup* setup) {
   if (!all.ok()) return all.status();
   setup->base_hash = (*all)[setup->ranks->neighbours().front()];
   return absl::OkStatus();
+}
+
+std::function<void()> TellProgress(Ranks* ranks) {
+  if (ranks == nullptr) return nullptr;
+  return [ranks] { ranks->control().Progress(); };
 }
 
 void EnterPhase(Ranks* ranks, Phase phase, const std::string& detail) {

@@ -3,6 +3,7 @@
 #ifndef QLORA_ENGINE_SETUP_JOIN_RANKS_H_
 #define QLORA_ENGINE_SETUP_JOIN_RANKS_H_
 
+#include <functional>
 #include <string>
 
 #include "absl/status/status.h"
@@ -17,6 +18,9 @@ absl::Status JoinRanks(Setup* setup);
 
 // The base's hash, from the rank that has read it for this machine's.
 absl::Status TakeBaseHash(Setup* setup);
+
+// Tells the others that this rank gets on, within its phase; empty without ranks.
+std::function<void()> TellProgress(Ranks* ranks);
 
 // Tells the others what this rank does from now on. Nothing without ranks, as the next.
 void EnterPhase(Ranks* ranks, Phase phase, const std::string& detail = "");

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/data/share_dataset.h"
 #include "engine/input_error.h"
+#include "engine/setup/join_ranks.h"
 #include "engine/text/chat_format.h"
 
 namespace qlora::engine {
@@ -18,7 +19,8 @@ absl::Status ReadData(const Setup& setup, absl::string_view field, const std::st
                           ? setup.job.num_threads()
                           : std::max(1, int(std::thread::hardware_concurrency()));
   absl::StatusOr<Dataset> data =
-      LoadDataset(setup.env, path, setup.job.data(), setup.tokenizer.get(), threads, max_samples);
+      LoadDataset(setup.env, path, setup.job.data(), setup.tokenizer.get(), threads, max_samples,
+                  TellProgress(setup.ranks));
   if (!data.ok()) {
     if (absl::IsNotFound(data.status())) {
       return proto::Annotate(AsInputError(data.status()), field);

@@ -52,6 +52,33 @@ class KilledEngine : public Workplace {
     return results;
   }
 
+  // All of the output but what tells of time or of this start: the log, states and weights of each
+  // checkpoint.
+  std::map<std::string, std::string> FilesThatMustNotTell() const {
+    std::map<std::string, std::string> files;
+    for (const auto& [name, contents] : Output()) {
+      if (absl::EndsWith(name, ".safetensors") || absl::EndsWith(name, "trainer_state.json") ||
+          name == "metrics.jsonl") {
+        files[name] = contents;
+      }
+    }
+    return files;
+  }
+
+  // That what a stopped run says is so: a checkpoint of its last step is there, or it had nothing
+  // to save. Whether there was a step.
+  bool ExpectStopped(const std::string& said) {
+    const std::string after = "stopped after step ";
+    const size_t at = said.find(after);
+    if (at == std::string::npos) {
+      EXPECT_THAT(said, HasSubstr("there was nothing to save"));
+      return false;
+    }
+    const int step = std::atoi(&said[at + after.size()]);
+    EXPECT_TRUE(Output().contains(absl::StrCat("checkpoint-", step, "/manifest.pb"))) << said;
+    return true;
+  }
+
   // Starts the run again and again, each time ended by signals that `choose` gives after a time
   // drawn from `random`, until so many have hit; then lets it finish.
   using Signals = std::vector<int>;
@@ -87,9 +114,7 @@ class KilledEngine : public Workplace {
         ASSERT_EQ(result.signal, SIGKILL);
       } else if (result.signal == 0) {  // else it came before the handler was there
         EXPECT_THAT(signals, testing::Contains(result.exit_code - 128)) << result.err;
-        if (signals.size() == 1) {
-          EXPECT_THAT(result.err, HasSubstr("stopped after step"));
-        }
+        if (signals.size() == 1) stops_ += ExpectStopped(result.err);
       }
       for (const auto& [name, contents] : Output()) {
         // No name of a checkpoint without all of it.
@@ -104,6 +129,8 @@ class KilledEngine : public Workplace {
     EXPECT_TRUE(Results() == undisturbed);
     for (const auto& [name, contents] : Output()) EXPECT_FALSE(absl::StartsWith(name, ".tmp"));
   }
+
+  int stops_ = 0;  // of runs that had done a step
 };
 
 TEST_F(KilledEngine, GoesOnToTheSameBytes) {
@@ -114,12 +141,66 @@ TEST_F(KilledEngine, GoesOnToTheSameBytes) {
 TEST_F(KilledEngine, StopsWhenAskedAtAnyMoment) {
   std::mt19937_64 random(FaultSeed());
   Torment(Times(20, 200), &random, [&] { return Signals{random() % 2 == 0 ? SIGTERM : SIGINT}; });
+  EXPECT_GT(stops_, 0);
 }
 
 // The second does not wait for the checkpoint that the first asks for, and tears none.
 TEST_F(KilledEngine, EndsAtOnceWhenAskedTwice) {
   std::mt19937_64 random(FaultSeed());
   Torment(Times(10, 200), &random, [] { return Signals{SIGINT, SIGTERM}; });
+}
+
+// In a step of a second: the first signal alone would have it finished and saved.
+TEST_F(KilledEngine, EndsWithinAStepWhenAskedTwice) {
+  const CommandResult result =
+      Run("train",
+          {"--set", "training.max_steps=2", "--set", "training.logging_steps=1", "--set",
+           "training.gradient_accumulation_steps=30000"},
+          {.cues = {{"step 1/", [](int pid) {
+                       kill(pid, SIGINT);
+                       std::this_thread::sleep_for(std::chrono::milliseconds(50));
+                       kill(pid, SIGTERM);
+                     }}}});
+  EXPECT_EQ(result.exit_code, 128 + SIGTERM) << result.err;
+  EXPECT_EQ(result.err, "");
+  EXPECT_FALSE(Output().contains("checkpoint-2/")) << "the step was done all the same";
+}
+
+// The checkpoint of the step before is there at once; the run that goes on evaluates, and leaves
+// what an undisturbed one does.
+TEST_F(KilledEngine, StopsWithinAnEvaluation) {
+  std::string held_out;
+  for (int i = 0; i < 20; ++i) absl::StrAppend(&held_out, Read("data.jsonl"));
+  Write("held_out.jsonl", held_out);
+  data_ = absl::StrCat("format: PROMPT_COMPLETION eval_file: '", Path("held_out.jsonl"), "'");
+  const std::vector<std::string> sets = {
+      "--set", "training.max_steps=4",  "--set", "training.logging_steps=1",
+      "--set", "training.eval_steps=2", "--set", "training.save_steps=2",
+      "--set", "eval.exact_match=true", "--set", "eval.max_new_tokens=40"};
+  using Clock = std::chrono::steady_clock;
+  const Clock::time_point begin = Clock::now();
+  ASSERT_EQ(Run("train", sets).exit_code, 0);
+  // Before the first step, and behind two.
+  const Clock::duration an_evaluation = (Clock::now() - begin) / 3;
+  const std::map<std::string, std::string> undisturbed = FilesThatMustNotTell();
+  fs::remove_all(Path("out"));
+
+  Clock::time_point asked;
+  const auto ask = [&](int pid) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    asked = Clock::now();
+    kill(pid, SIGTERM);
+  };
+  const CommandResult stopped = Run("train", sets, {.cues = {{"step 2/", ask}}});
+  EXPECT_LT(Clock::now() - asked, an_evaluation / 2);
+  EXPECT_EQ(stopped.exit_code, 128 + SIGTERM) << stopped.err;
+  EXPECT_THAT(stopped.err, HasSubstr("stopped after step 2 of 4"));
+  EXPECT_THAT(stopped.out, testing::Not(HasSubstr("step 2  held out"))) << "it was too quick";
+  EXPECT_TRUE(ExpectStopped(stopped.err));
+  const CommandResult last = Run("train", sets);
+  ASSERT_EQ(last.exit_code, 0) << last.err;
+  EXPECT_THAT(last.out, HasSubstr("step 2  held out"));
+  EXPECT_TRUE(FilesThatMustNotTell() == undisturbed);
 }
 
 }  // namespace

@@ -85,12 +85,12 @@ void Workplace::WriteJob() const {
                                       "' max_length: 64 ", data_, " }\n"));
 }
 
-CommandResult Workplace::Run(const std::string& command,
-                             const std::vector<std::string>& more) const {
+CommandResult Workplace::Run(const std::string& command, const std::vector<std::string>& more,
+                             const CommandOptions& options) const {
   WriteJob();
   std::vector<std::string> words = {command, Path("job.textproto")};
   words.insert(words.end(), more.begin(), more.end());
-  return RunEngine(words);
+  return RunEngine(words, options);
 }
 
 void Workplace::ExpectCommandRefused(const std::string& command, int code,

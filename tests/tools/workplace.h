@@ -26,7 +26,8 @@ class Workplace : public testing::Test {
   void Edit(const std::string& name, const std::string& from, const std::string& to) const;
 
   // Runs `command` on job.textproto, which is `job` behind model, output_dir and train_file.
-  CommandResult Run(const std::string& command, const std::vector<std::string>& more = {}) const;
+  CommandResult Run(const std::string& command, const std::vector<std::string>& more = {},
+                    const CommandOptions& options = {}) const;
   // job.textproto, as Run writes it.
   void WriteJob() const;
   std::map<std::string, std::string> Output() const { return TreeOf(Path("out")); }

@@ -1,5 +1,6 @@
 #include "engine/data/dataset.h"
 
+#include <atomic>
 #include <set>
 #include <string>
 
@@ -29,6 +30,15 @@ std::string Texts(int n) {
     absl::StrAppend(&file, "{\"text\":\"", std::string(1 + i % 7, 'a' + i % 26), i, "\"}\n");
   }
   return file;
+}
+
+TEST(DatasetTest, TellsOfEachRecord) {
+  const auto tokenizer = ByteTokenizer();
+  std::atomic<int> told{0};
+  ASSERT_TRUE(LoadDataset(Env::Default(), WriteTemp("t.jsonl", Texts(40)), DefaultData(),
+                          tokenizer.get(), 2, 0, [&] { ++told; })
+                  .ok());
+  EXPECT_EQ(told, 40);
 }
 
 TEST(DatasetTest, CountsWhatItKeepsCutsAndLeavesOut) {

@@ -93,7 +93,9 @@ TEST(Sha256Test, OfAFileAcrossItsBuffer) {
   const std::string bytes((1 << 20) + 5, 'q');
   auto file = env.NewWritableFile("f");
   ASSERT_TRUE((*file)->Append(bytes).ok());
-  EXPECT_EQ(*Sha256File(&env, "f"), Sha256Hex(bytes));
+  int parts = 0;
+  EXPECT_EQ(*Sha256File(&env, "f", [&] { ++parts; }), Sha256Hex(bytes));
+  EXPECT_EQ(parts, 2);
   EXPECT_FALSE(Sha256File(&env, "none").ok());
   env.FailAt(env.operations() + 2, EIO, false);  // the second read
   EXPECT_TRUE(IsIoError(Sha256File(&env, "f").status()));

@@ -68,12 +68,14 @@ TEST_P(Generation, EndsAtAStopToken) {
   record.generate = {.sequences = 1, .context = 40, .prefill = 16};
   ModelRun run({.model = GetParam(), .record = record}, CpuDevice());
   int told = 0;
-  const auto all =
-      Generate(&run.execution(), prompts, {.max_new_tokens = 8, .on_token = [&told] { ++told; }});
+  const auto all = Generate(&run.execution(), prompts, {.max_new_tokens = 8, .on_token = [&told] {
+                                                          ++told;
+                                                          return absl::OkStatus();
+                                                        }});
   ASSERT_TRUE(all.ok()) << all.status();
   const std::vector<int32_t>& tokens = all->front();
   ASSERT_EQ(tokens.size(), 8u);
-  EXPECT_EQ(told, 8);
+  EXPECT_EQ(told, 1 + 8) << "the prompt, and each token";
   const auto stopped =
       Generate(&run.execution(), prompts, {.max_new_tokens = 8, .stop_ids = {tokens[3]}});
   const auto first = std::find(tokens.begin(), tokens.end(), tokens[3]);
