@@ -326,5 +326,15 @@ TEST_F(RanksTest, OtherCommandsRunAlone) {
   EXPECT_THAT(result.err, HasSubstr("inspect runs in one process"));
 }
 
+// Before they wait for each other.
+TEST_F(RanksTest, RanksOnCpusAreStartedByMpirun) {
+  WriteJob();
+  const CommandResult result =
+      RunEngine({"train", Path("job.textproto"), "--set", "device=CPU", "--rank", "0", "--world",
+                 "2", "--rendezvous", NewRendezvous()});
+  EXPECT_EQ(result.exit_code, proto::kExitBadJob);
+  EXPECT_THAT(result.err, HasSubstr("start them with mpirun"));
+}
+
 }  // namespace
 }  // namespace qlora::tests
