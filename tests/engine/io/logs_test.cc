@@ -113,6 +113,18 @@ TEST(MetricsLogTest, DamageEndsWhatIsKept) {
   }
 }
 
+// Of the same step: an evaluation that the state resumed from does not know of.
+TEST(MetricsLogTest, LinesThatAreNotKnownOfAreCut) {
+  FaultyEnv env;
+  auto first = MetricsLog::Open(&env, "m", 0);
+  ASSERT_TRUE(first->Write(1, {}).ok());
+  ASSERT_TRUE(first->Write(1, {{"eval_loss", 2.0}}).ok());
+  const auto log = MetricsLog::Open(&env, "m", 1, 1);
+  ASSERT_TRUE(log.ok());
+  EXPECT_EQ(Contents(&env, "m"), "{\"step\":1}\n");
+  EXPECT_EQ(log->cut(), 1);
+}
+
 TEST(MetricsLogTest, AFreshRunReplacesAndStepsNeverFall) {
   FaultyEnv env;
   auto raw = env.NewWritableFile("m");
