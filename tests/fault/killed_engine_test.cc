@@ -152,15 +152,17 @@ TEST_F(KilledEngine, EndsAtOnceWhenAskedTwice) {
 
 // In a step of a second: the first signal alone would have it finished and saved.
 TEST_F(KilledEngine, EndsWithinAStepWhenAskedTwice) {
+  const auto ask_twice = [](int pid) {
+    for (const int signal : {SIGINT, SIGTERM}) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(100));
+      kill(pid, signal);
+    }
+  };
   const CommandResult result =
       Run("train",
           {"--set", "training.max_steps=2", "--set", "training.logging_steps=1", "--set",
            "training.gradient_accumulation_steps=30000"},
-          {.cues = {{"step 1/", [](int pid) {
-                       kill(pid, SIGINT);
-                       std::this_thread::sleep_for(std::chrono::milliseconds(50));
-                       kill(pid, SIGTERM);
-                     }}}});
+          {.cues = {{"step 1/", ask_twice}}});
   EXPECT_EQ(result.exit_code, 128 + SIGTERM) << result.err;
   EXPECT_EQ(result.err, "");
   EXPECT_FALSE(Output().contains("checkpoint-2/")) << "the step was done all the same";
