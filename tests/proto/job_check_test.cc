@@ -287,6 +287,7 @@ TEST(JobDefaultsTest, NoFieldIsForgotten) {
                                          "plan.memory",
                                          "plan.memory_bytes_per_second",
                                          "plan.flops_per_second",
+                                         "plan.link_bytes_per_second",
                                          "plan.host_memory"};
   const Job job = WithDefaults(Job());
   std::set<std::string> unset;
