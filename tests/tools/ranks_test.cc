@@ -236,8 +236,12 @@ TEST_F(RanksTest, ASignalThatTheLauncherPassesOnLeavesTimeForTheCheckpoint) {
       {"--set", "training.save_steps=100000", "--set",
        "training.gradient_accumulation_steps=4000"});
   EXPECT_EQ(result.exit_code, proto::kExitTerminated) << result.err;
-  EXPECT_THAT(result.err, HasSubstr("error: stopped after step 2 of"));
-  EXPECT_TRUE(TreeOf(Path("out")).contains("checkpoint-2/manifest.pb")) << result.err;
+  const std::string after = "error: stopped after step ";
+  const size_t at = result.err.find(after);
+  ASSERT_NE(at, std::string::npos) << result.err;
+  const int step = std::atoi(&result.err[at + after.size()]);
+  EXPECT_TRUE(TreeOf(Path("out")).contains(absl::StrCat("checkpoint-", step, "/manifest.pb")))
+      << result.err;
 }
 
 // One rank is told; all leave the evaluation, also where they gather weights from each other in it.
