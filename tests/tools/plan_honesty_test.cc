@@ -125,8 +125,9 @@ TEST_F(PlanHonesty, OfRandomJobs) {
     if (run.is_of_run) least_gap = std::min(least_gap, run.plan - run.peak);
     largest_gap = std::max(largest_gap, run.plan - run.peak);
     if (seed % 8 != 0) continue;
-    // What a process has resident when it plans differs by some pages from run to run.
-    const int64_t enough = run.plan + (int64_t{1} << 20), less = run.plan - run.plan / 20;
+    // What a process has resident when it plans, and has had, differs by some large pages of 2 MiB
+    // from run to run.
+    const int64_t enough = run.plan + (int64_t{8} << 20), less = run.plan - run.plan / 20;
     EXPECT_EQ(Train(WithLimit(job, enough)).exit_code, 0);
     const Peak tight = Train(WithLimit(job, less));
     if (tight.exit_code == 0) {
