@@ -12,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/comm/control_frame.h"
+#include "engine/comm/now.h"
 #include "engine/comm/reception.h"
 #include "engine/version.h"
 #include "kernels/start_thread.h"
@@ -30,10 +31,6 @@ constexpr auto kListenPause = std::chrono::milliseconds(100);
 constexpr double kNoticeSeconds = 1;
 constexpr double kBeatsPerSilence = 6, kShortestBeat = 0.05, kLongestBeat = 5;
 constexpr size_t kReadBytes = 1 << 16;
-
-double Now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 std::string HostName() {
   char name[256] = {};

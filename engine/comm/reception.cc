@@ -3,19 +3,15 @@
 #include <poll.h>
 
 #include <algorithm>
-#include <chrono>
 #include <optional>
 
 #include "engine/comm/control_frame.h"
+#include "engine/comm/now.h"
 
 namespace qlora::engine {
 namespace {
 
 using proto::ControlMessage;
-
-double Now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 // Reads on in a first message, of which `arrived` is there: the hello when it is whole, none
 // before. An error where it is no hello.

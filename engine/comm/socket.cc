@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "engine/comm/now.h"
 
 namespace qlora::engine {
 namespace {
@@ -21,10 +22,6 @@ namespace {
 constexpr auto kRetryPause = std::chrono::milliseconds(50);
 // For one of a host's addresses: behind a firewall nobody refuses.
 constexpr double kAttemptSeconds = 5;
-
-double Now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 absl::Status Failed(absl::string_view what, int error) {
   return absl::UnavailableError(absl::StrCat(what, ": ", std::strerror(error)));

@@ -7,12 +7,12 @@
 #include <sys/resource.h>
 #include <sys/wait.h>
 
-#include <chrono>
 #include <random>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "engine/checkpoint/checkpoint.h"
+#include "engine/comm/now.h"
 #include "engine/comm/ranks.h"
 #include "engine/io/manifest.h"
 #include "gmock/gmock.h"
@@ -35,10 +35,6 @@ using tests::RankProcesses;
 constexpr char kModel[] = "llama3_tied";
 constexpr int kMicroBatches = 4;  // of the global batch
 constexpr double kSecondsToEnd = tests::kSanitized ? 20 : 5;
-
-double Now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 // Rank `victim` gets `signal` after it has begun so many steps, within that step.
 struct Fault {

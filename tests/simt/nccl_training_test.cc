@@ -3,7 +3,6 @@
 // one fails while weights are gathered.
 
 #include <algorithm>
-#include <chrono>
 #include <memory>
 #include <optional>
 #include <string>
@@ -12,6 +11,7 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "engine/comm/now.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "proto/exit_codes.h"
@@ -141,10 +141,6 @@ struct Fault {
   const char* words;       // of every rank's message
   bool is_silent = false;  // found by the deadline
 };
-
-double Now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 class NcclGatherFaults : public testing::TestWithParam<Fault> {
  protected:

@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/comm/control_frame.h"
+#include "engine/comm/now.h"
 #include "engine/comm/stop_request.h"
 #include "engine/version.h"
 #include "gmock/gmock.h"
@@ -26,10 +27,6 @@ using testing::ElementsAre;
 using testing::HasSubstr;
 using tests::NewRendezvous;
 using tests::OnRanks;
-
-double Now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 TEST(ControlChannel, GathersByRankManyTimes) {
   OnRanks(4, {}, nullptr, [](Ranks& ranks, kernels::Device*) {
