@@ -120,12 +120,16 @@ FolderCommit::~FolderCommit() {
   if (!renamed_) (void)env_->RemoveAll(temporary_);  // CleanTemporaries has another chance
 }
 
+bool FolderCommit::TakesName(absl::string_view name) {
+  // Of a folder "replaced-x" a temporary could be taken for "x" while that is being replaced.
+  return IsPlainName(name) && !absl::StartsWith(name, kTemporaryPrefix) &&
+         !absl::StartsWith(absl::StrCat(kTemporaryPrefix, name), kReplacedPrefix);
+}
+
 absl::StatusOr<std::unique_ptr<FolderCommit>> FolderCommit::Begin(Env* env,
                                                                   const std::string& parent,
                                                                   const std::string& name) {
-  // Of a folder "replaced-x" a temporary could be taken for "x" while that is being replaced.
-  if (!IsPlainName(name) || absl::StartsWith(name, kTemporaryPrefix) ||
-      absl::StartsWith(absl::StrCat(kTemporaryPrefix, name), kReplacedPrefix)) {
+  if (!TakesName(name)) {
     return absl::InvalidArgumentError(absl::StrCat("\"", name, "\" is no name for a folder"));
   }
   std::unique_ptr<FolderCommit> commit(new FolderCommit(env, parent, name));

@@ -38,7 +38,10 @@ std::optional<int64_t> CheckpointStep(absl::string_view name);
 // Writes one checkpoint. Not thread safe. Destroyed without Commit it removes what it wrote.
 class FolderCommit {
  public:
-  // Starts in `parent`, which must exist. `name` is the folder's final plain name.
+  // Whether a folder can be committed under this name: plain, and none that another's temporary
+  // could be taken for.
+  static bool TakesName(absl::string_view name);
+  // Starts in `parent`, which must exist. `name` is the folder's final name.
   static absl::StatusOr<std::unique_ptr<FolderCommit>> Begin(Env* env, const std::string& parent,
                                                              const std::string& name);
   ~FolderCommit();

@@ -4,7 +4,6 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "engine/checkpoint/output_names.h"
 #include "engine/input_error.h"
@@ -86,9 +85,7 @@ absl::Status MergeOutput::CheckPlace() const {
     return proto::BadJobError(absl::StrCat(kField, ": ", path_, " ", why, "; ", remedy));
   };
   const std::string name = BaseName(path_);
-  // Temporary names are made of it: one that begins so could be taken for another's.
-  if (!IsPlainName(name) || absl::StartsWith(name, kTemporaryPrefix) ||
-      absl::StartsWith(absl::StrCat(kTemporaryPrefix, name), kReplacedPrefix)) {
+  if (!FolderCommit::TakesName(name)) {
     return refused("is no name for a model", "give a folder with another name");
   }
   // Of the place, not of what a link there leads to.
