@@ -3,21 +3,20 @@
 #include <utility>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
 #include "engine/checkpoint/checkpoint.h"
 #include "engine/lora/initialize.h"
 #include "engine/model/load_weights.h"
 #include "engine/model/quantize_cache.h"
+#include "engine/report/live_progress.h"
 
 namespace qlora::engine {
 namespace {
 
 absl::Status LoadBase(const Setup& setup, Execution* execution, Console* console,
-                      const Progress& also) {
+                      const Progress& shown) {
   const Progress progress = [&](double share) {
-    console->Live(absl::StrCat("loading ", Bar(share, 30)));
     if (setup.ranks != nullptr) setup.ranks->control().Progress();
-    return Tell(also, share);
+    return shown(share);
   };
   const std::string& folder = setup.job.quantization().quantize_cache();
   if (setup.job.mode() != proto::Mode::QLORA || folder.empty()) {
@@ -35,7 +34,8 @@ absl::Status LoadBase(const Setup& setup, Execution* execution, Console* console
 absl::Status LoadModel(const Setup& setup, const std::string& adapter, Execution* execution,
                        Console* console, const Progress& progress) {
   if (!setup.model) return InitializeWeights(setup.job.seed(), execution);
-  const absl::Status loaded = LoadBase(setup, execution, console, progress);
+  const absl::Status loaded =
+      LoadBase(setup, execution, console, progress ? progress : LiveProgress(console, "loading"));
   console->EndLive();
   if (!loaded.ok()) return loaded;
   if (setup.targets.modules.empty()) return absl::OkStatus();

@@ -14,8 +14,8 @@
 namespace qlora::engine {
 
 // Fills the run's weights: from the checkpoint, or at random; adapters at their start, from
-// init_from, or from `adapter`. Progress, and what the quantize cache did, go to the console, and
-// the former to `progress` too.
+// init_from, or from `adapter`. Progress goes to `progress`, where that is empty to the console, as
+// does what the quantize cache did.
 absl::Status LoadModel(const Setup& setup, const std::string& adapter, Execution* execution,
                        Console* console, const Progress& progress = nullptr);
 
