@@ -126,8 +126,7 @@ absl::Status JoinRun(SweepSetup* sweep) {
     tried_tokens = first.record.train.tokens;
     const Plan plan = BestPlan(first.spec, first.record, *first.device, first.rates, first.limits);
     if (!Fits(plan, first.limits)) continue;
-    const double seconds =
-        TimeOfStep(plan, first.rates, first.job.training().gradient_accumulation_steps()).seconds;
+    const double seconds = TimeOfStep(plan, first.rates, first.record.micro_batches).seconds;
     if (seconds < least) best = rows, least = seconds;
     // Smaller groups could only save memory.
     if (plan.recompute_seconds == 0) break;

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <utility>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
@@ -238,11 +237,9 @@ class TrainingRun {
   // one's time.
   double PredictedSeconds(int64_t tokens) const {
     const double capacity = double(run_->plan.run.train->inputs.capacity.tokens);
-    const StepTime time =
-        TimeOfStep(run_->plan, setup_.rates, training_.gradient_accumulation_steps(),
-                   double(tokens) / capacity / setup_.world());
-    return time.seconds +
-           ExchangeSeconds(setup_.world(), time.traffic, NetworkOf(setup_.job.plan()));
+    return TimeOfStep(run_->plan, setup_.rates, setup_.record.micro_batches,
+                      double(tokens) / capacity / setup_.world())
+        .SecondsOn(setup_.world(), NetworkOf(setup_.job.plan()));
   }
 
   bool IsAmong(const std::vector<Course*>& active, size_t index) const {

@@ -356,8 +356,7 @@ absl::Status WriteTrained(Execution* execution, int64_t parameter, absl::Span<co
     const absl::Span<const float> given = values.subspan(begin, kChunk);
     chunk.assign(given.begin(), given.end());
     const int64_t first = offset + begin;
-    const int64_t count = (int64_t(given.size()) + kernels::kParameterBlock - 1) /
-                          kernels::kParameterBlock * kernels::kParameterBlock;
+    const int64_t count = kernels::AlignUp(int64_t(given.size()), kernels::kParameterBlock);
     chunk.resize(count);
     // The windows' masters are parts of this one where it is there.
     std::vector<StatePart> parts;

@@ -82,14 +82,12 @@ void AddRanks(const PlannedRun& run, Report::Economics* economics) {
   }
 }
 
-// Of a step on as many ranks as the job has.
-double StepSecondsOf(const Setup& setup, const Plan& plan) {
-  const StepTime step = TimeOfStep(plan, setup.rates, setup.record.micro_batches);
-  return step.seconds + ExchangeSeconds(setup.world(), step.traffic, NetworkOf(setup.job.plan()));
-}
-
 void AddModes(const PlannedRun& run, const Plan& plan, Report::Economics* economics) {
   const Setup& setup = run.setup();
+  const auto seconds_of = [&](const Plan& any) {
+    return TimeOfStep(any, setup.rates, setup.record.micro_batches)
+        .SecondsOn(setup.world(), NetworkOf(setup.job.plan()));
+  };
   for (const auto mode : {proto::Mode::QLORA, proto::Mode::LORA, proto::Mode::FULL}) {
     // Several models share nothing.
     if (mode == proto::Mode::FULL && run.is_sweep()) continue;
@@ -114,7 +112,7 @@ void AddModes(const PlannedRun& run, const Plan& plan, Report::Economics* econom
     entry->set_fits(Fits(other, limits));
     entry->set_device_bytes(other.total_bytes);
     entry->set_host_bytes(other.HostBytes());
-    entry->set_relative_time(StepSecondsOf(setup, other) / StepSecondsOf(setup, plan));
+    entry->set_relative_time(seconds_of(other) / seconds_of(plan));
     *entry->mutable_trained() =
         mode == proto::Mode::FULL ? TrainedInFull(setup.spec)
                                   : TrainedBy("adapter", options.storage.lora.front(), setup.spec);

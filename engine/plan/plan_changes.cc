@@ -49,9 +49,9 @@ class Trials {
 
  private:
   double SecondsPerToken(const Plan& plan, const RecordOptions& options) const {
-    const StepTime step = TimeOfStep(plan, rates_, options.micro_batches);
-    const double exchange = ExchangeSeconds(options.storage.ranks, step.traffic, network_);
-    return (step.seconds + exchange) / double(options.micro_batches * options.train.tokens);
+    return TimeOfStep(plan, rates_, options.micro_batches)
+               .SecondsOn(options.storage.ranks, network_) /
+           double(options.micro_batches * options.train.tokens);
   }
 
   const ModelSpec& spec_;

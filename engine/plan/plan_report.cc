@@ -1,7 +1,6 @@
 #include "engine/plan/plan_report.h"
 
 #include <algorithm>
-#include <cmath>
 #include <iterator>
 #include <utility>
 
@@ -55,10 +54,10 @@ Report::Speed SpeedOf(const ScalePoint& point) {
 }
 
 void AddSpeed(const Setup& setup, const Plan& plan, Report* report) {
-  const int64_t accumulation = setup.job.training().gradient_accumulation_steps();
-  const StepTime step = TimeOfStep(plan, setup.rates, accumulation);
+  const StepTime step = TimeOfStep(plan, setup.rates, setup.record.micro_batches);
   const Network network = NetworkOf(setup.job.plan());
-  const int64_t tokens = accumulation * setup.record.passes * setup.record.train.tokens;
+  const int64_t tokens =
+      setup.record.micro_batches * setup.record.passes * setup.record.train.tokens;
   const ScalePoint point =
       PredictStep(setup.world(), step.seconds, double(tokens), step.traffic, network);
   Report::Time* time = report->mutable_time();
@@ -98,14 +97,10 @@ void AddDuration(const PlannedRun& run, Report::Time* time) {
   time->set_run_seconds(run_tokens / rate);
 }
 
-// What training takes if this prediction is off by as much as the past ones: by their mean ratio.
+// What training takes if this prediction is off by as much as the past ones.
 void AddPast(const std::vector<proto::SpeedRecord>& past_runs, Report::Economics* economics) {
   if (past_runs.empty()) return;
-  double logarithms = 0;
-  for (const proto::SpeedRecord& run : past_runs) {
-    logarithms += std::log(run.predicted_tokens_per_second() / run.tokens_per_second());
-  }
-  const double ratio = std::exp(logarithms / double(past_runs.size()));
+  const double ratio = MeanRatio(past_runs);
   economics->set_training_hours_by_past(economics->training_hours() * ratio);
   economics->set_training_cost_by_past(economics->training_cost() * ratio);
 }

@@ -15,8 +15,7 @@ Traffic UpdateTraffic(const Plan& plan) {
           .operations = 3};
 }
 
-}  // namespace
-
+// What a micro-batch exchanges: weights that ranks share out.
 Traffic MicroBatchTraffic(const Plan& plan) {
   const Program& program = plan.run.program;
   Traffic traffic;
@@ -27,6 +26,8 @@ Traffic MicroBatchTraffic(const Plan& plan) {
   }
   return traffic;
 }
+
+}  // namespace
 
 StepTime TimeOfStep(const Plan& plan, const MachineRates& rates, int64_t micro_batches,
                     double full) {

@@ -14,6 +14,11 @@ struct StepTime {
   double memory_seconds = 0;  // of these, in ops that memory bounds
   double link_seconds = 0;    // and waiting for what moves between device and host memory
   Traffic traffic;            // between the ranks, if there are several
+
+  // With what each of so many ranks waits for the others.
+  double SecondsOn(int ranks, const Network& network) const {
+    return seconds + ExchangeSeconds(ranks, traffic, network);
+  }
 };
 
 // Of a step of so many micro-batches, whose passes hold as much as `full` full ones. The plan has
@@ -22,9 +27,6 @@ StepTime TimeOfStep(const Plan& plan, const MachineRates& rates, int64_t micro_b
                     double full);
 // All full.
 StepTime TimeOfStep(const Plan& plan, const MachineRates& rates, int64_t micro_batches);
-
-// What a micro-batch exchanges: weights that ranks share out.
-Traffic MicroBatchTraffic(const Plan& plan);
 
 Network NetworkOf(const proto::Plan& plan);
 

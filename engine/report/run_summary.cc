@@ -44,7 +44,7 @@ std::string StartSummary(const Setup& setup) {
 std::string PlanSummary(const Setup& setup, const Plan& plan) {
   std::string text = PlanTable(plan, setup.limits);
   if (!plan.run.train.has_value()) return text;
-  const int64_t accumulation = setup.job.training().gradient_accumulation_steps();
+  const int64_t accumulation = setup.record.micro_batches;
   const double step = TimeOfStep(plan, setup.rates, accumulation).seconds;
   absl::StrAppendFormat(&text,
                         "time, at the rates measured here\n  %10.3g s  a step of %d full "

@@ -84,4 +84,13 @@ double MeanError(absl::Span<const proto::SpeedRecord> records) {
   return sum / double(records.size());
 }
 
+double MeanRatio(absl::Span<const proto::SpeedRecord> records) {
+  if (records.empty()) return 1;
+  double logarithms = 0;
+  for (const proto::SpeedRecord& record : records) {
+    logarithms += std::log(record.predicted_tokens_per_second() / record.tokens_per_second());
+  }
+  return std::exp(logarithms / double(records.size()));
+}
+
 }  // namespace qlora::engine

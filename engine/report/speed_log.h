@@ -40,6 +40,8 @@ class SpeedLog {
 
 // The mean of |predicted / measured − 1|; 0 for no records.
 double MeanError(absl::Span<const proto::SpeedRecord> records);
+// The geometric mean of predicted / measured; 1 for no records.
+double MeanRatio(absl::Span<const proto::SpeedRecord> records);
 
 }  // namespace qlora::engine
 
