@@ -27,7 +27,6 @@ using kernels::Tensor;
 constexpr char kOptimizerFile[] = "optimizer.safetensors";
 constexpr char kRunStateFile[] = "run_state.pb";
 constexpr char kTrainerStateFile[] = "trainer_state.json";
-constexpr char kModelFile[] = "model.safetensors";
 constexpr int64_t kMaxSmallFile = int64_t{256} << 20;
 
 Dtype FileType(DType type) {

@@ -14,6 +14,7 @@
 #include "engine/checkpoint/job_identity.h"
 #include "engine/input_error.h"
 #include "engine/io/atomic_file.h"
+#include "engine/io/model_files.h"
 
 namespace qlora::engine {
 namespace {
@@ -60,8 +61,7 @@ absl::Status AnotherJob(const Setup& setup, const std::string& before) {
 // Weights that no checkpoint here belongs to: of a run whose checkpoints were removed, or a model
 // that somebody keeps.
 absl::Status CheckNoResults(Env* env, const std::string& folder) {
-  for (const char* name :
-       {kAdapterModelFile, "model.safetensors", "model.safetensors.index.json"}) {
+  for (const char* name : {kAdapterModelFile, kModelFile, kModelIndexFile}) {
     if (!env->Exists(JoinPath(folder, name))) continue;
     return proto::BadJobError(absl::StrCat(
         "output_dir ", folder, " holds ", name,

@@ -4,7 +4,11 @@
 #include <iterator>
 
 #include "absl/strings/match.h"
+#include "engine/checkpoint/output_folder.h"
+#include "engine/checkpoint/result_sums.h"
+#include "engine/io/adapter_file.h"
 #include "engine/io/model_files.h"
+#include "engine/report/sidecar.h"
 
 namespace qlora::engine {
 namespace {
@@ -13,8 +17,8 @@ constexpr absl::string_view kNames[] = {
     // Folders.
     "runs", "drift", "merge", "quantized",
     // Files.
-    "adapter_config.json", "adapter_model.safetensors", "job.textproto", "loss_curve.svg",
-    "metrics.jsonl", "qlora_run.json", "residual_init.json", "trainer_state.json"};
+    kAdapterConfigFile, kAdapterModelFile, kJobFile, kResultSumsFile, kSidecarFile,
+    "loss_curve.svg", "metrics.jsonl", "residual_init.json", "trainer_state.json"};
 constexpr absl::string_view kBeginnings[] = {".", "checkpoint-", "plan_report.", "sweep_report."};
 
 }  // namespace

@@ -12,6 +12,7 @@
 #include "engine/input_error.h"
 #include "engine/io/atomic_file.h"
 #include "engine/io/manifest.h"
+#include "engine/io/model_files.h"
 #include "engine/plan/host_memory.h"
 #include "engine/plan/useful_flops.h"
 #include "engine/report/loss_curve.h"
@@ -288,7 +289,7 @@ absl::Status Course::WriteResults() {
     return AsInputError(s);
   }
   const bool full = setup_.job.mode() == proto::Mode::FULL;
-  Say(absl::StrCat("done: ", JoinPath(folder, full ? "model.safetensors" : kAdapterModelFile),
+  Say(absl::StrCat("done: ", JoinPath(folder, full ? kModelFile : kAdapterModelFile),
                    "; log: ", JoinPath(folder, "metrics.jsonl"), " and ", JoinPath(folder, "runs"),
                    " (TensorBoard), ", curve, "; peak memory ", FormatBytes(PeakHostMemory())));
   return absl::OkStatus();

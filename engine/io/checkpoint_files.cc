@@ -7,12 +7,11 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "engine/io/json_file.h"
+#include "engine/io/model_files.h"
 
 namespace qlora::engine {
 namespace {
 
-constexpr char kLoneFile[] = "model.safetensors";
-constexpr char kIndexFile[] = "model.safetensors.index.json";
 // The index of a model of 100,000 tensors has about 10 MB.
 constexpr int64_t kMaxIndexBytes = 64 << 20;
 constexpr size_t kMaxListed = 10;
@@ -54,12 +53,12 @@ absl::StatusOr<std::map<std::string, std::string>> ReadIndex(Env* env, const std
 absl::StatusOr<ShardedModel> ShardedModel::Open(Env* env, const std::string& folder) {
   ShardedModel model;
   model.folder_ = folder;
-  const std::string lone = JoinPath(folder, kLoneFile);
-  const std::string index = JoinPath(folder, kIndexFile);
+  const std::string lone = JoinPath(folder, kModelFile);
+  const std::string index = JoinPath(folder, kModelIndexFile);
   std::map<std::string, std::string> weight_map;
   std::vector<std::string> shards;
   if (env->Exists(lone)) {
-    shards.push_back(kLoneFile);
+    shards.push_back(kModelFile);
   } else if (env->Exists(index)) {
     auto map = ReadIndex(env, index);
     if (!map.ok()) return map.status();
@@ -69,7 +68,7 @@ absl::StatusOr<ShardedModel> ShardedModel::Open(Env* env, const std::string& fol
     shards.assign(distinct.begin(), distinct.end());
   } else {
     return absl::NotFoundError(absl::StrCat(
-        folder, " holds neither ", kLoneFile, " nor ", kIndexFile,
+        folder, " holds neither ", kModelFile, " nor ", kModelIndexFile,
         env->Exists(JoinPath(folder, "pytorch_model.bin"))
             ? " (pytorch_model.bin is a pickle and never read: convert it to safetensors)"
             : ""));

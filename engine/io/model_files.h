@@ -11,6 +11,10 @@
 
 namespace qlora::engine {
 
+// A model's weights as Transformers names them: in one file, or the index of several.
+inline constexpr char kModelFile[] = "model.safetensors";
+inline constexpr char kModelIndexFile[] = "model.safetensors.index.json";
+
 // Copies what of the tokenizer `folder` holds, so that vLLM and Transformers find it beside the
 // result.
 absl::Status CopyTokenizerFiles(Env* env, const std::string& folder, const FileMaker& make);

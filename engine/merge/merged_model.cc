@@ -84,7 +84,7 @@ class MergedModel {
       shards_.back().tensors.push_back(std::move(spec));
     }
     for (size_t i = 0; i < shards_.size(); ++i) {
-      shards_[i].name = shards_.size() == 1 ? "model.safetensors"
+      shards_[i].name = shards_.size() == 1 ? kModelFile
                                             : absl::StrFormat("model-%05d-of-%05d.safetensors",
                                                               i + 1, shards_.size());
     }
@@ -159,7 +159,7 @@ class MergedModel {
       for (const TensorSpec& spec : shard.tensors) index["weight_map"][spec.name] = shard.name;
     }
     index["metadata"]["total_size"] = total;
-    return WriteTextFile(make_, "model.safetensors.index.json", index.dump(2) + "\n");
+    return WriteTextFile(make_, kModelIndexFile, index.dump(2) + "\n");
   }
 
   const MergeInput& in_;

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/io/atomic_file.h"
 #include "engine/io/atomic_folder.h"
+#include "engine/io/model_files.h"
 #include "engine/io/sha256.h"
 #include "engine/model/load_weights.h"
 #include "engine/model/prequantized.h"
@@ -76,7 +77,7 @@ class Cache {
       return std::any_of(manifest->files().begin(), manifest->files().end(),
                          [&](const auto& file) { return file.name() == name; });
     };
-    if (!lists("model.safetensors")) {
+    if (!lists(kModelFile)) {
       return absl::DataLossError("its manifest lists no model.safetensors");
     }
     absl::StatusOr<ShardedModel> cached = ShardedModel::Open(cache_.env, path_);

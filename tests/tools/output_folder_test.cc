@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
+#include "engine/checkpoint/output_names.h"
 #include "engine/io/crc32c.h"
 #include "engine/io/manifest.h"
 #include "tests/tools/workplace.h"
@@ -109,6 +110,14 @@ TEST_F(OutputFolder, OfAModelWithoutCheckpoints) {
   fs::create_directory(Path("out"));
   Write("out/model.safetensors", "somebody's weights");
   ExpectRefused(64, {"model.safetensors", "no checkpoint", "overwrite_output_dir"});
+}
+
+TEST_F(OutputFolder, WhatARunLeavesBearsNamesThatNobodyElseIsGiven) {
+  Train();
+  for (const auto& entry : fs::directory_iterator(Path("out"))) {
+    const std::string name = entry.path().filename();
+    EXPECT_TRUE(engine::IsOutputName(name)) << name;
+  }
 }
 
 // What is done is said to be done: nothing but the record of the memory taken is written anew, and
