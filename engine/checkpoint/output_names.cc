@@ -13,13 +13,13 @@
 namespace qlora::engine {
 namespace {
 
-constexpr absl::string_view kNames[] = {
+constexpr const char* kNames[] = {
     // Folders.
     "runs", "drift", "merge", "quantized",
     // Files.
     kAdapterConfigFile, kAdapterModelFile, kJobFile, kResultSumsFile, kSidecarFile,
     "loss_curve.svg", "metrics.jsonl", "residual_init.json", "trainer_state.json"};
-constexpr absl::string_view kBeginnings[] = {".", "checkpoint-", "plan_report.", "sweep_report."};
+constexpr const char* kBeginnings[] = {".", "checkpoint-", "plan_report.", "sweep_report."};
 
 }  // namespace
 
