@@ -4,7 +4,6 @@
 #include <set>
 
 #include "absl/strings/ascii.h"
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "proto/job_defaults.h"
 #include "proto/job_rules.h"
@@ -72,7 +71,8 @@ int64_t GridSize(const Sweep& sweep) {
 
 int64_t AdapterCount(const Sweep& sweep) { return sweep.adapter_size() + GridSize(sweep); }
 
-// Of a folder below output_dir that no other file of a sweep or checkpoint can have.
+// Of a folder below output_dir. Names that something else there has are refused where those are
+// known (engine/commands/sweep_setup.cc).
 void CheckName(const std::string& name, const std::string& path, JobProblems& problems) {
   bool plain = !name.empty() && name.size() <= 100 && name[0] != '.';
   for (const char c : name) {
@@ -82,10 +82,6 @@ void CheckName(const std::string& name, const std::string& path, JobProblems& pr
     problems.Add(path + ".name", absl::StrCat("\"", name, "\""),
                  "at most 100 letters, digits, '.', '_' and '-', not beginning with '.'",
                  "it is the name of a folder");
-  }
-  if (absl::StartsWith(name, "checkpoint-") || absl::StartsWith(name, "sweep_report.")) {
-    problems.Add(path + ".name", absl::StrCat("\"", name, "\""), "another beginning",
-                 "it would be taken for a checkpoint, or stand where the report goes");
   }
 }
 

@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "engine/checkpoint/output_names.h"
 #include "engine/plan/plan_limits.h"
 #include "engine/plan/step_time.h"
 #include "engine/record/check_size.h"
@@ -94,6 +95,19 @@ void ChooseRounds(SweepSetup* sweep) {
   }
 }
 
+// A folder in output_dir belongs to one adapter or to a command.
+absl::Status CheckNames(const std::vector<proto::SweepJob>& jobs) {
+  std::vector<std::string> problems;
+  for (const proto::SweepJob& own : jobs) {
+    if (!IsOutputName(own.name)) continue;
+    problems.push_back(absl::StrCat(
+        own.path, ".name: found \"", own.name,
+        "\"; allowed: what is not the name of something else in output_dir; give another one"));
+  }
+  if (problems.empty()) return absl::OkStatus();
+  return proto::BadJobError(absl::StrJoin(problems, "\n"));
+}
+
 absl::Status CheckDevice(const SweepSetup& sweep) {
   const Setup& first = *sweep.adapters.front().setup;
   if (first.device->info().is_host || sweep.adapters.size() <= kMostOnGpu) return absl::OkStatus();
@@ -154,7 +168,9 @@ absl::StatusOr<std::unique_ptr<SweepSetup>> PrepareSweep(const proto::Job& job,
   sweep->job = job;
   int exit_code = proto::kExitDone;
   std::vector<std::string> problems;
-  for (proto::SweepJob& own : proto::SweepJobs(job)) {
+  std::vector<proto::SweepJob> jobs = proto::SweepJobs(job);
+  if (absl::Status s = CheckNames(jobs); !s.ok()) return s;
+  for (proto::SweepJob& own : jobs) {
     const Setup* first = sweep->adapters.empty() ? nullptr : sweep->adapters.front().setup.get();
     absl::StatusOr<std::unique_ptr<Setup>> setup =
         first == nullptr ? PrepareSetup(own.job, command, env) : PrepareBeside(*first, own.job);

@@ -202,9 +202,14 @@ TEST_F(SweepTest, TellsEverythingThatIsWrongAtOnce) {
        "sweep.ranks: found the name \"r4-lr2\"", "sweep.learning_rates[0]: found 2"});
 }
 
-TEST_F(SweepTest, RefusesNamesThatTheReportWants) {
-  job_ += "sweep { adapter { name: \"sweep_report.txt\" } }\n";
-  ExpectCommandRefused("sweep", 64, {"sweep.adapter[0].name: found \"sweep_report.txt\""});
+TEST_F(SweepTest, RefusesNamesOfWhatElseLiesInItsFolder) {
+  job_ +=
+      "sweep { adapter { name: \"sweep_report.txt\" } adapter { name: \"drift\" }\n"
+      "  adapter { name: \"checkpoint-1\" } adapter { name: \"drifting\" } }\n";
+  ExpectCommandRefused(
+      "sweep", 64,
+      {"sweep.adapter[0].name: found \"sweep_report.txt\"",
+       "sweep.adapter[1].name: found \"drift\"", "sweep.adapter[2].name: found \"checkpoint-1\""});
 }
 
 // More than a billion combinations: counted, not made.
