@@ -50,14 +50,12 @@ absl::StatusOr<EventFile> EventFile::Create(Env* env, const std::string& folder,
   // Readers drop steps that a restart repeats only from version 2 on.
   version.set_file_version("brain.Event:2");
   if (absl::Status status = WriteEvent(events.file_.get(), version); !status.ok()) return status;
-  if (resumed_step > 0) {
-    proto::TensorboardEvent start;
-    start.set_wall_time(now);
-    // What earlier files say of this step and later ones is dropped.
-    start.set_step(resumed_step + 1);
-    start.mutable_session_log()->set_status(proto::TensorboardSessionLog::START);
-    if (absl::Status status = WriteEvent(events.file_.get(), start); !status.ok()) return status;
-  }
+  proto::TensorboardEvent start;
+  start.set_wall_time(now);
+  // What earlier files say of this step and later ones is dropped: of a new run, everything.
+  start.set_step(resumed_step > 0 ? resumed_step + 1 : 0);
+  start.mutable_session_log()->set_status(proto::TensorboardSessionLog::START);
+  if (absl::Status status = WriteEvent(events.file_.get(), start); !status.ok()) return status;
   return events;
 }
 

@@ -7,6 +7,7 @@
 
 #include "engine/io/event_file.h"
 #include "engine/io/metrics_log.h"
+#include "proto/tensorboard_event.pb.h"
 #include "tests/support/faulty_env.h"
 #include "tests/support/paths.h"
 
@@ -44,14 +45,27 @@ TEST(EventFileTest, AZeroIsWritten) {
   EXPECT_THAT(Contents(&env, events->path()), testing::HasSubstr(value));
 }
 
+// What earlier files of the folder say is no part of a run that begins again.
+TEST(EventFileTest, ANewRunStartsAtStep0) {
+  FaultyEnv env;
+  auto events = EventFile::Create(&env, ".", 0);
+  ASSERT_TRUE(events.ok()) << events.status();
+  const std::string log = Contents(&env, events->path());
+  proto::TensorboardEvent start;
+  // Behind the version's record: 8 + 4 + (9 + 2 + 14) + 4 bytes, and 12 before the message.
+  ASSERT_GT(log.size(), 40u + 12 + 4);
+  ASSERT_TRUE(start.ParseFromString(log.substr(40 + 12, log.size() - 40 - 12 - 4)));
+  EXPECT_EQ(start.session_log().status(), proto::TensorboardSessionLog::START);
+  EXPECT_EQ(start.step(), 0);
+}
+
 TEST(EventFileTest, NeverWritesOverAnotherRun) {
   FaultyEnv env;
   auto first = EventFile::Create(&env, ".", 0);
   auto second = EventFile::Create(&env, ".", 0);
   ASSERT_TRUE(first.ok() && second.ok());
   EXPECT_NE(first->path(), second->path());
-  // A fresh run has the version record alone: 8 + 4 + (9 + 2 + 14) + 4 bytes.
-  EXPECT_EQ(Contents(&env, first->path()).size(), 40u);
+  EXPECT_EQ(Contents(&env, first->path()), Contents(&env, second->path()));
 }
 
 TEST(MetricLineTest, NumbersReadBackTheSame) {
