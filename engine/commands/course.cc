@@ -136,10 +136,10 @@ std::string Course::Progress() const {
 
 TrainRecord Course::Record(const StepCost& cost) const {
   const Plan& plan = execution_.plan();
-  const double tokens = double(std::max<uint64_t>(1, state_.tokens_since_log()));
+  const double tokens = double(state_.tokens_since_log());
   return {.step = state_.step(),
           .epoch = setup_.train_batches->EpochAt(state_.step()),
-          .loss = state_.loss_since_log() / tokens,
+          .loss = tokens > 0 ? std::optional(state_.loss_since_log() / tokens) : std::nullopt,
           .learning_rate = rate_,
           .grad_norm = last_.gradient_norm,
           .tokens_per_second = tokens_per_second_,
@@ -158,12 +158,13 @@ absl::Status Course::LogStep(const TrainRecord& record) {
   if (!setup_.is_first()) return absl::OkStatus();
   if (absl::Status s = log_->Train(record, &state_); !s.ok()) return AsInputError(s);
   if (console_.live()) return absl::OkStatus();
+  const std::string loss = record.loss ? absl::StrFormat("%.4f", *record.loss) : "not finite";
   Say(absl::StrFormat(
-      "step %d/%d  epoch %.2f  loss %.4f  lr %.2e  grad norm %.3f  %.0f tokens/s  %.0f%% of "
+      "step %d/%d  epoch %.2f  loss %s  lr %.2e  grad norm %.3f  %.0f tokens/s  %.0f%% of "
       "light (recompute %.0f%%, dequantization %.0f%%, communication %.0f%%, host %.0f%%)",
-      record.step, setup_.total_steps, record.epoch, record.loss, record.learning_rate,
-      record.grad_norm, record.tokens_per_second, 100 * record.share_of_light,
-      100 * record.recompute_share, 100 * record.dequantize_share, 100 * record.communication_share,
+      record.step, setup_.total_steps, record.epoch, loss, record.learning_rate, record.grad_norm,
+      record.tokens_per_second, 100 * record.share_of_light, 100 * record.recompute_share,
+      100 * record.dequantize_share, 100 * record.communication_share,
       100 * record.host_gap_share));
   if (record.paged_in_bytes + record.paged_out_bytes > 0) {
     console_.Line(absl::StrCat("  paged states: ", FormatBytes(record.paged_in_bytes), " in, ",

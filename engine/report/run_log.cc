@@ -20,29 +20,30 @@ absl::Status RunLog::Train(const TrainRecord& record, proto::RunState* state) {
   proto::LogRecord& entry = *state->add_log_history();
   entry.set_step(record.step);
   entry.set_epoch(record.epoch);
-  entry.set_loss(record.loss);
   entry.set_grad_norm(record.grad_norm);
   entry.set_learning_rate(record.learning_rate);
-  if (absl::Status s = metrics_.Write(record.step, {{"epoch", record.epoch},
-                                                    {"loss", record.loss},
-                                                    {"learning_rate", record.learning_rate},
-                                                    {"grad_norm", record.grad_norm}});
-      !s.ok()) {
-    return s;
+  MetricFields fields = {{"epoch", record.epoch}};
+  std::vector<std::pair<std::string, float>> scalars;
+  if (record.loss) {
+    entry.set_loss(*record.loss);
+    fields.emplace_back("loss", *record.loss);
+    scalars.emplace_back("train/loss", float(*record.loss));
   }
-  return events_.WriteScalars(record.step,
-                              {{"train/loss", float(record.loss)},
-                               {"train/learning_rate", float(record.learning_rate)},
-                               {"train/grad_norm", float(record.grad_norm)},
-                               {"train/epoch", float(record.epoch)},
-                               {"speed/tokens_per_second", float(record.tokens_per_second)},
-                               {"speed/share_of_light", float(record.share_of_light)},
-                               {"speed/recompute_share", float(record.recompute_share)},
-                               {"speed/dequantize_share", float(record.dequantize_share)},
-                               {"speed/communication_share", float(record.communication_share)},
-                               {"speed/host_gap_share", float(record.host_gap_share)},
-                               {"memory/paged_in_bytes", float(record.paged_in_bytes)},
-                               {"memory/paged_out_bytes", float(record.paged_out_bytes)}});
+  fields.emplace_back("learning_rate", record.learning_rate);
+  fields.emplace_back("grad_norm", record.grad_norm);
+  if (absl::Status s = metrics_.Write(record.step, fields); !s.ok()) return s;
+  scalars.insert(scalars.end(), {{"train/learning_rate", float(record.learning_rate)},
+                                 {"train/grad_norm", float(record.grad_norm)},
+                                 {"train/epoch", float(record.epoch)},
+                                 {"speed/tokens_per_second", float(record.tokens_per_second)},
+                                 {"speed/share_of_light", float(record.share_of_light)},
+                                 {"speed/recompute_share", float(record.recompute_share)},
+                                 {"speed/dequantize_share", float(record.dequantize_share)},
+                                 {"speed/communication_share", float(record.communication_share)},
+                                 {"speed/host_gap_share", float(record.host_gap_share)},
+                                 {"memory/paged_in_bytes", float(record.paged_in_bytes)},
+                                 {"memory/paged_out_bytes", float(record.paged_out_bytes)}});
+  return events_.WriteScalars(record.step, scalars);
 }
 
 absl::Status RunLog::Eval(int64_t step, double epoch, const EvalResult& result,

@@ -17,7 +17,9 @@ namespace qlora::engine {
 
 struct TrainRecord {
   int64_t step = 0;
-  double epoch = 0, loss = 0, learning_rate = 0, grad_norm = 0;
+  double epoch = 0;
+  std::optional<double> loss;  // mean since the last record; none where all steps were skipped
+  double learning_rate = 0, grad_norm = 0;
   // Of this machine and moment: in the events only, so that the log of a resumed run equals an
   // undisturbed one's.
   double tokens_per_second = 0, share_of_light = 0;

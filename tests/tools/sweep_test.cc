@@ -176,6 +176,9 @@ TEST_F(SweepTest, OneWhoseNumbersGoBadEndsAloneAndIsNamed) {
   }
   ExpectEqualAlone();
   EXPECT_FALSE(TreeOf(Path("out")).contains("reckless/adapter_model.safetensors"));
+  // Its first step changed nothing and has no loss, not one of 0.
+  EXPECT_THAT(Read("out/reckless/metrics.jsonl"),
+              AllOf(HasSubstr("{\"step\":1,"), Not(HasSubstr("\"loss\""))));
   for (const char* report : {"out/sweep_report.txt", "out/sweep_report.html"}) {
     EXPECT_THAT(Read(report), AllOf(HasSubstr("reckless"), HasSubstr("its numbers went bad")));
   }
