@@ -47,15 +47,29 @@ std::string SameBatch(const Setup& setup, const std::string& differing) {
                       " set training.gradient_accumulation_steps: ", micro_batches / world, ". ");
 }
 
-absl::Status AnotherJob(const Setup& setup, const std::string& before) {
-  const std::string differing = DifferingLines(before, setup.job_text);
-  return proto::BadJobError(absl::StrCat(
-      "output_dir ", setup.job.output_dir(), " holds the checkpoints of another job. ",
-      differing.empty() ? "Its model or its data differ.\n"
-                        : absl::StrCat("What differs (- there, + this job):\n", differing),
-      SameBatch(setup, differing),
-      "Give this job an output_dir of its own, or set overwrite_output_dir: true to discard those "
-      "checkpoints"));
+// What of the job, model or data differs; empty where the run that wrote `state` is this one.
+std::string WhatDiffers(const Setup& setup, const proto::RunState& state) {
+  if (state.job_hash() != setup.job_hash) {
+    absl::StatusOr<std::string> before =
+        setup.env->ReadFile(JoinPath(setup.job.output_dir(), kJobFile), kMaxJobBytes);
+    const std::string differing =
+        before.ok() ? DifferingLines(*before, setup.job_text) : std::string();
+    if (differing.empty()) return "Its model or its data differ.\n";
+    return absl::StrCat("What differs (- there, + this job):\n", differing,
+                        SameBatch(setup, differing));
+  }
+  const auto differ = [](const std::string& before, const std::string& now) {
+    return !before.empty() && !now.empty() && before != now;
+  };
+  if (differ(state.samples_hash(), setup.samples_hash)) {
+    return absl::StrCat("Its data are the same, but gave other tokens: the tokenizer in ",
+                        setup.tokenizer_folder, " has changed.\n");
+  }
+  if (differ(state.held_out_hash(), setup.held_out_hash)) {
+    return "Its held-out data differ, and losses of both could not be compared: give it the same "
+           "ones (for others there is the command eval).\n";
+  }
+  return "";
 }
 
 // Weights that no checkpoint here belongs to: of a run whose checkpoints were removed, or a model
@@ -86,7 +100,12 @@ absl::Status TryToWrite(Env* env, const std::string& folder, const std::string& 
 
 }  // namespace
 
-absl::StatusOr<std::optional<std::string>> CheckOutputFolder(const Setup& setup, Console* console) {
+bool HoldsUnfinishedRun(Env* env, const std::string& folder) {
+  return env->Exists(JoinPath(folder, kUnfinishedFile));
+}
+
+absl::StatusOr<std::optional<std::string>> CheckOutputFolder(const Setup& setup, bool is_unfinished,
+                                                             Console* console) {
   Env* env = setup.env;
   const std::string& folder = setup.job.output_dir();
   bool is_model_folder = false;
@@ -102,12 +121,17 @@ absl::StatusOr<std::optional<std::string>> CheckOutputFolder(const Setup& setup,
   if (absl::Status s = CleanTemporaries(env, folder); !s.ok()) return CannotWriteFolder(folder, s);
   absl::StatusOr<NewestCheckpoint> newest = FindNewestValid(env, folder);
   if (!newest.ok()) return AsInputError(newest.status());
+  std::string differing;
+  if (newest->path.has_value()) {
+    absl::StatusOr<proto::RunState> state = ReadRunState(env, *newest->path);
+    if (!state.ok()) return proto::Annotate(AsInputError(state.status()), *newest->path);
+    differing = WhatDiffers(setup, *state);
+  }
   if (setup.job.overwrite_output_dir()) {
     // Not what this very job has begun: the same command goes on with that.
-    const bool is_unfinished = newest->path.has_value() &&
-                               newest->manifest.job_hash() == setup.job_hash &&
-                               newest->manifest.step() < setup.total_steps;
-    return is_unfinished ? newest->path : std::nullopt;
+    const bool goes_on = newest->path.has_value() && differing.empty() &&
+                         (is_unfinished || newest->manifest.step() < setup.total_steps);
+    return goes_on ? newest->path : std::nullopt;
   }
   for (const auto& [path, reason] : newest->refused) {
     console->Warning(absl::StrCat(path, " is not used: ", reason.message()));
@@ -117,9 +141,11 @@ absl::StatusOr<std::optional<std::string>> CheckOutputFolder(const Setup& setup,
         "none of the checkpoints in ", folder,
         " can be used; to start from scratch remove them or set overwrite_output_dir: true"));
   }
-  if (newest->path.has_value() && newest->manifest.job_hash() != setup.job_hash) {
-    absl::StatusOr<std::string> before = env->ReadFile(JoinPath(folder, kJobFile), kMaxJobBytes);
-    return AnotherJob(setup, before.ok() ? *before : setup.job_text);
+  if (!differing.empty()) {
+    return proto::BadJobError(
+        absl::StrCat("output_dir ", folder, " holds the checkpoints of another job. ", differing,
+                     "Give this job an output_dir of its own, or set overwrite_output_dir: true to "
+                     "discard those checkpoints"));
   }
   if (!newest->path.has_value()) {
     if (absl::Status s = CheckNoResults(env, folder); !s.ok()) return s;
@@ -135,10 +161,21 @@ absl::Status TakeOutputFolder(const Setup& setup, bool is_resumed) {
       return CannotWriteFolder(folder, s);
     }
   }
-  if (absl::Status s = AtomicWriteFile(env, JoinPath(folder, kJobFile), setup.job_text); !s.ok()) {
-    return CannotWriteFolder(folder, s);
+  for (const auto& [name, content] :
+       {std::pair<const char*, absl::string_view>{kUnfinishedFile, ""},
+        {kJobFile, setup.job_text}}) {
+    if (absl::Status s = AtomicWriteFile(env, JoinPath(folder, name), content); !s.ok()) {
+      return CannotWriteFolder(folder, s);
+    }
   }
   return absl::OkStatus();
+}
+
+absl::Status FinishOutputFolder(const Setup& setup) {
+  const std::string& folder = setup.job.output_dir();
+  if (!HoldsUnfinishedRun(setup.env, folder)) return absl::OkStatus();
+  const absl::Status removed = setup.env->RemoveFile(JoinPath(folder, kUnfinishedFile));
+  return removed.ok() ? removed : CannotWriteFolder(folder, removed);
 }
 
 }  // namespace qlora::engine

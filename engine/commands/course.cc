@@ -41,13 +41,21 @@ absl::Status Course::Begin(const std::optional<std::string>& resume,
   state_.set_job_hash(setup_.job_hash);
   state_.set_base_hash(setup_.base_hash);
   state_.set_data_hash(setup_.train_data.report.sha256);
+  KeepSampleHashes();
   for (const auto& [key, variant] : kernels) (*state_.mutable_kernel_choices())[key] = variant;
   if (!resume.has_value()) return absl::OkStatus();
   absl::StatusOr<proto::RunState> state = LoadCheckpoint(setup_.env, *resume, &execution_, index_);
   if (!state.ok()) return proto::Annotate(state.status(), *resume);
   state_ = *std::move(state);
+  KeepSampleHashes();
   Say(absl::StrCat("going on from ", *resume));
   return absl::OkStatus();
+}
+
+// A run without held-out data for a while goes on being held against those that it had.
+void Course::KeepSampleHashes() {
+  state_.set_samples_hash(setup_.samples_hash);
+  if (!setup_.held_out_hash.empty()) state_.set_held_out_hash(setup_.held_out_hash);
 }
 
 absl::Status Course::Open(StopRequest* stop) {

@@ -84,6 +84,7 @@ class Course {
   std::string Progress() const;
 
  private:
+  void KeepSampleHashes();
   bool IsDue(int64_t every) const;
   void Account(const StepResult& result);
   // Ends the course before its last step.

@@ -31,9 +31,14 @@ class RunPreparation {
     if (absl::Status s = AgreeOnInputs(); !s.ok()) return s;
     console_.Line(StartSummary(setup_));
     if (absl::Status s = MakePlan(); !s.ok()) return s;
+    // Courses end together: until all have, none is done.
+    const bool is_unfinished = std::any_of(
+        together_.members.begin(), together_.members.end(), [](const Together::Member& member) {
+          return HoldsUnfinishedRun(member.setup->env, member.setup->job.output_dir());
+        });
     std::vector<std::optional<std::string>> starts;
     for (const Together::Member& member : together_.members) {
-      absl::StatusOr<std::optional<std::string>> start = FindStart(*member.setup);
+      absl::StatusOr<std::optional<std::string>> start = FindStart(*member.setup, is_unfinished);
       if (!start.ok()) return start.status();
       starts.push_back(*start);
     }
@@ -55,20 +60,23 @@ class RunPreparation {
   // That the jobs are the same the ranks know; now, what the readers found.
   absl::Status AgreeOnInputs() {
     if (ranks() == nullptr) return absl::OkStatus();
-    return AgreeOnJob(ranks(), absl::StrCat("model ", setup_.base_hash, "\ndata ",
-                                            setup_.train_data.report.sha256, "\nheld out ",
-                                            setup_.eval_data.report.sha256, "\n"));
+    return AgreeOnJob(
+        ranks(),
+        absl::StrCat("model ", setup_.base_hash, "\ndata ", setup_.train_data.report.sha256,
+                     "\nheld out ", setup_.eval_data.report.sha256, "\ntokens ",
+                     setup_.samples_hash, "\nheld-out tokens ", setup_.held_out_hash, "\n"));
   }
 
   // The checkpoint to go on from: what rank 0, which has the folder and wrote it, finds.
-  absl::StatusOr<std::optional<std::string>> FindStart(const Setup& setup) {
+  absl::StatusOr<std::optional<std::string>> FindStart(const Setup& setup, bool is_unfinished) {
     std::string found;
     if (setup.is_first()) {
       absl::StatusOr<std::unique_ptr<FolderClaim>> claim =
           FolderClaim::Take(setup.env, setup.job.output_dir(), &console_);
       if (!claim.ok()) return claim.status();
       run_.claims.push_back(*std::move(claim));
-      absl::StatusOr<std::optional<std::string>> resume = CheckOutputFolder(setup, &console_);
+      absl::StatusOr<std::optional<std::string>> resume =
+          CheckOutputFolder(setup, is_unfinished, &console_);
       if (!resume.ok() || ranks() == nullptr) return resume;
       found = resume->value_or("");
     }

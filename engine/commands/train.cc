@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "engine/checkpoint/output_folder.h"
 #include "engine/commands/gates.h"
 #include "engine/commands/prepared_run.h"
 #include "engine/data/join_batches.h"
@@ -276,6 +277,10 @@ class TrainingRun {
     RecordSpeed();
     if (together_.report) {
       if (absl::Status s = together_.report(run_->courses); !s.ok()) return s;
+    }
+    for (const Together::Member& member : together_.members) {
+      if (!setup_.is_first()) break;
+      if (absl::Status s = FinishOutputFolder(*member.setup); !s.ok()) return s;
     }
     const std::vector<std::string> missed = MissedGates();
     if (!failures.empty()) {

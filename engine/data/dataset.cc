@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/container/flat_hash_set.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "engine/data/records_file.h"
@@ -151,6 +152,21 @@ Dataset SplitForEvaluation(Dataset* dataset, double fraction, uint64_t seed) {
   dataset->report.chat_format = whole.chat_format;
   dataset->report.sha256 = whole.sha256;
   return held_out;
+}
+
+std::string HashSamples(absl::Span<const Sample> samples) {
+  if (samples.empty()) return "";
+  Sha256 hash;
+  const auto add = [&](const void* data, size_t bytes) {
+    hash.Update({static_cast<const char*>(data), bytes});
+  };
+  for (const Sample& sample : samples) {
+    const int64_t tokens = int64_t(sample.ids.size());
+    add(&tokens, sizeof(tokens));
+    add(sample.ids.data(), sample.ids.size() * sizeof(sample.ids[0]));
+    add(sample.trained.data(), sample.trained.size());
+  }
+  return absl::BytesToHexString(hash.Finish());
 }
 
 }  // namespace qlora::engine

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "engine/io/env.h"
 #include "engine/text/chat_format.h"
 #include "engine/text/tokenizer.h"
@@ -57,6 +58,10 @@ absl::StatusOr<Dataset> LoadDataset(Env* env, const std::string& path, const pro
 // Moves a share of the samples, chosen by (seed, line), to a data set of its own; at least one
 // where fraction > 0.
 Dataset SplitForEvaluation(Dataset* dataset, double fraction, uint64_t seed);
+
+// SHA-256, in hex, of all tokens and of which of them are targets: what a run makes of its data,
+// whatever the file and the tokenizer were. Empty for no samples.
+std::string HashSamples(absl::Span<const Sample> samples);
 
 // The chat format that `data` names, or with AUTO the one whose control tokens the tokenizer has;
 // InvalidArgument where neither or both would do, or the tokenizer lacks a control token.

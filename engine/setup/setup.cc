@@ -206,6 +206,10 @@ class Preparation {
     s_.job_text = DecisiveJobText(s_.job, s_.device->info().name, s_.world());
     s_.job_hash =
         Sha256Hex(absl::StrCat(s_.job_text, "\n", s_.base_hash, "\n", s_.train_data.report.sha256));
+    if (s_.command == Command::kTrain || s_.command == Command::kSweep) {
+      s_.samples_hash = HashSamples(s_.train_data.samples);
+      s_.held_out_hash = HashSamples(s_.eval_data.samples);
+    }
     return absl::OkStatus();
   }
 

@@ -56,6 +56,8 @@ struct Setup {
   std::string base_hash;  // SHA-256 over the names and contents of config.json and all weight files
   std::string job_text;   // what of the job decides the result, one field a line
   std::string job_hash;   // SHA-256 of job_text, base_hash and the data's hashes
+  // HashSamples of train_data and of eval_data, where the command trains.
+  std::string samples_hash, held_out_hash;
   // Of the adapter that is gone on from or used, where it started from a base's residual.
   std::optional<ResidualNote> residual_note;
   std::vector<std::string> warnings;

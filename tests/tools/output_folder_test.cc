@@ -79,6 +79,42 @@ TEST_F(OutputFolder, OverwritingGoesOnWithWhatThisJobHasBegun) {
   EXPECT_TRUE(Adapter() == first);
 }
 
+// All steps are done, their results are not: nothing of it is trained again.
+TEST_F(OutputFolder, OverwritingGoesOnWithARunWhoseResultsAreNotThere) {
+  fs::create_directories(Path("out/loss_curve.svg/in the way"));
+  const CommandResult failed = Run("train", {"--set", "overwrite_output_dir=true"});
+  EXPECT_EQ(failed.exit_code, 74) << failed.err;
+  const std::string last = "going on from " + Path("out/checkpoint-3");
+  fs::remove_all(Path("out/loss_curve.svg"));
+  const CommandResult again = Run("train", {"--set", "overwrite_output_dir=true"});
+  EXPECT_EQ(again.exit_code, 0) << again.err;
+  EXPECT_THAT(again.out, HasSubstr(last));
+  const CommandResult finished = Run("train", {"--set", "overwrite_output_dir=true"});
+  EXPECT_EQ(finished.exit_code, 0) << finished.err;
+  EXPECT_THAT(finished.out, Not(HasSubstr("going on from")));
+}
+
+TEST_F(OutputFolder, OfOtherTokens) {
+  Train();
+  // Two letters change places in the vocabulary.
+  Edit("base/tokenizer.json", "\"a\":97", "\"a\":98");
+  Edit("base/tokenizer.json", "\"b\":98", "\"b\":97");
+  ExpectRefused(64, {"another job", "gave other tokens", Path("base")});
+  const CommandResult anew = Run("train", {"--set", "overwrite_output_dir=true"});
+  EXPECT_EQ(anew.exit_code, 0) << anew.err;
+}
+
+TEST_F(OutputFolder, OfOtherHeldOutData) {
+  Write("held_out.jsonl", "{\"prompt\": \"say phi: \", \"completion\": \"phi\"}\n");
+  Write("others.jsonl", "{\"prompt\": \"say chi: \", \"completion\": \"chi\"}\n");
+  const std::vector<std::string> held_out = {"--set", "data.eval_file=" + Path("held_out.jsonl")};
+  EXPECT_EQ(Run("train", held_out).exit_code, 0);
+  ExpectRefused(64, {"another job", "held-out data differ"},
+                {"--set", "data.eval_file=" + Path("others.jsonl")});
+  EXPECT_EQ(Run("train").exit_code, 0);
+  EXPECT_EQ(Run("train", held_out).exit_code, 0);
+}
+
 TEST_F(OutputFolder, AnotherGlobalBatchNamesTheFieldThatGivesTheSame) {
   Train();
   ExpectRefused(64, {"another job", "- ", "gradient_accumulation_steps: 2. Give this job"},

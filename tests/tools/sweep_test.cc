@@ -4,6 +4,7 @@
 #include <signal.h>
 
 #include <cstring>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -158,6 +159,22 @@ TEST_F(SweepTest, StopsWithACheckpointOfEach) {
     EXPECT_EQ(Read("out/" + name + "/adapter_model.safetensors"),
               Read("alone/" + name + "/adapter_model.safetensors"));
   }
+}
+
+// Adapters that are done are not trained again because the sweep is not.
+TEST_F(SweepTest, OverwritingGoesOnUntilTheReportIsThere) {
+  job_ += sweep_ + "overwrite_output_dir: true\n";
+  std::filesystem::create_directories(Path("out/sweep_report.html/in the way"));
+  const CommandResult failed = Run("sweep");
+  EXPECT_EQ(failed.exit_code, 74) << failed.err;
+  std::filesystem::remove_all(Path("out/sweep_report.html"));
+  std::filesystem::remove(Path("out/r2/.run.unfinished"));  // as killed while the marks go
+  const CommandResult again = Run("sweep");
+  EXPECT_EQ(again.exit_code, 0) << again.err;
+  for (const char* name : {"r2", "r8", "theirs"}) {
+    EXPECT_THAT(again.out, HasSubstr(absl::StrCat(name, ": going on from")));
+  }
+  EXPECT_THAT(Run("sweep").out, Not(HasSubstr("going on from")));
 }
 
 TEST_F(SweepTest, OneWhoseNumbersGoBadEndsAloneAndIsNamed) {
