@@ -34,6 +34,23 @@ absl::StatusOr<uint32_t> Checksum(Execution* execution, ConstTensor view) {
   return crc;
 }
 
+// "rank 1 differs from the majority"; empty where all say the same.
+std::string WhoDiffers(const std::vector<std::string>& all) {
+  std::map<std::string, std::vector<int>> holders;
+  for (size_t rank = 0; rank < all.size(); ++rank) holders[all[rank]].push_back(int(rank));
+  if (holders.size() == 1) return "";
+  std::vector<int> culprits;
+  for (const auto& [value, ranks] : holders) {
+    if (2 * ranks.size() > all.size()) continue;
+    culprits.insert(culprits.end(), ranks.begin(), ranks.end());
+  }
+  std::sort(culprits.begin(), culprits.end());
+  return culprits.size() < all.size()
+             ? absl::StrCat("rank ", absl::StrJoin(culprits, ", rank "),
+                            " differs from the majority")
+             : absl::StrCat("of ", all.size(), " ranks none has a majority");
+}
+
 }  // namespace
 
 absl::StatusOr<Integrity> Integrity::Create(Execution* execution, Ranks* ranks) {
@@ -49,14 +66,35 @@ absl::StatusOr<Integrity> Integrity::Create(Execution* execution, Ranks* ranks) 
     }
   }
   for (const GatheredGroup& group : storage.gathered) {
-    integrity.frozen_.push_back({group.name + ", share", group.share});
+    integrity.frozen_.push_back({group.name + ", share", group.share, /*is_share=*/true});
   }
   for (Frozen& frozen : integrity.frozen_) {
     absl::StatusOr<uint32_t> checksum = Checksum(execution, frozen.view);
     if (!checksum.ok()) return checksum.status();
     frozen.checksum = *checksum;
   }
+  if (ranks == nullptr) return integrity;
+  if (absl::Status s = integrity.CompareLoaded(); !s.ok()) return s;
   return integrity;
+}
+
+absl::Status Integrity::CompareLoaded() {
+  const Storage& storage = execution_->plan().run.storage;
+  absl::StatusOr<uint32_t> checksum = Checksum(execution_, storage.trained());
+  if (!checksum.ok()) return checksum.status();
+  std::string mine = absl::StrCat(*checksum);
+  for (const Frozen& frozen : frozen_) {
+    if (!frozen.is_share) absl::StrAppend(&mine, " ", frozen.checksum);
+  }
+  absl::StatusOr<std::vector<std::string>> all =
+      ranks_->control().AllGather("checksums of what was loaded", absl::StrCat(Crc32c(mine)));
+  if (!all.ok()) return all.status();
+  const std::string who = WhoDiffers(*all);
+  if (who.empty()) return absl::OkStatus();
+  return proto::BadDataError(
+      absl::StrCat("the ranks have not loaded the same weights: ", who,
+                   ". Their machines hold different copies of the checkpoint to go on from, or of "
+                   "quantization.quantize_cache: give all of them the same, or remove that cache"));
 }
 
 absl::Status Integrity::Check(int64_t step) {
@@ -82,19 +120,8 @@ absl::Status Integrity::CompareTrained(int64_t step) {
   absl::StatusOr<std::vector<std::string>> all = ranks_->control().AllGather(
       absl::StrCat("checksums of step ", step), absl::StrCat(*checksum));
   if (!all.ok()) return all.status();
-  std::map<std::string, std::vector<int>> holders;
-  for (size_t rank = 0; rank < all->size(); ++rank) holders[(*all)[rank]].push_back(int(rank));
-  if (holders.size() == 1) return absl::OkStatus();
-  std::vector<int> culprits;
-  for (const auto& [value, ranks] : holders) {
-    if (2 * ranks.size() > all->size()) continue;
-    culprits.insert(culprits.end(), ranks.begin(), ranks.end());
-  }
-  std::sort(culprits.begin(), culprits.end());
-  const std::string who =
-      culprits.size() < all->size()
-          ? absl::StrCat("rank ", absl::StrJoin(culprits, ", rank "), " differs from the majority")
-          : absl::StrCat("of ", all->size(), " ranks none has a majority");
+  const std::string who = WhoDiffers(*all);
+  if (who.empty()) return absl::OkStatus();
   return proto::NumbersBadError(absl::StrCat(
       "behind step ", step, " the ranks do not hold the same parameters: ", who, kAdvice));
 }

@@ -22,7 +22,8 @@ inline constexpr int64_t kIntegritySteps = 100;
 class Integrity {
  public:
   // Takes the checksums of the frozen weights, which are loaded. `ranks`: null where this is the
-  // only one. Both must outlive it.
+  // only one; else all call it, and BadData names those that have loaded something else than the
+  // majority. Both must outlive it.
   static absl::StatusOr<Integrity> Create(Execution* execution, Ranks* ranks);
 
   // NumbersBad naming the tensor that has changed, or the ranks whose parameters are not those of
@@ -33,9 +34,11 @@ class Integrity {
   struct Frozen {
     std::string name;
     kernels::ConstTensor view;
+    bool is_share = false;  // each rank has one of its own
     uint32_t checksum = 0;
   };
   Integrity(Execution* execution, Ranks* ranks) : execution_(execution), ranks_(ranks) {}
+  absl::Status CompareLoaded();
   absl::Status CheckFrozen();
   absl::Status CompareTrained(int64_t step);
 

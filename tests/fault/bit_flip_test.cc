@@ -61,6 +61,19 @@ TEST(BitFlip, OfTwoRanksNeitherIsBlamed) {
   });
 }
 
+// As from caches of different origin: seen before the first step.
+TEST(BitFlip, BasesThatDifferFromTheStartAreRefused) {
+  const Dataset data = GoldenDocuments(kModel);
+  tests::OnRanks(3, {}, nullptr, [&](Ranks& ranks, kernels::Device*) {
+    ModelRun run({.model = kModel, .record = TrainingOptions(kModel, data, 1, 1)}, CpuDevice(1));
+    const WeightSlot& slot = run.storage().weights.back();
+    if (ranks.rank() == 1) FlipBit(&run, slot.frozen ? slot.frozen : slot.quantized.codes, 5);
+    const absl::Status found = Integrity::Create(&run.execution(), &ranks).status();
+    EXPECT_EQ(proto::ExitCodeOf(found), proto::kExitBadData) << found;
+    EXPECT_THAT(std::string(found.message()), HasSubstr(": rank 1 differs from the majority"));
+  });
+}
+
 TEST(BitFlip, InTheFrozenBaseNamesTheWeight) {
   const Dataset data = GoldenDocuments(kModel);
   ModelRun run({.model = kModel, .record = TrainingOptions(kModel, data, 1, 1)}, CpuDevice(1));
