@@ -140,13 +140,14 @@ absl::Status ControlChannel::WaitForAll() {
                        missing, ". See their own output, and whether they can reach that address"));
     }
     const ControlMessage::Hello& hello = guest->hello;
+    if (hello.launch() != world_.launch) {
+      TurnAway(&guest->socket, hello);
+      continue;
+    }
     peers_.push_back(std::make_unique<Peer>());
     peers_.back()->socket = std::move(guest->socket);
     if (absl::Status s = CheckHello(hello); !s.ok()) return s;
-    if (!machines[hello.rank()].empty()) {
-      return proto::BadJobError(
-          absl::StrCat("two processes call themselves rank ", hello.rank(), ": ", hello.where()));
-    }
+    if (!machines[hello.rank()].empty()) return CameTwice(hello);
     peers_.back()->rank = hello.rank();
     peers_.back()->where = absl::StrCat(" (", hello.where(), ")");
     machines[hello.rank()] = hello.machine();
@@ -172,6 +173,35 @@ absl::Status ControlChannel::CheckHello(const ControlMessage::Hello& hello) cons
   return absl::OkStatus();
 }
 
+absl::Status ControlChannel::CameTwice(const ControlMessage::Hello& hello) const {
+  const std::string who = absl::StrCat("rank ", hello.rank());
+  for (const auto& peer : peers_) {
+    if (peer->rank != hello.rank()) continue;
+    // Who waits for the welcome says nothing, unless it is goodbye.
+    char byte;
+    const absl::StatusOr<int64_t> got = peer->socket.ReceiveSome(&byte, 1);
+    if (!got.ok() || *got > 0) {
+      return proto::PeerLostError(absl::StrCat(who, peer->where, " is gone, and came again as ",
+                                               hello.where(), ". The same command tries again"));
+    }
+  }
+  return proto::BadJobError(
+      absl::StrCat("two processes call themselves ", who, ": ", hello.where()));
+}
+
+void ControlChannel::TurnAway(Socket* guest, const ControlMessage::Hello& hello) const {
+  const auto name = [](const std::string& launch) {
+    return launch.empty() ? "one by hand" : launch;
+  };
+  const ControlMessage message = AbortMessage(
+      proto::kExitPeerLost,
+      absl::StrCat("rank 0 at ", world_.rendezvous, " belongs to another launch (",
+                   name(world_.launch), "), not to this one (", name(hello.launch()),
+                   "). Give another --rendezvous HOST:PORT, or the same command when the place is "
+                   "free"));
+  guest->Send(EncodeFrame(message), kNoticeSeconds).IgnoreError();
+}
+
 absl::Status ControlChannel::AttachToFirst() {
   const auto lost = [&](const absl::Status& status) {
     return proto::PeerLostError(absl::StrCat("rank ", world_.rank, " can't reach rank 0 at ",
@@ -192,6 +222,7 @@ absl::Status ControlChannel::AttachToFirst() {
   hello->set_rank(world_.rank);
   hello->set_machine(Machine());
   hello->set_where(Where());
+  hello->set_launch(world_.launch);
   if (absl::Status s = Send(first, message, kHelloSeconds); !s.ok()) return lost(s);
   // Rank 0 waits for the last rank as long, and began before.
   absl::StatusOr<ControlMessage> answer =

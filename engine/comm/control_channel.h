@@ -46,7 +46,7 @@ class ControlChannel {
 
   // Comes back when all ranks of `world` (two at least) are there. Bad job where they disagree on
   // how many they are or run different versions; peer lost where not all come in time, or the place
-  // stays taken. Those who have come learn why.
+  // stays taken, or is another launch's. Those who have come learn why.
   static absl::StatusOr<std::unique_ptr<ControlChannel>> Join(const World& world,
                                                               const ControlOptions& options);
   // Says goodbye: a rank that leaves without it counts as lost.
@@ -108,6 +108,10 @@ class ControlChannel {
   absl::Status WaitForAll();     // rank 0
   absl::Status AttachToFirst();  // the others
   absl::Status CheckHello(const proto::ControlMessage::Hello& hello) const;
+  // Of a rank that is here already. Peer lost where the process that came before has ended.
+  absl::Status CameTwice(const proto::ControlMessage::Hello& hello) const;
+  // Tells a rank of another launch that this is not its place.
+  void TurnAway(Socket* guest, const proto::ControlMessage::Hello& hello) const;
   void FindNeighbours(const std::vector<std::string>& machines);
 
   void Serve();

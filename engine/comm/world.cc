@@ -2,6 +2,9 @@
 
 #include <unistd.h>
 
+#include <algorithm>
+#include <cstdint>
+
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "proto/errors.h"
@@ -10,8 +13,9 @@
 namespace qlora::engine {
 namespace {
 
-// Slurm names no port: one of these, by the job's number.
-constexpr int kFirstPort = 20000, kPorts = 10000;
+// Slurm names no port: one of these, by the numbers of the job and its step. Jobs of one machine
+// often follow each other, so the steps of one job keep at a distance.
+constexpr int64_t kFirstPort = 20000, kPorts = 10000, kPortsBetweenSteps = 101;
 
 absl::Status CheckRank(const char* source, int rank, int size) {
   if (size >= 1 && size <= proto::kMaxRanks && rank >= 0 && rank < size) return absl::OkStatus();
@@ -76,8 +80,9 @@ class Finder {
       return s;
     }
     // The namespace is the launch's own: two of them on one machine never meet.
+    world.launch = Text("PMIX_NAMESPACE");
     if (Number("OMPI_COMM_WORLD_LOCAL_SIZE") == world.size) {
-      world.rendezvous = absl::StrCat("@qlora_engine-", getuid(), "-mpi-", Text("PMIX_NAMESPACE"));
+      world.rendezvous = absl::StrCat("@qlora_engine-", getuid(), "-mpi-", world.launch);
     }
     return world;
   }
@@ -89,13 +94,14 @@ class Finder {
         !s.ok()) {
       return s;
     }
-    const int job = Number("SLURM_JOB_ID");
+    const int job = Number("SLURM_JOB_ID"), step = Number("SLURM_STEP_ID");
+    world.launch = absl::StrCat(job, ".", Text("SLURM_STEP_ID"));
     const std::string host = FirstHost(Text("SLURM_STEP_NODELIST"));
     if (Number("SLURM_STEP_NUM_NODES") == 1) {
-      world.rendezvous =
-          absl::StrCat("@qlora_engine-", getuid(), "-slurm-", job, "-", Text("SLURM_STEP_ID"));
+      world.rendezvous = absl::StrCat("@qlora_engine-", getuid(), "-slurm-", world.launch);
     } else if (!host.empty() && job >= 0) {
-      world.rendezvous = absl::StrCat(host, ":", kFirstPort + job % kPorts);
+      world.rendezvous = absl::StrCat(
+          host, ":", kFirstPort + (job + kPortsBetweenSteps * std::max(0, step)) % kPorts);
     }
     return world;
   }

@@ -17,6 +17,9 @@ struct World {
   // Where rank 0 listens for the others: "host:port", or "@name", a socket's name among the
   // processes of this machine (unix(7), abstract). Empty with one rank.
   std::string rendezvous;
+  // Equal for the processes that a launcher started together, and for those alone: "40012.0", job
+  // and step of Slurm's. Empty by hand.
+  std::string launch;
   // By mpirun or srun, which give a process a terminal of its own and pass on what it writes.
   bool launched = false;
 };

@@ -256,6 +256,53 @@ TEST(ControlChannel, RefusesAnotherBuild) {
               HasSubstr(absl::StrCat("runs version 9.9.9, rank 0 version ", kEngineVersion)));
 }
 
+// At a port that two launches share, by chance: rank 0 goes on waiting for its own.
+TEST(ControlChannel, RanksOfAnotherLaunchAreTurnedAway) {
+  const std::string rendezvous = NewRendezvous();
+  const World first{.rank = 0, .size = 2, .rendezvous = rendezvous, .launch = "7.0"};
+  const auto rank_one = [&](const std::string& launch) {
+    return ControlChannel::Join({.rank = 1, .size = 2, .rendezvous = rendezvous, .launch = launch},
+                                {.join_seconds = 10})
+        .status();
+  };
+  std::thread others([&] {
+    for (const char* launch : {"7.1", ""}) {
+      const absl::Status away = rank_one(launch);
+      EXPECT_EQ(proto::ExitCodeOf(away), proto::kExitPeerLost) << away;
+      EXPECT_THAT(std::string(away.message()), HasSubstr("another launch (7.0)"));
+    }
+    EXPECT_TRUE(rank_one("7.0").ok());
+  });
+  const auto channel = ControlChannel::Join(first, {.join_seconds = 10});
+  EXPECT_TRUE(channel.ok()) << channel.status();
+  others.join();
+}
+
+// Two that call themselves the same are a mistake; one that dies and is started again is not.
+TEST(ControlChannel, ARankThatComesAgainIsTold) {
+  for (const bool died : {false, true}) {
+    const std::string rendezvous = NewRendezvous();
+    std::thread others([&] {
+      proto::ControlMessage message;
+      message.mutable_hello()->set_version(kEngineVersion);
+      message.mutable_hello()->set_world(3);
+      message.mutable_hello()->set_rank(1);
+      message.mutable_hello()->set_machine("m");
+      auto before = Socket::Connect(rendezvous, 10);
+      ASSERT_TRUE(before.ok());
+      EXPECT_TRUE(before->Send(EncodeFrame(message), 1).ok());
+      if (died) *before = Socket();
+      const auto again = ControlChannel::Join({1, 3, rendezvous}, {.join_seconds = 10});
+      EXPECT_EQ(proto::ExitCodeOf(again.status()), died ? proto::kExitPeerLost : proto::kExitBadJob)
+          << again.status();
+    });
+    const auto first = ControlChannel::Join({0, 3, rendezvous}, {.join_seconds = 10});
+    others.join();
+    EXPECT_EQ(proto::ExitCodeOf(first.status()), died ? proto::kExitPeerLost : proto::kExitBadJob)
+        << first.status();
+  }
+}
+
 // The others, who are there already, learn why one is not.
 TEST(ControlChannel, ARankWithoutAThreadEndsAll) {
   for (const int rank : {0, 1}) {

@@ -43,6 +43,7 @@ TEST(World, OfOpenMpiOnOneMachine) {
   EXPECT_EQ(world->size, 4);
   EXPECT_THAT(world->rendezvous, StartsWith("@"));
   EXPECT_THAT(world->rendezvous, HasSubstr("77"));
+  EXPECT_EQ(world->launch, "77");
   EXPECT_TRUE(world->launched);
 }
 
@@ -63,9 +64,31 @@ TEST(World, OfSlurm) {
   EXPECT_EQ(world->rank, 5);
   EXPECT_EQ(world->size, 8);
   EXPECT_EQ(world->rendezvous, "a3:20012");
+  EXPECT_EQ(world->launch, "40012.0");
   auto one_node = kSlurm;
   one_node["SLURM_STEP_NUM_NODES"] = "1";
   EXPECT_THAT(Find(one_node)->rendezvous, StartsWith("@"));
+}
+
+// Of one allocation, at the same time.
+TEST(World, StepsOfASlurmJobDoNotMeet) {
+  for (const char* machines : {"1", "2"}) {
+    auto environment = kSlurm;
+    environment["SLURM_STEP_NUM_NODES"] = machines;
+    const auto first = Find(environment);
+    environment["SLURM_STEP_ID"] = "1";
+    const auto second = Find(environment);
+    ASSERT_TRUE(first.ok() && second.ok());
+    EXPECT_NE(first->rendezvous, second->rendezvous);
+    EXPECT_NE(first->launch, second->launch);
+  }
+}
+
+// A step that Slurm numbers from the end, as it does an interactive one.
+TEST(World, OfSlurmsInteractiveStep) {
+  auto environment = kSlurm;
+  environment["SLURM_STEP_ID"] = "4294967290";
+  EXPECT_EQ(Find(environment)->rendezvous, "a3:20012");
 }
 
 // sbatch sets the number of tasks and rank 0 for the script itself.
@@ -80,6 +103,7 @@ TEST(World, ByHandGoesBeforeTheEnvironment) {
   ASSERT_TRUE(world.ok());
   EXPECT_EQ(world->size, 2);
   EXPECT_EQ(world->rendezvous, "localhost:1234");
+  EXPECT_EQ(world->launch, "");
   EXPECT_FALSE(world->launched);
 }
 
