@@ -101,7 +101,8 @@ absl::StatusOr<Socket> Socket::Listen(const std::string& rendezvous, const Resol
   for (const SocketAddress& address : *addresses) {
     absl::StatusOr<Socket> socket = ListenAt(address);
     if (socket.ok()) return socket;
-    status.Update(socket.status());
+    // Who waits for a place to become free need not know of addresses of other machines.
+    if (status.ok() || absl::IsAlreadyExists(socket.status())) status = socket.status();
   }
   return absl::Status(status.code(),
                       absl::StrCat("listening at ", rendezvous, ": ", status.message()));

@@ -77,6 +77,9 @@ TEST(Address, ListensAtTheFirstAddressOfThisMachine) {
   ASSERT_TRUE(listener.ok()) << listener.status();
   const auto second = Socket::Listen(place, KnownAs({"127.0.0.3"}));
   EXPECT_TRUE(absl::IsAlreadyExists(second.status())) << second.status();
+  // Nor does the other machine's hide that it is taken.
+  const auto third = Socket::Listen(place, KnownAs({"192.0.2.1", "127.0.0.3", "203.0.113.1"}));
+  EXPECT_TRUE(absl::IsAlreadyExists(third.status())) << third.status();
 }
 
 TEST(Address, ConnectsToTheFirstAddressThatListens) {
