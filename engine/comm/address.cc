@@ -38,16 +38,16 @@ struct HostAndPort {
 
 // "node1:29500", "10.0.0.1:29500", "[fe80::1]:29500".
 absl::StatusOr<HostAndPort> Split(const std::string& rendezvous) {
-  HostAndPort place;
-  const size_t colon = rendezvous.rfind(':');
-  if (colon == std::string::npos || !absl::SimpleAtoi(rendezvous.substr(colon + 1), &place.port) ||
-      place.port < 1 || place.port > 65535) {
+  const size_t colon = std::min(rendezvous.rfind(':'), rendezvous.size());
+  HostAndPort place{.host = rendezvous.substr(0, colon)};
+  if (place.host.size() >= 2 && place.host.front() == '[' && place.host.back() == ']') {
+    place.host = place.host.substr(1, place.host.size() - 2);
+  }
+  if (place.host.empty() || colon == rendezvous.size() ||
+      !absl::SimpleAtoi(rendezvous.substr(colon + 1), &place.port) || place.port < 1 ||
+      place.port > 65535) {
     return absl::InvalidArgumentError(
         absl::StrCat("found \"", rendezvous, "\"; allowed: HOST:PORT with a port from 1 to 65535"));
-  }
-  place.host = rendezvous.substr(0, colon);
-  if (place.host.size() > 2 && place.host.front() == '[' && place.host.back() == ']') {
-    place.host = place.host.substr(1, place.host.size() - 2);
   }
   return place;
 }

@@ -69,7 +69,8 @@ TEST(ControlChannel, MeetsOverTcp) {
 }
 
 TEST(ControlChannel, RefusesAPlaceThatIsNone) {
-  for (const char* place : {"nowhere", "host:", "host:0", "host:70000", "host:1x"}) {
+  for (const char* place :
+       {"nowhere", "host:", "host:0", "host:70000", "host:1x", ":29500", "[]:29500"}) {
     const auto channel = ControlChannel::Join({1, 2, place}, {.join_seconds = 10});
     EXPECT_EQ(proto::ExitCodeOf(channel.status()), proto::kExitBadJob) << place;
     EXPECT_THAT(std::string(channel.status().message()), HasSubstr("HOST:PORT")) << place;
