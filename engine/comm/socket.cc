@@ -186,8 +186,4 @@ absl::StatusOr<int64_t> Socket::ReceiveSome(char* bytes, int64_t count) {
   }
 }
 
-void Socket::Shutdown() {
-  if (fd_ >= 0) shutdown(fd_, SHUT_RDWR);
-}
-
 }  // namespace qlora::engine

@@ -44,8 +44,6 @@ class Socket {
   // What is there now, up to `count` bytes: 0 where nothing is, Unavailable where the other side
   // has closed.
   absl::StatusOr<int64_t> ReceiveSome(char* bytes, int64_t count);
-  // Ends both directions: who waits on either side wakes up.
-  void Shutdown();
 
   int fd() const { return fd_; }
   explicit operator bool() const { return fd_ >= 0; }
