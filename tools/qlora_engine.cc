@@ -91,6 +91,8 @@ void OnNoMemory() {
 void TakeStopSignals() {
   struct sigaction action {};
   action.sa_handler = OnSignal;
+  // Nothing waits for a signal to end a call; libraries may not bear it.
+  action.sa_flags = SA_RESTART;
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);
   sigaction(SIGUSR1, &action, nullptr);

@@ -16,12 +16,15 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "kernels/uninterrupted.h"
 
 namespace qlora::engine {
 
 PosixCalls::PosixCalls() : read(::read), write(::write), fsync(::fsync), close(::close) {}
 
 namespace {
+
+using kernels::Uninterrupted;
 
 absl::Status CheckPath(const std::string& path) {
   if (path.empty()) return absl::InvalidArgumentError("a path is empty");
@@ -68,14 +71,6 @@ class Fd {
   int fd_;
 };
 
-// `call` again until a signal doesn't interrupt it.
-template <typename Call>
-auto Retry(const Call& call) {
-  auto result = call();
-  while (result == -1 && errno == EINTR) result = call();
-  return result;
-}
-
 class PosixWritableFile : public WritableFile {
  public:
   PosixWritableFile(const PosixCalls& calls, std::string path, int fd)
@@ -88,7 +83,8 @@ class PosixWritableFile : public WritableFile {
   absl::Status Append(absl::string_view bytes) override {
     if (fd_ < 0) return absl::FailedPreconditionError(absl::StrCat(path_, " is closed"));
     while (!bytes.empty()) {
-      const ssize_t n = Retry([&] { return calls_.write(fd_, bytes.data(), bytes.size()); });
+      const ssize_t n =
+          Uninterrupted([&] { return calls_.write(fd_, bytes.data(), bytes.size()); });
       if (n < 0) return ErrnoStatus(errno, "write", path_);
       if (n == 0) return ErrnoStatus(EIO, "write", path_);  // would loop for ever
       bytes.remove_prefix(static_cast<size_t>(n));
@@ -100,7 +96,8 @@ class PosixWritableFile : public WritableFile {
   // one clean.
   absl::Status Sync() override {
     if (fd_ < 0) return absl::FailedPreconditionError(absl::StrCat(path_, " is closed"));
-    if (Retry([&] { return calls_.fsync(fd_); }) != 0) return ErrnoStatus(errno, "sync", path_);
+    if (Uninterrupted([&] { return calls_.fsync(fd_); }) != 0)
+      return ErrnoStatus(errno, "sync", path_);
     return absl::OkStatus();
   }
 
@@ -127,7 +124,7 @@ class PosixReadableFile : public ReadableFile {
   absl::StatusOr<int64_t> Read(absl::Span<char> buffer) override {
     size_t filled = 0;
     while (filled < buffer.size()) {
-      const ssize_t n = Retry(
+      const ssize_t n = Uninterrupted(
           [&] { return calls_.read(fd_.get(), buffer.data() + filled, buffer.size() - filled); });
       if (n < 0) return ErrnoStatus(errno, "read", path_);
       if (n == 0) break;
@@ -220,9 +217,9 @@ class PosixEnv : public Env {
 
   absl::Status SyncFolder(const std::string& path) override {
     if (absl::Status status = CheckPath(path); !status.ok()) return status;
-    Fd fd(Retry([&] { return ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
+    Fd fd(Uninterrupted([&] { return ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
     if (fd.get() < 0) return ErrnoStatus(errno, "open folder", path);
-    const int result = Retry([&] { return calls_.fsync(fd.get()); });
+    const int result = Uninterrupted([&] { return calls_.fsync(fd.get()); });
     // Some network and FUSE file systems have no such notion and say EINVAL.
     if (result != 0 && errno != EINVAL) return ErrnoStatus(errno, "sync folder", path);
     return absl::OkStatus();
@@ -278,7 +275,7 @@ class PosixEnv : public Env {
   std::string RandomId() override {
     uint64_t bits = 0;
     // 8 bytes are never returned short; before the pool is ready the call waits.
-    const ssize_t n = Retry([&] { return ::getrandom(&bits, sizeof(bits), 0); });
+    const ssize_t n = Uninterrupted([&] { return ::getrandom(&bits, sizeof(bits), 0); });
     if (n != static_cast<ssize_t>(sizeof(bits))) {  // a kernel or sandbox without the call
       bits = static_cast<uint64_t>(NowSeconds() * 1e9) ^ (static_cast<uint64_t>(::getpid()) << 40);
     }
@@ -308,8 +305,8 @@ class PosixEnv : public Env {
     if (::stat(path.c_str(), &info) == 0 && !S_ISREG(info.st_mode)) {
       return NotRegular(path, info.st_mode);
     }
-    const int fd =
-        Retry([&] { return ::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | flags, 0666); });
+    const int fd = Uninterrupted(
+        [&] { return ::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | flags, 0666); });
     if (fd < 0) return ErrnoStatus(errno, what, path);
     return std::unique_ptr<WritableFile>(new PosixWritableFile(calls_, path, fd));
   }
@@ -319,8 +316,8 @@ class PosixEnv : public Env {
     struct stat info;
     if (::stat(path.c_str(), &info) != 0) return ErrnoStatus(errno, "open", path);
     if (!S_ISREG(info.st_mode)) return NotRegular(path, info.st_mode);
-    Fd fd(
-        Retry([&] { return ::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC); }));
+    Fd fd(Uninterrupted(
+        [&] { return ::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC); }));
     if (fd.get() < 0) return ErrnoStatus(errno, "open", path);
     // Asked again of what was opened: the name may lead elsewhere by now.
     if (::fstat(fd.get(), &info) != 0) return ErrnoStatus(errno, "look at", path);

@@ -12,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/buffer.h"
+#include "kernels/uninterrupted.h"
 
 namespace qlora::kernels::cpu {
 namespace {
@@ -19,7 +20,8 @@ namespace {
 // A file that nobody else sees and that is gone with its last use. Not every file system has
 // O_TMPFILE: then one with a name, which is taken away at once.
 int OpenNameless(const std::string& folder) {
-  const int file = open(folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+  const int file =
+      Uninterrupted([&] { return open(folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600); });
   if (file >= 0 || (errno != EOPNOTSUPP && errno != EISDIR)) return file;
   std::string path = folder + "/.paged_XXXXXX";
   const int named = mkostemp(path.data(), O_CLOEXEC);
@@ -70,7 +72,8 @@ class FileMemory : public PagedMemory {
   // Past a mapping, whose pages would count as this process's until they are given back.
   absl::Status ReadFile(int64_t offset, void* to, int64_t bytes) {
     for (int64_t done = 0; done < bytes;) {
-      const ssize_t n = pread(file_, static_cast<char*>(to) + done, bytes - done, offset + done);
+      const ssize_t n = Uninterrupted(
+          [&] { return pread(file_, static_cast<char*>(to) + done, bytes - done, offset + done); });
       if (n <= 0) return Failed("reading", n);
       done += n;
     }
@@ -78,8 +81,9 @@ class FileMemory : public PagedMemory {
   }
   absl::Status WriteFile(int64_t offset, const void* from, int64_t bytes) {
     for (int64_t done = 0; done < bytes;) {
-      const ssize_t n =
-          pwrite(file_, static_cast<const char*>(from) + done, bytes - done, offset + done);
+      const ssize_t n = Uninterrupted([&] {
+        return pwrite(file_, static_cast<const char*>(from) + done, bytes - done, offset + done);
+      });
       if (n <= 0) return Failed("writing", n);
       done += n;
     }
@@ -90,7 +94,7 @@ class FileMemory : public PagedMemory {
 
  private:
   absl::Status Failed(const char* what, ssize_t result) const {
-    return absl::InternalError(
+    return absl::UnknownError(
         absl::StrCat(what, " the file of paged memory in ", shape().folder, ": ",
                      result == 0 ? "it ends too early" : std::strerror(errno)));
   }
@@ -184,14 +188,16 @@ absl::StatusOr<std::unique_ptr<PagedMemory>> CreatePagedMemory(const PagedShape&
   };
   const int file = OpenNameless(shape.folder);
   if (file < 0) return refused("opening a file of", errno);
-  if (const int error = posix_fallocate(file, 0, bytes); error != 0) {
+  int error = EINTR;
+  while (error == EINTR) error = posix_fallocate(file, 0, bytes);
+  if (error != 0) {
     close(file);
     return refused("reserving", error);
   }
   if (shape.IsLent()) return std::make_unique<CopiedMemory>(shape, *std::move(resident), file);
   void* mapped = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
   if (mapped == MAP_FAILED) {
-    const int error = errno;
+    error = errno;
     close(file);
     return refused("mapping", error);
   }

@@ -3,6 +3,12 @@
 
 #include "kernels/paged_memory.h"
 
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
 #include <cstring>
 #include <fstream>
 #include <string>
@@ -11,6 +17,28 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/cpu/cpu_device.h"
+
+namespace {
+
+// So many calls of pread and pwrite are interrupted, as network file systems allow.
+int interruptions = 0;
+
+bool IsInterrupted() {
+  if (interruptions == 0) return false;
+  --interruptions;
+  errno = EINTR;
+  return true;
+}
+
+}  // namespace
+
+// In place of the library's.
+extern "C" ssize_t pread(int file, void* to, size_t bytes, off_t offset) {
+  return IsInterrupted() ? -1 : syscall(SYS_pread64, file, to, bytes, offset);
+}
+extern "C" ssize_t pwrite(int file, const void* from, size_t bytes, off_t offset) {
+  return IsInterrupted() ? -1 : syscall(SYS_pwrite64, file, from, bytes, offset);
+}
 
 namespace qlora::kernels {
 namespace {
@@ -95,6 +123,50 @@ TEST(CpuPagedMemory, KeepsWhatPassesThroughLentMemory) {
       }
     }
   }
+}
+
+// One window, in the file until it is asked for.
+std::unique_ptr<PagedMemory> OneLent(Device* device, Buffer* lent) {
+  return *device->AllocatePaged({.window_bytes = lent->bytes(),
+                                 .windows = 1,
+                                 .slots = 1,
+                                 .page_locked = true,
+                                 .lent_offsets = {0},
+                                 .lent = lent->data(),
+                                 .folder = testing::TempDir()});
+}
+
+TEST(CpuPagedMemory, ASignalIsNoFailure) {
+  auto device = Cpu();
+  Buffer lent = *device->Allocate(8192);
+  const auto memory = OneLent(device.get(), &lent);
+  const int64_t value = 0x0123456789abcdef;
+  int64_t read = 0;
+  interruptions = 3;
+  EXPECT_TRUE(memory->Write(0, 8, &value, sizeof(value)).ok());
+  EXPECT_EQ(interruptions, 0);
+  interruptions = 3;
+  EXPECT_TRUE(memory->Read(0, 8, &read, sizeof(read)).ok());
+  EXPECT_EQ(interruptions, 0);
+  EXPECT_EQ(read, value);
+}
+
+// Of the class that exit code 74 is for: nobody's bug.
+TEST(CpuPagedMemory, ADiskThatFailsIsNamedAsSuch) {
+  auto device = Cpu();
+  Buffer lent = *device->Allocate(8192);
+  const auto memory = OneLent(device.get(), &lent);
+  ASSERT_TRUE(memory->Await(0).ok());
+  rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &before), 0);
+  const rlimit none{0, before.rlim_max};
+  const auto handler = signal(SIGXFSZ, SIG_IGN);
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &none), 0);
+  const absl::Status failed = memory->Evict(0);
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &before), 0);
+  signal(SIGXFSZ, handler);
+  EXPECT_TRUE(absl::IsUnknown(failed)) << failed;
+  EXPECT_THAT(std::string(failed.message()), testing::HasSubstr(testing::TempDir()));
 }
 
 TEST(CpuPagedMemory, NamesAFolderThatCannotHoldIt) {
