@@ -156,7 +156,6 @@ absl::Status ControlChannel::WaitForAll() {
   for (const std::string& machine : machines) welcome.mutable_welcome()->add_machines(machine);
   SendToAll(welcome, kHelloSeconds);
   FindNeighbours(machines);
-  watchdog_ = std::make_unique<Watchdog>(world_.size, options_.silence_seconds, Now());
   return absl::OkStatus();
 }
 
@@ -234,7 +233,6 @@ absl::Status ControlChannel::AttachToFirst() {
   const auto& machines = answer->welcome().machines();
   if (machines.size() != world_.size) return lost(absl::DataLossError("it is no rank 0"));
   FindNeighbours({machines.begin(), machines.end()});
-  watchdog_ = std::make_unique<Watchdog>(1, options_.silence_seconds, Now());
   return absl::OkStatus();
 }
 
@@ -408,7 +406,9 @@ void ControlChannel::Lost(const std::string& reason) {
 void ControlChannel::Serve() {
   const double interval =
       std::clamp(options_.silence_seconds / kBeatsPerSilence, kShortestBeat, kLongestBeat);
-  double next_beat = 0, aborted_at = 0;
+  double awake = Now(), next_beat = 0, aborted_at = 0;
+  watchdog_ = std::make_unique<Watchdog>(world_.rank == 0 ? world_.size : 1,
+                                         options_.silence_seconds, awake);
   while (true) {
     {
       std::lock_guard lock(mutex_);
@@ -416,8 +416,7 @@ void ControlChannel::Serve() {
     }
     if (Now() >= next_beat) {
       next_beat = Now() + interval;
-      SendHeartbeats();
-      CheckSilence();
+      SendHeartbeats(std::min(kNoticeSeconds, interval));
     }
     if (aborted() && aborted_at == 0) aborted_at = Now();
     if (aborted_at > 0 && Now() - aborted_at > kGraceSeconds && options_.last_resort) {
@@ -426,15 +425,20 @@ void ControlChannel::Serve() {
     std::vector<pollfd> waits = {{wake_.fd(), POLLIN, 0}};
     for (const auto& peer : peers_)
       waits.push_back({peer->left ? -1 : peer->socket.fd(), POLLIN, 0});
-    const double wait = std::max(0.0, std::min(next_beat, Now() + kShortestBeat * 4) - Now());
-    if (poll(waits.data(), waits.size(), int(wait * 1000) + 1) <= 0) continue;
-    for (size_t i = 0; i < peers_.size(); ++i) {
+    const double now = Now();
+    const double wake = std::clamp(next_beat, now, now + kShortestBeat * 4);
+    const int ready = poll(waits.data(), waits.size(), int((wake - now) * 1000) + 1);
+    for (size_t i = 0; ready > 0 && i < peers_.size(); ++i) {
       if (waits[i + 1].revents != 0) Receive(peers_[i].get());
     }
+    // This process was stopped, and goes on. It never waits as long for others.
+    if (Now() - awake > options_.silence_seconds / 2) watchdog_->Restart(Now());
+    awake = Now();
+    CheckSilence();
   }
 }
 
-void ControlChannel::SendHeartbeats() {
+void ControlChannel::SendHeartbeats(double seconds) {
   const Heartbeat beat = Beat();
   if (world_.rank == 0) watchdog_->Heard(0, beat, Now());
   ControlMessage message;
@@ -442,7 +446,13 @@ void ControlChannel::SendHeartbeats() {
   message.mutable_beat()->set_progress(beat.progress);
   message.mutable_beat()->set_collective(beat.collective);
   message.mutable_beat()->set_detail(beat.detail);
-  SendToAll(message, kNoticeSeconds);
+  const std::string frame = EncodeFrame(message);
+  const double deadline = Now() + seconds;
+  for (const auto& peer : peers_) {
+    // Who is just being sent something hears the next one.
+    std::unique_lock lock(peer->sending, std::try_to_lock);
+    if (lock) peer->socket.Send(frame, deadline - Now()).IgnoreError();
+  }
 }
 
 void ControlChannel::CheckSilence() {
@@ -457,10 +467,14 @@ void ControlChannel::CheckSilence() {
 }
 
 void ControlChannel::Receive(Peer* peer) {
-  const size_t before = peer->arrived.size();
-  peer->arrived.resize(before + kReadBytes);
-  absl::StatusOr<int64_t> got = peer->socket.ReceiveSome(&peer->arrived[before], kReadBytes);
-  peer->arrived.resize(before + (got.ok() ? *got : 0));
+  // All that is there: whose heartbeats wait behind something long is not silent.
+  absl::StatusOr<int64_t> got;
+  do {
+    const size_t before = peer->arrived.size();
+    peer->arrived.resize(before + kReadBytes);
+    got = peer->socket.ReceiveSome(&peer->arrived[before], kReadBytes);
+    peer->arrived.resize(before + (got.ok() ? *got : 0));
+  } while (got.ok() && *got == kReadBytes);
   std::vector<ControlMessage> messages;
   if (absl::Status s = TakeMessages(&peer->arrived, &messages); !s.ok()) got = s;
   for (const ControlMessage& message : messages) Handle(peer, message);

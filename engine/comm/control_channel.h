@@ -120,7 +120,7 @@ class ControlChannel {
   void TakePart(const proto::ControlMessage::Part& part);
   absl::Status Send(Peer* peer, const proto::ControlMessage& message, double seconds);
   void SendToAll(const proto::ControlMessage& message, double seconds);
-  void SendHeartbeats();
+  void SendHeartbeats(double seconds);  // to all of them together
   void CheckSilence();
   void Lost(const std::string& reason);
   // False where it was aborted before.

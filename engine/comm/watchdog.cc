@@ -51,6 +51,10 @@ void Watchdog::Heard(int rank, const Heartbeat& beat, double now) {
   state.beat = beat;
 }
 
+void Watchdog::Restart(double now) {
+  for (State& state : ranks_) state.heard = state.progressed = now;
+}
+
 std::optional<Watchdog::Verdict> Watchdog::Check(double now) const {
   bool all_in_collectives = true;
   double latest_arrival = 0;

@@ -48,6 +48,9 @@ class Watchdog {
   Watchdog(int ranks, double silence_limit, double now);
 
   void Heard(int rank, const Heartbeat& beat, double now);
+  // Whoever tells of what is heard has stood still itself, with the whole job perhaps: all count as
+  // heard of, and as getting on, from now.
+  void Restart(double now);
 
   struct Verdict {
     int rank = 0;        // −1: all of them hang together

@@ -1,11 +1,13 @@
 #include "engine/comm/control_channel.h"
 
+#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <chrono>
 #include <cstring>
+#include <iostream>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
@@ -302,6 +304,38 @@ TEST(ControlChannel, ARankThatComesAgainIsTold) {
     EXPECT_EQ(proto::ExitCodeOf(first.status()), died ? proto::kExitPeerLost : proto::kExitBadJob)
         << first.status();
   }
+}
+
+// As a batch system does, for longer than a rank may be silent.
+TEST(ControlChannel, AJobThatIsSuspendedGoesOn) {
+  int ready[2];
+  ASSERT_EQ(pipe(ready), 0);
+  const pid_t child = fork();
+  if (child == 0) {
+    OnRanks(3, {.silence_seconds = 0.5}, nullptr, [&](Ranks& ranks, kernels::Device*) {
+      if (ranks.is_first() && write(ready[1], "!", 1) != 1) _exit(1);
+      for (int round = 0; round < 100; ++round) {
+        const absl::Status met = ranks.control().AllGather("round", "").status();
+        if (!met.ok()) {
+          std::cerr << met << std::endl;
+          _exit(2);
+        }
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      }
+    });
+    _exit(0);
+  }
+  char byte;
+  ASSERT_EQ(read(ready[0], &byte, 1), 1);
+  kill(child, SIGSTOP);
+  std::this_thread::sleep_for(std::chrono::milliseconds(1500));
+  kill(child, SIGCONT);
+  int status = 0;
+  waitpid(child, &status, 0);
+  close(ready[0]);
+  close(ready[1]);
+  EXPECT_TRUE(WIFEXITED(status));
+  EXPECT_EQ(WEXITSTATUS(status), 0);
 }
 
 // The others, who are there already, learn why one is not.

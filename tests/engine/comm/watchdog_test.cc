@@ -119,6 +119,19 @@ TEST_F(WatchdogTest, ProgressInsideACollectiveCounts) {
   }
 }
 
+// A job that was suspended for longer than a rank may be silent, or compute.
+TEST_F(WatchdogTest, CountsFromWhereItGoesOn) {
+  AllSay({.phase = Phase::kComputing, .progress = 1}, 1);
+  const double resumed = 2 * LimitOf(Phase::kComputing);
+  watchdog_.Restart(resumed);
+  EXPECT_FALSE(watchdog_.Check(resumed + kSilence));
+  watchdog_.Heard(0, {.phase = Phase::kComputing, .progress = 2}, resumed + 1);
+  watchdog_.Heard(2, {.phase = Phase::kComputing, .progress = 1}, resumed + 1);
+  const auto verdict = watchdog_.Check(resumed + kSilence + 0.5);
+  ASSERT_TRUE(verdict);
+  EXPECT_THAT(verdict->reason, HasSubstr("rank 1 was silent for 10 s"));
+}
+
 TEST_F(WatchdogTest, WhoHasFinishedMayBeSilent) {
   AllSay({.phase = Phase::kFinished}, 0);
   EXPECT_FALSE(watchdog_.Check(1e6));
