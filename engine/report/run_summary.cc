@@ -45,7 +45,8 @@ std::string PlanSummary(const Setup& setup, const Plan& plan) {
   std::string text = PlanTable(plan, setup.limits);
   if (!plan.run.train.has_value()) return text;
   const int64_t accumulation = setup.record.micro_batches;
-  const double step = TimeOfStep(plan, setup.rates, accumulation).seconds;
+  const double step = TimeOfStep(plan, setup.rates, accumulation)
+                          .SecondsOn(setup.world(), NetworkOf(setup.job.plan()));
   absl::StrAppendFormat(&text,
                         "time, at the rates measured here\n  %10.3g s  a step of %d full "
                         "micro-batches of %d tokens\n",

@@ -85,6 +85,16 @@ TEST_F(RanksTest, OneTwoAndFourRanksGiveTheSameBytes) {
   }
 }
 
+// Here a message takes a second, by the job.
+TEST_F(RanksTest, ThePlannedTimeCountsTheExchange) {
+  const CommandResult result = Train(2, "out", 1, {}, {"--set", "plan.network_latency_seconds=1"});
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  const std::string before = "time, at the rates measured here\n";
+  const size_t at = result.out.find(before);
+  ASSERT_NE(at, std::string::npos) << result.out;
+  EXPECT_GT(std::atof(&result.out[at + before.size()]), 1) << result.out;
+}
+
 // What ranks share out can't be told from what they leave; one alone goes on from there.
 TEST_F(RanksTest, RanksThatShareOutGiveTheSameBytes) {
   constexpr int kSteps = 4;
