@@ -397,8 +397,12 @@ void CheckRequired(const Job& job, Command command, JobProblems& problems) {
       CheckSweepCommand(job, problems);
       break;
     case Command::kEval:
-      if (!job.eval().has_file() && !job.data().has_eval_file()) {
-        problems.AddAbsent("eval.file", "give a JSONL file, here or as data.eval_file");
+      if (!job.eval().has_file() && !HasHeldOutData(job)) {
+        problems.AddAbsent("eval.file",
+                           "give a JSONL file, here or as data.eval_file, or data.eval_fraction");
+      }
+      if (!job.eval().has_file() && !job.data().has_eval_file() && !job.data().has_train_file()) {
+        problems.AddAbsent("data.train_file", "give the JSONL file that a part is held out of");
       }
       CheckLogitsFile(job, problems);
       CheckGates(job, command, problems);

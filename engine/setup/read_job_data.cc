@@ -29,14 +29,15 @@ class DataReader {
     if (s_.command == Command::kMerge) {
       return ReadComparedData("merge.file", s_.job.merge().file(), s_.job.merge().max_samples());
     }
-    const bool own_file = s_.command == Command::kEval && s_.job.eval().has_file();
-    const std::string eval_file = own_file ? s_.job.eval().file()
-                                  : IsAboutTraining(s_.command) || s_.command == Command::kEval
-                                      ? data.eval_file()
-                                      : "";
-    if (!eval_file.empty()) {
-      if (absl::Status s = TakeData(s_, own_file ? "eval.file" : "data.eval_file", eval_file,
-                                    data.max_eval_samples(), &s_.eval_data);
+    if (s_.command == Command::kEval) {
+      // As in training, all that a fraction holds out is looked at.
+      const bool is_file = s_.job.eval().has_file() || data.has_eval_file();
+      return ReadComparedData("eval.file", s_.job.eval().file(),
+                              is_file ? data.max_eval_samples() : 0);
+    }
+    if (IsAboutTraining(s_.command) && data.has_eval_file()) {
+      if (absl::Status s = TakeData(s_, "data.eval_file", data.eval_file(), data.max_eval_samples(),
+                                    &s_.eval_data);
           !s.ok()) {
         return s;
       }

@@ -41,7 +41,7 @@ struct Setup {
   LoraSize lora_size;
   Dataset train_data, eval_data;  // empty where the command has none
   std::optional<Batcher> train_batches, eval_batches;
-  std::string eval_source;  // of eval_data, for people: commands drift and merge
+  std::string eval_source;  // of eval_data, for people: commands drift, merge, eval
   int64_t total_steps = 0;
   Ranks* ranks = nullptr;          // all that train together; null: this process alone. Borrowed
   bool device_is_planned = false;  // command plan: `device` is a card that need not be here

@@ -99,6 +99,20 @@ TEST_F(Commands, EvalWithAndWithoutAnAdapter) {
   EXPECT_LT(std::stod(last), std::stod(base));
 }
 
+TEST_F(Commands, EvalTakesWhatTrainingHoldsOut) {
+  data_ += " eval_fraction: 0.25";
+  const CommandResult trained = Run("train");
+  ASSERT_EQ(trained.exit_code, 0) << trained.err;
+  const CommandResult eval = Run("eval", {"--set", "eval.adapter=" + Path("out")});
+  ASSERT_EQ(eval.exit_code, 0) << eval.err;
+  EXPECT_THAT(eval.out, HasSubstr("2 samples, "));
+  // "step 3  held out: loss ..." and "2 samples, 12 tokens: loss ..." say the same.
+  const size_t at = trained.out.rfind("held out: ");
+  ASSERT_NE(at, std::string::npos) << trained.out;
+  const std::string said = trained.out.substr(at + 10, trained.out.find('\n', at) - at - 10);
+  EXPECT_THAT(eval.out, HasSubstr(said));
+}
+
 TEST_F(Commands, InitFromGoesOnFromAnAdapter) {
   job_ += "seed: 1\n";
   Ok("train", {"--set", "training.learning_rate=5e-2"});
