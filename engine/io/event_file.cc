@@ -44,6 +44,8 @@ absl::StatusOr<EventFile> EventFile::Create(Env* env, const std::string& folder,
   }
   auto file = env->NewWritableFile(path);
   if (!file.ok()) return file.status();
+  // Sync alone keeps the contents, but not the name.
+  if (absl::Status status = env->SyncFolder(folder); !status.ok()) return status;
   EventFile events(env, path, *std::move(file));
   proto::TensorboardEvent version;
   version.set_wall_time(now);

@@ -45,6 +45,17 @@ TEST(EventFileTest, AZeroIsWritten) {
   EXPECT_THAT(Contents(&env, events->path()), testing::HasSubstr(value));
 }
 
+TEST(EventFileTest, WhatWasSyncedSurvivesAPowerCut) {
+  FaultyEnv env;
+  auto events = EventFile::Create(&env, ".", 0);
+  ASSERT_TRUE(events.ok()) << events.status();
+  ASSERT_TRUE(events->WriteScalars(1, {{"rate", 0.5f}}).ok() && events->Sync().ok());
+  const std::string synced = Contents(&env, events->path());
+  ASSERT_TRUE(events->WriteScalars(2, {{"rate", 0.25f}}).ok());
+  auto after = env.Restart(FaultyEnv::Loss::kAllUnsynced, 1);
+  EXPECT_EQ(Contents(after.get(), events->path()), synced);
+}
+
 // What earlier files of the folder say is no part of a run that begins again.
 TEST(EventFileTest, ANewRunStartsAtStep0) {
   FaultyEnv env;
