@@ -5,6 +5,7 @@
 set -euo pipefail
 engine=$(realpath "$1") model=$(realpath "$2") data=$(realpath "$3") out=$4
 job=$(dirname "$0")/gsm8k.textproto
+mkdir -p "$out"
 for mode in QLORA LORA FULL; do
   # A rate of ten times less where all weights move.
   rate=1e-3
