@@ -31,8 +31,17 @@ std::vector<std::string> Quoted(absl::string_view message) {
   return words;
 }
 
+// What to do about a value or a word that protobuf could not take, by the begin of its message.
+constexpr std::pair<const char*, const char*> kAdvice[] = {
+    {"Expected string, got: ", "a text stands in quotes: \"...\""},
+    {"Expected integer, got: ", "a whole number, not negative where none is allowed"},
+    {"Expected double, got: ", "a number, as 0.5 or 1e-4"},
+    {"Invalid value for boolean field", "allowed: true, false"},
+    {"Expected identifier, got: {", "a job is protobuf text, not JSON: model: \"...\""},
+};
+
 // protobuf 3.21 says: Message type "T" has no field named "F". / Unknown enumeration value of "V"
-// for field "F". Both get advice; any other message is passed on as it is.
+// for field "F". Both get advice, as do those of kAdvice; any other message is passed on.
 std::string WithAdvice(absl::string_view message) {
   const std::vector<std::string> words = Quoted(message);
   if (words.size() == 2 && absl::StrContains(message, "has no field named")) {
@@ -50,6 +59,10 @@ std::string WithAdvice(absl::string_view message) {
   std::string plain(message);
   for (char& c : plain) {
     if (absl::ascii_iscntrl(c)) c = '?';  // the terminal obeys them
+  }
+  if (plain == "Expected identifier, got: ") return "the text ends where a } or a value is missing";
+  for (const auto& [begin, advice] : kAdvice) {
+    if (absl::StartsWith(plain, begin)) return absl::StrCat(plain, "; ", advice);
   }
   return plain;
 }
@@ -214,8 +227,11 @@ void ApplyOverride(absl::string_view path_and_value, Job& job, JobProblems& prob
     }
   }
   if (field->message_type() != nullptr) {
-    problems.AddAt(place, absl::StrCat("found a message; set one of its fields: ", parts[0], ".",
-                                       field->message_type()->field(0)->name(), "=..."));
+    problems.AddAt(place, field->is_repeated()
+                              ? absl::StrCat("found a list of messages; write ", parts[0],
+                                             " { ... } in the job's file")
+                              : absl::StrCat("found a message; set one of its fields: ", parts[0],
+                                             ".", field->message_type()->field(0)->name(), "=..."));
     return;
   }
   message->GetReflection()->ClearField(message, field);
@@ -232,7 +248,8 @@ void ApplyOverride(absl::string_view path_and_value, Job& job, JobProblems& prob
     if (!parser.ParseFieldValueFromString(is_string ? QuoteForText(value) : value, field,
                                           message)) {
       // Line and column of a one-word value help nobody.
-      problems.AddAt(place, own.empty() ? "the value can't be read" : own.problems()[0].text);
+      problems.AddAt(place, own.empty() ? "the value can't be read; allowed: one word or number"
+                                        : own.problems()[0].text);
       return;
     }
   }

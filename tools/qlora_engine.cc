@@ -6,7 +6,9 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
+#include <iterator>
 #include <new>
 #include <optional>
 #include <string>
@@ -15,6 +17,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "engine/comm/ranks.h"
 #include "engine/comm/stop_request.h"
 #include "engine/commands/commands.h"
@@ -29,6 +32,7 @@
 #include "engine/merge/merge_command.h"
 #include "engine/setup/setup.h"
 #include "engine/version.h"
+#include "proto/errors.h"
 #include "proto/exit_codes.h"
 #include "proto/job_check.h"
 
@@ -143,7 +147,10 @@ bool TakeNumber(const std::vector<std::string>& words, const char* name, size_t*
   return true;
 }
 
-std::optional<Arguments> ParseArguments(const std::vector<std::string>& words) {
+constexpr const char* kOptions[] = {"--set", "--rank", "--world", "--rendezvous"};
+
+// BadJob naming the word that can't be taken.
+absl::StatusOr<Arguments> ParseArguments(const std::vector<std::string>& words) {
   Arguments arguments;
   for (size_t i = 0; i < words.size(); ++i) {
     if (const auto set = TakeOption(words, "--set", &i)) {
@@ -154,16 +161,31 @@ std::optional<Arguments> ParseArguments(const std::vector<std::string>& words) {
                TakeNumber(words, "--world", &i, &arguments.launch.world)) {
       continue;
     } else if (absl::StartsWith(words[i], "-")) {
-      return std::nullopt;
+      const std::string name = words[i].substr(0, words[i].find('='));
+      const bool is_known =
+          std::find(std::begin(kOptions), std::end(kOptions), name) != std::end(kOptions);
+      return proto::BadJobError(is_known
+                                    ? absl::StrCat(words[i], ": found no value that it takes")
+                                    : absl::StrCat("unknown option \"", words[i],
+                                                   "\"; allowed: ", absl::StrJoin(kOptions, ", ")));
     } else if (arguments.command.empty()) {
       arguments.command = words[i];
     } else if (arguments.target.empty()) {
       arguments.target = words[i];
     } else {
-      return std::nullopt;
+      return proto::BadJobError(absl::StrCat("found \"", words[i], "\" behind ", arguments.target,
+                                             "; allowed: one job or folder"));
     }
   }
-  if (arguments.command.empty() || arguments.target.empty()) return std::nullopt;
+  if (arguments.command.empty()) return proto::BadJobError("found no command");
+  const bool verifies = arguments.command == "verify";
+  if (!verifies && !CommandOf(arguments.command)) {
+    return proto::BadJobError(absl::StrCat("unknown command \"", arguments.command, "\""));
+  }
+  if (arguments.target.empty()) {
+    return proto::BadJobError(
+        absl::StrCat(arguments.command, ": found no ", verifies ? "folder" : "job behind it"));
+  }
   return arguments;
 }
 
@@ -273,18 +295,22 @@ int Main(const std::vector<std::string>& words) {
     if (!status.ok()) console.Error(status.message());
     return proto::ExitCodeOf(status);
   }
-  if (!words.empty() && (words[0] == "help" || words[0] == "--help" || words[0] == "-h")) {
+  const auto asks_for_help = [](const std::string& word) {
+    return word == "--help" || word == "-h";
+  };
+  if ((!words.empty() && words[0] == "help") ||
+      std::any_of(words.begin(), words.end(), asks_for_help)) {
     std::fputs(kUsage, stdout);
     return proto::kExitDone;
   }
-  const std::optional<Arguments> arguments = ParseArguments(words);
-  const std::optional<proto::Command> command =
-      arguments ? CommandOf(arguments->command) : std::nullopt;
-  const bool verify = arguments && arguments->command == "verify";
-  if (!command && !verify) {
+  const absl::StatusOr<Arguments> arguments = ParseArguments(words);
+  if (!arguments.ok()) {
+    engine::Console().Error(arguments.status().message());
     std::fputs(kUsage, stderr);
     return proto::kExitBadJob;
   }
+  const std::optional<proto::Command> command = CommandOf(arguments->command);
+  const bool verify = !command;
   InstallHandlers(command == proto::Command::kTrain || command == proto::Command::kSweep);
   engine::Console console;
   const absl::Status status =

@@ -163,7 +163,7 @@ absl::Status Evaluate(const Setup& setup, Console* console) {
   }
   GateMetrics metrics;
   if (result->exact_matches) metrics.exact_match = result->ExactMatch();
-  return GateStatus(ReportGates(setup.job.gates(), metrics, console));
+  return GateStatus(ReportGates(setup.job.gates(), metrics, console), /*writes=*/false);
 }
 
 absl::Status GenerateText(const Setup& setup, Console* console) {

@@ -78,10 +78,10 @@ std::vector<std::string> MissedGates(absl::Span<const GateResult> results) {
   return missed;
 }
 
-absl::Status GateStatus(absl::Span<const std::string> missed) {
+absl::Status GateStatus(absl::Span<const std::string> missed, bool writes) {
   if (missed.empty()) return absl::OkStatus();
-  return proto::GateMissedError(
-      absl::StrCat(absl::StrJoin(missed, "\n"), "\nThe results are written all the same"));
+  return proto::GateMissedError(absl::StrCat(
+      absl::StrJoin(missed, "\n"), writes ? "\nThe results are written all the same" : ""));
 }
 
 }  // namespace qlora::engine

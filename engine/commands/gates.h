@@ -46,8 +46,9 @@ std::vector<std::string> MissedGates(absl::Span<const GateResult> results);
 std::vector<std::string> ReportGates(const proto::Gates& gates, const GateMetrics& metrics,
                                      Console* console);
 
-// GateMissedError with these lines; OK where there are none.
-absl::Status GateStatus(absl::Span<const std::string> missed);
+// GateMissedError with these lines, and that the results are there if the command `writes` some; OK
+// where there are none.
+absl::Status GateStatus(absl::Span<const std::string> missed, bool writes = true);
 
 }  // namespace qlora::engine
 

@@ -111,11 +111,15 @@ absl::StatusOr<Dataset> LoadDataset(Env* env, const std::string& path, const pro
   Gather(std::move(outcomes), dataset);
   dataset.report.sha256 = Sha256Hex(file->bytes());
   if (dataset.samples.empty()) {
-    return proto::BadDataError(
-        absl::StrCat(path, ": found no trained token in ", dataset.report.records, " records (",
-                     dataset.report.dropped_long, " longer than data.max_length, ",
-                     dataset.report.truncated, " cut to it, ", dataset.report.without_target,
-                     " without a token to predict); nothing can be learned from this file"));
+    const DatasetReport& report = dataset.report;
+    const bool too_long = report.dropped_long + report.truncated > 0;
+    return proto::BadDataError(absl::StrCat(
+        path, ": found no trained token in ", report.records, " records; nothing can be learned ",
+        too_long ? absl::StrCat("of what data.max_length, ", data.max_length(),
+                                ", leaves of them (", report.dropped_long, " left out, ",
+                                report.truncated, " cut to it before their answers): raise it")
+                 : absl::StrCat("from this file (", report.without_target,
+                                " without a token to predict)")));
   }
   return dataset;
 }

@@ -140,7 +140,7 @@ void AppendEconomics(const Report::Economics& e, std::string* text) {
   }
   const auto add_training = [&](const char* what, double hours, double cost) {
     if (hours == 0) return;
-    absl::StrAppendFormat(text, "  %s %.3g hours of a rank's machine", what, hours);
+    absl::StrAppendFormat(text, "  %s %s of a rank's machine", what, FormatDuration(hours * 3600));
     if (cost > 0) absl::StrAppendFormat(text, ", %.4g %s", cost, e.currency());
     *text += "\n";
   };

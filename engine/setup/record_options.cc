@@ -57,6 +57,17 @@ absl::Status CheckLogits(const Setup& setup) {
       "; allowed: format PRETOKENIZED; logits are compared id by id: give input_ids"));
 }
 
+// What format: AUTO has found.
+absl::Status CheckExactMatch(const Setup& setup) {
+  const proto::DataFormat::Value format = setup.eval_data.report.format;
+  const bool has_prompts =
+      format != proto::DataFormat::TEXT && format != proto::DataFormat::PRETOKENIZED;
+  if (has_prompts) return absl::OkStatus();
+  return proto::BadJobError(absl::StrCat("eval.exact_match: found held-out data in format ",
+                                         proto::DataFormat::Value_Name(format),
+                                         "; allowed: formats with a prompt and an answer"));
+}
+
 std::optional<GenerationShape> GenerationOf(const Setup& setup) {
   // Tokens of a prompt and its answer; an answer ends where the model's positions do.
   const auto shape = [&](int64_t sequences, int64_t prompt, int64_t answer) {
@@ -94,6 +105,9 @@ absl::Status ChooseRecordOptions(Setup* setup) {
   }
   if (record.eval_logits) {
     if (absl::Status status = CheckLogits(s); !status.ok()) return status;
+  }
+  if (s.eval_batches && s.job.eval().exact_match()) {
+    if (absl::Status status = CheckExactMatch(s); !status.ok()) return status;
   }
   record.generate = GenerationOf(s);
   const int64_t longest = s.train_batches              ? s.train_data.report.longest

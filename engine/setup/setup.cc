@@ -40,10 +40,10 @@ class Preparation {
 
   absl::Status Run() {
     return Do({&Preparation::Open, &Preparation::CheckJobAgainstModel, &Preparation::OpenDevice,
-               &Preparation::Join, &Preparation::ReadData, &Preparation::ReadPrompts,
-               &Preparation::MeasureDevice, &Preparation::ChooseOptions, &Preparation::LimitMemory,
-               &Preparation::ChooseAttention, &Preparation::ChooseKernels, &Preparation::HashModel,
-               &Preparation::Identify});
+               &Preparation::Join, &Preparation::WarnOfUnused, &Preparation::ReadData,
+               &Preparation::ReadPrompts, &Preparation::MeasureDevice, &Preparation::ChooseOptions,
+               &Preparation::LimitMemory, &Preparation::ChooseAttention,
+               &Preparation::ChooseKernels, &Preparation::HashModel, &Preparation::Identify});
   }
 
   // Over the base that `first` has opened.
@@ -83,10 +83,14 @@ class Preparation {
     std::vector<std::string> problems;
     if (absl::Status status = ChooseTargets(&s_, &problems); !status.ok()) return status;
     const proto::Data& data = s_.job.data();
-    if (s_.command != Command::kGenerate && data.max_length() > s_.spec.max_positions) {
+    const bool reads_data = s_.command != Command::kGenerate && s_.command != Command::kQuantize;
+    if (reads_data && data.max_length() > s_.spec.max_positions) {
+      const bool is_default =
+          data.max_length() == proto::WithDefaults(proto::Job()).data().max_length();
       problems.push_back(absl::StrCat("data.max_length: found ", data.max_length(),
-                                      "; allowed: at most ", s_.spec.max_positions,
-                                      ", max_position_embeddings of ", s_.config_file));
+                                      is_default ? ", the default" : "", "; allowed: at most ",
+                                      s_.spec.max_positions, ", max_position_embeddings of ",
+                                      s_.config_file));
     }
     if (data.format() == proto::DataFormat::MESSAGES && s_.tokenizer != nullptr) {
       const absl::Status format = ChatFormatOf(data, *s_.tokenizer).status();
@@ -95,6 +99,26 @@ class Preparation {
     if (s_.command == Command::kDrift) CheckWorstLayers(&problems);
     if (problems.empty()) return absl::OkStatus();
     return proto::BadJobError(absl::StrJoin(problems, "\n"));
+  }
+
+  // What the job asks for and this command leaves aside.
+  absl::Status WarnOfUnused() {
+    if (!s_.is_first()) return absl::OkStatus();
+    const bool trains = s_.command == Command::kTrain || s_.command == Command::kSweep;
+    const bool evaluates = s_.command == Command::kEval;
+    const proto::Gates& gates = s_.job.gates();
+    if ((trains || evaluates) && gates.has_max_kl()) {
+      s_.warnings.emplace_back("gates.max_kl is not measured here, but by drift and merge");
+    }
+    if (evaluates && gates.has_max_eval_loss_increase()) {
+      s_.warnings.emplace_back(
+          "gates.max_eval_loss_increase is not measured here, but by train and sweep");
+    }
+    if (s_.command == Command::kTrain && s_.job.has_sweep()) {
+      s_.warnings.emplace_back(
+          "train trains one adapter, the job's own; for those of `sweep` run the command sweep");
+    }
+    return absl::OkStatus();
   }
 
   // The default is for any model: of it a smaller one measures what it can.

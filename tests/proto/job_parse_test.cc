@@ -144,5 +144,15 @@ TEST(JobNamesTest, EditDistance) {
   EXPECT_EQ(EditDistance("abc", "acb"), 2);
 }
 
+TEST(JobParseTest, SaysWhatAValueMayBe) {
+  EXPECT_THAT(ErrorOf("output_dir: /tmp/x"), HasSubstr("a text stands in quotes"));
+  EXPECT_THAT(ErrorOf("seed: x"), HasSubstr("a whole number"));
+  EXPECT_THAT(ErrorOf("{\"model\": \"a\"}"), HasSubstr("not JSON"));
+  EXPECT_THAT(ErrorOf("lora { r: 4"), HasSubstr("the text ends where a }"));
+  EXPECT_THAT(ErrorOf("", {"data.packing=yes"}), HasSubstr("allowed: true, false"));
+  EXPECT_THAT(ErrorOf("", {"training.learning_rate=1e-4,2e-4"}), HasSubstr("allowed: one word"));
+  EXPECT_THAT(ErrorOf("", {"generate.messages=x"}), HasSubstr("generate.messages { ... } in the"));
+}
+
 }  // namespace
 }  // namespace qlora::proto

@@ -98,6 +98,13 @@ TEST_F(BadData, NoTrainedToken) {
   ExpectRefused(65, {"data.jsonl: found no trained token in 1 records", "1 without a token"});
 }
 
+TEST_F(BadData, PromptsThatLeaveNoRoom) {
+  ExpectRefused(65,
+                {"data.jsonl: found no trained token in 8 records", "data.max_length, 4",
+                 "8 cut to it before their answers", "raise it"},
+                {"--set", "data.max_length=4"});
+}
+
 TEST_F(BadData, IdOutsideTheVocabulary) {
   data_ = "format: PRETOKENIZED";
   Data("{\"input_ids\": [1, 2]}\n{\"input_ids\": [1, 272]}\n");

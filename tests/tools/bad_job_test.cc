@@ -46,17 +46,44 @@ TEST_F(BadJob, NoJobFile) {
 }
 
 TEST_F(BadJob, TooFewOrTooManyWords) {
-  for (const std::vector<std::string>& words :
-       std::vector<std::vector<std::string>>{{},
-                                             {"train"},
-                                             {"train", "a", "b"},
-                                             {"train", "a", "--set"},
-                                             {"train", "a", "--force"}}) {
+  const std::pair<std::vector<std::string>, std::string> cases[] = {
+      {{}, "found no command"},
+      {{"train"}, "train: found no job"},
+      {{"verify"}, "verify: found no folder"},
+      {{"train", "a", "b"}, "found \"b\" behind a"},
+      {{"train", "a", "--set"}, "--set: found no value"},
+      {{"train", "a", "--rank=x"}, "--rank=x: found no value"},
+      {{"train", "a", "--force"}, "unknown option \"--force\""},
+      {{"trian", "a"}, "unknown command \"trian\""}};
+  for (const auto& [words, cause] : cases) {
     const CommandResult result = RunEngine(words);
     EXPECT_EQ(result.exit_code, 64);
+    EXPECT_THAT(result.err, HasSubstr("error: " + cause));
     EXPECT_THAT(result.err, HasSubstr("usage: qlora_engine COMMAND"));
     EXPECT_EQ(result.out, "");
   }
+}
+
+TEST_F(BadJob, HelpIsGivenWhereverItIsAskedFor) {
+  for (const std::vector<std::string>& words :
+       {std::vector<std::string>{"help"}, {"--help"}, {"train", "--help"}}) {
+    const CommandResult result = RunEngine(words);
+    EXPECT_EQ(result.exit_code, 0);
+    EXPECT_THAT(result.out, HasSubstr("usage: qlora_engine COMMAND"));
+  }
+}
+
+// What is asked for and not done is said.
+TEST_F(BadJob, WhatACommandLeavesAsideIsToldByIt) {
+  job_ += "sweep { ranks: 2 } gates { max_kl: 1 max_eval_loss_increase: 100 }\n";
+  data_ += " eval_file: '" + Path("data.jsonl") + "'";
+  const CommandResult trained = Run("train");
+  EXPECT_EQ(trained.exit_code, 0) << trained.err;
+  EXPECT_THAT(trained.err, HasSubstr("warning: train trains one adapter"));
+  EXPECT_THAT(trained.err, HasSubstr("warning: gates.max_kl is not measured here"));
+  const CommandResult evaluated = Run("eval");
+  EXPECT_EQ(evaluated.exit_code, 0) << evaluated.err;
+  EXPECT_THAT(evaluated.err, HasSubstr("warning: gates.max_eval_loss_increase is not measured"));
 }
 
 TEST_F(BadJob, EveryKindOfFaultInOneRun) {
@@ -103,12 +130,6 @@ TEST_F(BadJob, LogitsThatCannotBeWritten) {
                         "eval.logits_file=" + Path("file/logits")});
 }
 
-TEST_F(BadJob, UnknownCommand) {
-  const CommandResult result = RunEngine({"trian", Path("job.textproto")});
-  EXPECT_EQ(result.exit_code, 64);
-  EXPECT_THAT(result.err, HasSubstr("usage"));
-}
-
 TEST_F(BadJob, TargetThatMatchesNothing) {
   ExpectRefused(64, {"q_porj", "q_proj"}, {"--set", "lora.target_modules=q_porj"});
 }
@@ -128,6 +149,25 @@ TEST_F(BadJob, PatternThatDoesNotCompile) {
 TEST_F(BadJob, MoreTokensThanTheModelHasPositions) {
   ExpectRefused(64, {"data.max_length: found 65; allowed: at most 64", "base/config.json"},
                 {"--set", "data.max_length=65"});
+}
+
+// Nobody gave it, and without data nothing has a length.
+TEST_F(BadJob, TheDefaultOfMaxLengthIsNamedAsSuch) {
+  Write("short.textproto",
+        absl::StrCat("model: '", Path("base"), "' output_dir: '", Path("out"), "'"));
+  const CommandResult planned = RunEngine({"plan", Path("short.textproto")});
+  EXPECT_EQ(planned.exit_code, 64);
+  EXPECT_THAT(planned.err, HasSubstr("found 1024, the default; allowed: at most 64"));
+  const CommandResult quantized = RunEngine({"quantize", Path("short.textproto")});
+  EXPECT_EQ(quantized.exit_code, 0) << quantized.err;
+}
+
+TEST_F(BadJob, AnswersOfAFileWithoutPrompts) {
+  data_ = "";
+  Write("text.jsonl", "{\"text\": \"no prompt here\"}\n");
+  ExpectCommandRefused(
+      "eval", 64, {"eval.exact_match: found held-out data in format TEXT"},
+      {"--set", "eval.file=" + Path("text.jsonl"), "--set", "eval.exact_match=true"});
 }
 
 TEST_F(BadJob, DeviceThatIsNotThere) {
