@@ -47,8 +47,10 @@ class Finder {
     if (world->size > 1 && world->rendezvous.empty()) {
       return proto::BadJobError(absl::StrCat(
           "the ", world->size,
-          " ranks run on several machines and have no place to meet: give all "
-          "of them --rendezvous HOST:PORT, the machine of rank 0 and a free port of it"));
+          options_.rank.has_value() ? " ranks that are started by hand"
+                                    : " ranks run on several machines and",
+          " have no place to meet: give all of them --rendezvous HOST:PORT, the machine of rank 0 "
+          "and a free port of it"));
     }
     return world;
   }

@@ -121,8 +121,9 @@ void AppendEconomics(const Report::Economics& e, std::string* text) {
                           FormatBytes(mode.trained().bytes()));
   }
   for (const proto::MergedModelReport& merged : e.merged()) {
-    absl::StrAppendFormat(text, "  merging into %s took %.3g s, loss %+.4f\n", merged.into(),
-                          merged.seconds(), merged.loss_increase());
+    absl::StrAppendFormat(text,
+                          "  merging into %s took %.3g s, loss %+.4f, when merge last ran here\n",
+                          merged.into(), merged.seconds(), merged.loss_increase());
   }
   if (e.prompt_tokens_with() > 0) {
     absl::StrAppendFormat(

@@ -15,6 +15,10 @@ namespace {
 
 absl::Status ReadData(const Setup& setup, absl::string_view field, const std::string& path,
                       int64_t max_samples, Dataset* to) {
+  if (setup.env->IsFolder(path)) {
+    return proto::BadDataError(
+        absl::StrCat(field, ": ", path, " is a folder, but a regular file is needed"));
+  }
   const int threads = setup.job.num_threads() > 0
                           ? setup.job.num_threads()
                           : std::max(1, int(std::thread::hardware_concurrency()));

@@ -21,6 +21,11 @@ TEST_F(BadData, Absent) {
                 {"--set", "data.train_file=" + Path("absent.jsonl")});
 }
 
+TEST_F(BadData, AFolder) {
+  ExpectRefused(65, {"data.train_file: ", "is a folder"},
+                {"--set", "data.train_file=" + Path("base")});
+}
+
 TEST_F(BadData, Empty) {
   Data("");
   ExpectRefused(65, {"data.jsonl"});
