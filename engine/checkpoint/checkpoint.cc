@@ -51,17 +51,20 @@ struct NamedView {
 constexpr int64_t kPieceBytes = 1 << 20;
 
 // Streams views into a safetensors file.
-absl::Status WriteViews(std::unique_ptr<WritableFile> file, std::vector<NamedView> tensors,
+absl::Status WriteViews(const FileMaker& make, const char* name, std::vector<NamedView> tensors,
                         const StateReader& read) {
-  std::vector<TensorSpec> specs;
-  for (const NamedView& tensor : tensors) specs.push_back(tensor.spec);
-  absl::StatusOr<SafetensorsWriter> writer = SafetensorsWriter::Create(std::move(file), specs);
-  if (!writer.ok()) return writer.status();
   std::sort(tensors.begin(), tensors.end(),
             [](const NamedView& a, const NamedView& b) { return InFileOrder(a.spec, b.spec); });
+  std::vector<TensorSpec> specs;
+  for (const NamedView& tensor : tensors) specs.push_back(tensor.spec);
+  absl::StatusOr<std::unique_ptr<WritableFile>> file = make(name);
+  if (!file.ok()) return file.status();
+  absl::StatusOr<SafetensorsWriter> writer = SafetensorsWriter::Create(*std::move(file), specs);
+  if (!writer.ok()) return writer.status();
   std::vector<uint8_t> bytes;
   for (const NamedView& tensor : tensors) {
-    // Some rows at a time: a copy of an embedding would be memory that no plan has.
+    // Some rows at a time: a copy of an embedding, or of an adapter, would be memory that no plan
+    // has.
     const Tensor& view = tensor.view;
     const int64_t step = std::max<int64_t>(1, kPieceBytes / (view.pitch * SizeOf(view.dtype)));
     for (int64_t row = 0; row < view.rows; row += step) {
@@ -78,34 +81,19 @@ absl::Status WriteViews(std::unique_ptr<WritableFile> file, std::vector<NamedVie
   return writer->Finish();
 }
 
-absl::Status WriteAdapterFiles(const FileMaker& make, const OutputFiles& files,
-                               const Storage& storage, const StateReader& read, int64_t course) {
-  const Tensor flat = storage.CourseView(course, storage.trained());
-  std::vector<uint8_t> bytes(flat.Extent());
-  if (absl::Status s = read(flat, bytes.data(), int64_t(bytes.size())); !s.ok()) return s;
-  if (absl::Status s = CheckFinite("the adapter", flat.dtype, bytes); !s.ok()) return s;
-  AdapterTensors adapter{.config = files.adapter};
-  const int64_t size = kernels::SizeOf(flat.dtype);
-  const int64_t first = storage.courses[course].first_element();
-  const auto span = [&](int64_t parameter) {
-    const Parameter& p = storage.space.parameters()[parameter];
-    return absl::MakeConstSpan(bytes).subspan((p.offset - first) * size, p.rows * p.cols * size);
-  };
-  const std::vector<AdapterSlot>& slots = storage.adapters[course];
-  for (size_t i = 0; i < slots.size(); ++i) {
-    const AdaptedModule& module = storage.options.lora[course].modules[i];
-    adapter.modules.push_back({.path = module.module,
-                               .in = module.in,
-                               .out = module.out,
-                               .dtype = FileType(flat.dtype),
-                               .a = span(slots[i].a_parameter),
-                               .b = span(slots[i].b_parameter)});
+// A and B of each module, under PEFT's names.
+std::vector<NamedView> AdapterViews(const Storage& storage, int64_t course) {
+  std::vector<NamedView> tensors;
+  const CourseRange& range = storage.courses[course];
+  for (int64_t i = range.first_parameter; i < range.end_parameter; ++i) {
+    const Parameter& p = storage.space.parameters()[i];
+    const Tensor view = storage.ComputeView(i);
+    tensors.push_back({{AdapterTensorName(p.name), FileType(view.dtype), {p.rows, p.cols}}, view});
   }
-  return WriteAdapter(make, adapter);
+  return tensors;
 }
 
-absl::Status WriteModelFile(const FileMaker& make, const Storage& storage,
-                            const StateReader& read) {
+std::vector<NamedView> ModelViews(const Storage& storage) {
   std::vector<NamedView> tensors;
   for (const WeightSlot& slot : storage.weights) {
     const Tensor view = storage.ComputeView(slot.parameter);
@@ -115,9 +103,7 @@ absl::Status WriteModelFile(const FileMaker& make, const Storage& storage,
                                   : std::vector<int64_t>{slot.row.rows, slot.row.cols}},
                        view});
   }
-  absl::StatusOr<std::unique_ptr<WritableFile>> file = make(kModelFile);
-  if (!file.ok()) return file.status();
-  return WriteViews(*std::move(file), std::move(tensors), read);
+  return tensors;
 }
 
 // The model's config.json, which says the type that the weights now have.
@@ -140,16 +126,16 @@ absl::Status WriteResult(Env* env, const FileMaker& make, const Storage& storage
                          const StateReader& read, const OutputFiles& files,
                          const proto::RunState& state, int64_t course) {
   const bool full = storage.options.mode == proto::Mode::FULL;
-  absl::Status s = full ? WriteModelFile(make, storage, read)
-                        : WriteAdapterFiles(make, files, storage, read, course);
+  absl::Status s = full ? WriteViews(make, kModelFile, ModelViews(storage), read)
+                        : WriteViews(make, kAdapterModelFile, AdapterViews(storage, course), read);
+  if (!s.ok()) return s;
+  s = full ? WriteConfig(env, files.config_file, make, storage)
+           : WriteAdapterConfig(make, files.adapter);
   if (!s.ok()) return s;
   if (files.residual_note) {
     if (s = WriteResidualNote(make, *files.residual_note); !s.ok()) return s;
   }
   if (s = CopyTokenizerFiles(env, files.tokenizer_folder, make); !s.ok()) return s;
-  if (full) {
-    if (s = WriteConfig(env, files.config_file, make, storage); !s.ok()) return s;
-  }
   return WriteTextFile(make, kTrainerStateFile, TrainerStateJson(files.trainer, state));
 }
 

@@ -21,7 +21,7 @@ constexpr absl::string_view kKeyB = ".lora_B.weight";
 constexpr size_t kMaxListed = 10;
 
 std::string Key(absl::string_view module, absl::string_view suffix) {
-  return absl::StrCat(kKeyPrefix, module, suffix);
+  return AdapterTensorName(absl::StrCat(module, suffix));
 }
 
 std::string FirstOf(const std::vector<std::string>& names) {
@@ -104,16 +104,23 @@ absl::Status WriteAdapter(const FileMaker& make, const AdapterTensors& adapter) 
   if (!model.ok()) return model.status();
   absl::Status status = WriteSafetensors(*std::move(model), std::move(tensors));
   if (!status.ok()) return status;
-  auto config = make(kAdapterConfigFile);
-  if (!config.ok()) return config.status();
-  status = (*config)->Append(AdapterConfigJson(adapter.config));
-  if (!status.ok()) return status;
-  return (*config)->Close();
+  return WriteAdapterConfig(make, adapter.config);
 }
 
 absl::Status WriteAdapter(Env* env, const std::string& folder, const AdapterTensors& adapter) {
   return WriteAdapter(
       [&](const std::string& name) { return NewAtomicFile(env, JoinPath(folder, name)); }, adapter);
+}
+
+std::string AdapterTensorName(absl::string_view parameter) {
+  return absl::StrCat(kKeyPrefix, parameter);
+}
+
+absl::Status WriteAdapterConfig(const FileMaker& make, const AdapterConfig& config) {
+  absl::StatusOr<std::unique_ptr<WritableFile>> file = make(kAdapterConfigFile);
+  if (!file.ok()) return file.status();
+  if (absl::Status s = (*file)->Append(AdapterConfigJson(config)); !s.ok()) return s;
+  return (*file)->Close();
 }
 
 absl::StatusOr<LoadedAdapter> ReadAdapter(Env* env, const std::string& folder,

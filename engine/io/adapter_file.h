@@ -63,6 +63,11 @@ absl::Status WriteAdapter(const FileMaker& make, const AdapterTensors& adapter);
 // The same into a folder that exists, each file atomically.
 absl::Status WriteAdapter(Env* env, const std::string& folder, const AdapterTensors& adapter);
 
+// The parts of that, for tensors that are not in memory as a whole. The name in the file of a
+// module's A or B, "model.layers.0.self_attn.q_proj.lora_A.weight":
+std::string AdapterTensorName(absl::string_view parameter);
+absl::Status WriteAdapterConfig(const FileMaker& make, const AdapterConfig& config);
+
 // The config alone. Everything this engine can't train on or reproduce is refused with the reason:
 // DoRA, biases, modules_to_save, rank or alpha patterns, initialisations that changed the base,
 // other PEFT types.

@@ -9,7 +9,7 @@
 namespace qlora::engine {
 namespace {
 
-constexpr int64_t kMaxCopiedFile = int64_t{256} << 20;
+constexpr size_t kPieceBytes = 1 << 20;
 constexpr char kGenerationFile[] = "generation_config.json";
 constexpr const char* kTokenizerFiles[] = {"tokenizer.json",
                                            "tokenizer_config.json",
@@ -24,9 +24,19 @@ absl::Status CopyFile(Env* env, const std::string& folder, const char* name,
                       const FileMaker& make) {
   const std::string from = JoinPath(folder, name);
   if (!env->Exists(from)) return absl::OkStatus();
-  const absl::StatusOr<std::string> text = env->ReadFile(from, kMaxCopiedFile);
-  if (!text.ok()) return AsInputError(text.status());
-  return WriteTextFile(make, name, *text);
+  absl::StatusOr<std::unique_ptr<ReadableFile>> source = env->NewReadableFile(from);
+  if (!source.ok()) return AsInputError(source.status());
+  absl::StatusOr<std::unique_ptr<WritableFile>> file = make(name);
+  if (!file.ok()) return file.status();
+  // In pieces: a tokenizer is tens of MiB, which no plan has.
+  std::string piece(kPieceBytes, '\0');
+  for (size_t count = kPieceBytes; count == kPieceBytes;) {
+    const absl::StatusOr<int64_t> read = (*source)->Read(absl::MakeSpan(piece));
+    if (!read.ok()) return AsInputError(read.status());
+    count = size_t(*read);
+    if (absl::Status s = (*file)->Append(absl::string_view(piece.data(), count)); !s.ok()) return s;
+  }
+  return (*file)->Close();
 }
 
 }  // namespace
