@@ -8,6 +8,8 @@
 #include "engine/drift/measure_weights.h"
 #include "engine/input_error.h"
 #include "engine/io/atomic_file.h"
+#include "engine/io/manifest.h"
+#include "engine/io/model_files.h"
 #include "engine/model/prequantized.h"
 #include "engine/report/report_json.h"
 #include "engine/setup/load_model.h"
@@ -19,13 +21,32 @@ namespace {
 constexpr char kFolder[] = "quantized";
 constexpr char kErrorFile[] = "quantization_error.json";
 
-absl::Status CheckFolder(const Setup& setup, const std::string& folder) {
-  if (setup.job.overwrite_output_dir()) return absl::OkStatus();
-  if (!setup.env->Exists(JoinPath(folder, "config.json"))) return absl::OkStatus();
-  return proto::BadJobError(
-      absl::StrCat("output_dir: ", folder,
-                   " holds a model already; give another output_dir, or set overwrite_output_dir: "
-                   "true to replace it"));
+// OK where nothing stands at `folder`, an empty or unfinished model, or, with overwrite_output_dir,
+// one that is whole. Nobody else's file goes with the model that is replaced.
+absl::Status CheckReplaceable(const Setup& setup, const std::string& folder) {
+  const absl::StatusOr<FileStat> stat = setup.env->Stat(folder, /*follow=*/false);
+  if (absl::IsNotFound(stat.status())) return absl::OkStatus();
+  if (!stat.ok()) return CannotWriteFolder(folder, stat.status());
+  if (stat->kind != FileStat::Kind::kFolder) {
+    return proto::BadJobError(absl::StrCat("output_dir: ", folder,
+                                           " is there already and no folder; give another "
+                                           "output_dir, or move it away"));
+  }
+  if (!setup.job.overwrite_output_dir() && setup.env->Exists(JoinPath(folder, "config.json"))) {
+    return proto::BadJobError(absl::StrCat(
+        "output_dir: ", folder,
+        " holds a model already; give another output_dir, or set overwrite_output_dir: true to "
+        "replace it"));
+  }
+  const absl::StatusOr<std::vector<std::string>> names = setup.env->List(folder);
+  if (!names.ok()) return CannotWriteFolder(folder, names.status());
+  for (const std::string& name : *names) {
+    if (IsModelFile(name) || name == kManifestFile || name == kErrorFile) continue;
+    return proto::BadJobError(absl::StrCat("output_dir: ", folder, " holds ", name,
+                                           ", which no quantize wrote, and is replaced as a whole; "
+                                           "move that away, or give another output_dir"));
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -33,15 +54,16 @@ absl::Status CheckFolder(const Setup& setup, const std::string& folder) {
 absl::Status QuantizeBase(const Setup& setup, Console* console, StopSignal stop_signal) {
   if (absl::Status s = CheckBitsandbytesHas(setup.record.storage.quant); !s.ok()) return s;
   const std::string folder = JoinPath(setup.job.output_dir(), kFolder);
+  // Of all of output_dir: the new model is made in it, beside the old one.
   const absl::StatusOr<std::unique_ptr<FolderClaim>> claim =
-      FolderClaim::Take(setup.env, folder, console);
+      FolderClaim::Take(setup.env, setup.job.output_dir(), console);
   if (!claim.ok()) return claim.status();
   if ((*claim)->is_locked()) {
-    if (absl::Status s = CleanTemporaries(setup.env, folder); !s.ok()) {
-      return CannotWriteFolder(folder, s);
-    }
+    absl::Status cleaned = CleanTemporariesOf(setup.env, setup.job.output_dir(), kFolder);
+    if (cleaned.ok()) cleaned = CleanTemporaries(setup.env, folder);
+    if (!cleaned.ok()) return CannotWriteFolder(folder, cleaned);
   }
-  if (absl::Status s = CheckFolder(setup, folder); !s.ok()) return s;
+  if (absl::Status s = CheckReplaceable(setup, folder); !s.ok()) return s;
   const std::string anew = absl::StrCat("stopped; the same command writes ", folder, " anew");
   PlanLimits limits = setup.limits;
   if (setup.device->info().is_host) {

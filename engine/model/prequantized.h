@@ -87,8 +87,8 @@ absl::Status WriteQuantizedFiles(Env* env, const FileMaker& make, const ShardedM
 absl::Status CheckBitsandbytesHas(const quant::QuantSpec& spec);
 
 // The same as a folder that loads as a checkpoint of this engine, of Transformers and of
-// bitsandbytes; the model's tokenizer and generation settings are copied too. `folder` is created;
-// each file appears whole, the weights first and config.json last. CheckBitsandbytesHas holds.
+// bitsandbytes; the model's tokenizer and generation settings are copied too. `folder` appears, or
+// is replaced, as a whole (FolderCommit). CheckBitsandbytesHas holds.
 absl::Status WritePrequantized(Env* env, const std::string& folder, const ShardedModel& model,
                                Execution* execution, const Progress& progress = nullptr);
 

@@ -10,7 +10,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "engine/io/atomic_file.h"
+#include "engine/io/atomic_folder.h"
 #include "engine/io/json_file.h"
 #include "engine/io/model_files.h"
 #include "engine/io/safetensors_writer.h"
@@ -267,12 +267,18 @@ absl::Status WritePrequantized(Env* env, const std::string& folder, const Sharde
         "a checkpoint in bitsandbytes' layout holds 4-bit weights; this run has none");
   }
   if (absl::Status s = CheckBitsandbytesHas(options.quant); !s.ok()) return s;
-  if (absl::Status s = env->CreateFolders(folder); !s.ok()) return s;
-  const FileMaker make = [&](const std::string& name) {
-    return NewAtomicFile(env, JoinPath(folder, name));
-  };
-  return WriteQuantizedFiles(env, make, model, execution,
-                             {.with_model_files = true, .progress = progress});
+  const std::string parent = ParentPath(folder);
+  if (absl::Status s = env->CreateFolders(parent); !s.ok()) return s;
+  absl::StatusOr<std::unique_ptr<FolderCommit>> commit =
+      FolderCommit::Begin(env, parent, BaseName(folder));
+  if (!commit.ok()) return commit.status();
+  const FileMaker make = [&](const std::string& name) { return (*commit)->NewFile(name); };
+  if (absl::Status s = WriteQuantizedFiles(env, make, model, execution,
+                                           {.with_model_files = true, .progress = progress});
+      !s.ok()) {
+    return s;
+  }
+  return (*commit)->Commit({});
 }
 
 }  // namespace qlora::engine

@@ -146,7 +146,7 @@ TEST_F(StoppedWriter, OfA4BitCheckpointLeavesNothing) {
   for (int i = 0; i < 40 && hits < 2; ++i) {
     fs::remove_all(Path("out"));
     const int signal = hits == 0 ? SIGINT : SIGTERM;
-    const CommandResult result = Hit("quantize", {}, signal, "out/quantized", ".run.lock");
+    const CommandResult result = Hit("quantize", {}, signal, "out", ".run.lock");
     if (fs::exists(Path("out/quantized/config.json"))) continue;  // written before
     ++hits;
     EXPECT_EQ(result.exit_code, 128 + signal) << result.err;
@@ -159,9 +159,12 @@ TEST_F(StoppedWriter, OfA4BitCheckpointLeavesNothing) {
 
 TEST_F(StoppedWriter, OfA4BitCheckpointThatIsKilledIsClearedAwayByTheNext) {
   fs::create_directories(Path("out/quantized"));
-  Write("out/quantized/.tmp-model.safetensors-0123456789abcdef", "half");
+  Write("out/quantized/.tmp-quantization_error.json-0123456789abcdef", "half");
+  fs::create_directories(Path("out/.tmp-quantized-0123456789abcdef"));
+  Write("out/.tmp-quantized-0123456789abcdef/model.safetensors", "half");
   ASSERT_EQ(Run("quantize").exit_code, 0);
   EXPECT_THAT(Hidden("out"), IsEmpty());
+  EXPECT_EQ(RunEngine({"verify", Path("out/quantized")}).exit_code, 0);
 }
 
 }  // namespace

@@ -95,6 +95,18 @@ TEST_F(DriftCommands, QuantizeWritesACheckpointOfTheSameBase) {
   ExpectCommandRefused("quantize", 64, {"holds a model already", "overwrite_output_dir"});
 }
 
+TEST_F(DriftCommands, QuantizeReplacesAModelAsAWholeAndNothingElse) {
+  const std::vector<std::string> anew = Set("overwrite_output_dir=true");
+  Ok("quantize");
+  // Of another base, stored in several files, which a loader would take first.
+  Write("out/quantized/model.safetensors.index.json", "{}");
+  Ok("quantize", anew);
+  EXPECT_FALSE(std::filesystem::exists(Path("out/quantized/model.safetensors.index.json")));
+  Write("out/quantized/thesis.txt", "thesis");
+  ExpectCommandRefused("quantize", 64, {"thesis.txt, which no quantize wrote"}, anew);
+  EXPECT_EQ(Read("out/quantized/thesis.txt"), "thesis");
+}
+
 TEST_F(DriftCommands, AQuantizedCheckpointIsNoBaseline) {
   Ok("quantize");
   const std::vector<std::string> base = Set("model=" + Path("out/quantized"));

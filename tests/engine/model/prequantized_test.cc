@@ -5,12 +5,14 @@
 #include <string>
 #include <vector>
 
+#include "engine/io/atomic_file.h"
 #include "engine/io/json_file.h"
 #include "engine/io/sha256.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "quant/reference_quantizer.h"
 #include "tests/engine/model/loading_fixture.h"
+#include "tests/support/faulty_env.h"
 
 namespace qlora::engine {
 namespace {
@@ -434,10 +436,59 @@ TEST(WritePrequantized, CopiesGenerationSettingsAndTokenizer) {
   TestRun run(model, {});
   ASSERT_TRUE(run.Load(model).ok());
   ASSERT_TRUE(WritePrequantized(Env::Default(), to.path(), model, run.execution.get()).ok());
-  EXPECT_THAT(*Env::Default()->List(to.path()), ElementsAre("config.json", "generation_config.json",
-                                                            "model.safetensors", "tokenizer.json"));
+  EXPECT_THAT(*Env::Default()->List(to.path()),
+              ElementsAre("config.json", "generation_config.json", "manifest.pb",
+                          "model.safetensors", "tokenizer.json"));
   EXPECT_THAT(SpecOf(to.path()).eos_ids, ElementsAre(2, 3));
   EXPECT_FALSE(ShardedModel::Open(Env::Default(), to.path())->Has("extra"));
+}
+
+// Whenever the process dies: never the new weights under the old config.
+TEST(WritePrequantized, AKillLeavesTheOldModelOrTheNew) {
+  const ShardedModel model = OpenGolden("llama");
+  TestRun run(model, {});
+  ASSERT_TRUE(run.Load(model).ok());
+  const auto put = [](Env* env, const std::string& path, const std::string& text) {
+    ASSERT_TRUE(env->CreateFolders(ParentPath(path)).ok());
+    ASSERT_TRUE(AtomicWriteFile(env, path, text).ok());
+  };
+  const auto disk = [&] {
+    auto env = std::make_unique<tests::FaultyEnv>();
+    put(env.get(), model.folder() + "/config.json", GoldenModelText("llama/config.json"));
+    put(env.get(), "out/quantized/model.safetensors", "old weights");
+    put(env.get(), "out/quantized/config.json", "old config");
+    return env;
+  };
+  const auto write = [&](Env* env) {
+    return WritePrequantized(env, "out/quantized", model, run.execution.get());
+  };
+  const auto contents = [](Env* env) {
+    std::string text;
+    for (const char* name : {"model.safetensors", "config.json"}) {
+      text += env->ReadFile(JoinPath("out/quantized", name), 1 << 20).value_or("(none)");
+    }
+    return text;
+  };
+  const auto undisturbed = disk();
+  const std::string before = contents(undisturbed.get());
+  const int64_t begin = undisturbed->operations();
+  ASSERT_TRUE(write(undisturbed.get()).ok());
+  const int64_t operations = undisturbed->operations() - begin;
+  const std::string after = contents(undisturbed.get());
+  int64_t old = 0;
+  for (int64_t kill = 0; kill < operations; ++kill) {
+    const auto env = disk();
+    env->DieAt(env->operations() + kill);
+    (void)write(env.get());
+    const auto next = env->Restart(tests::FaultyEnv::Loss::kNothing, 0);
+    ASSERT_TRUE(CleanTemporariesOf(next.get(), "out", "quantized").ok());
+    const std::string found = contents(next.get());
+    EXPECT_TRUE(found == before || found == after) << "killed at operation " << kill;
+    if (found == before) ++old;
+    EXPECT_THAT(*next->List("out"), ElementsAre("quantized"));
+  }
+  EXPECT_GT(old, 0);
+  EXPECT_LT(old, operations);
 }
 
 }  // namespace
