@@ -22,12 +22,16 @@ bool PlanStateCopy(const Setup& setup, Plan* plan) {
     return !setup.limits.host_bytes || plan->HostBytes() + bytes <= *setup.limits.host_bytes;
   }
   if (plan->total_bytes + bytes > setup.limits.memory_bytes) return false;
-  const PlanItem item{"copy of the trained state, for the checkpoint being written", bytes};
+  const PlanItem item{kStateCopyItem, bytes};
   const auto place = std::find_if(plan->items.begin(), plan->items.end(),
                                   [&](const PlanItem& other) { return other.bytes < bytes; });
   plan->items.insert(place, item);
   plan->total_bytes += bytes;
   return true;
+}
+
+int64_t StateCopyBeside(const Setup& setup, const Plan& plan) {
+  return setup.device->info().is_host ? 0 : StateCopy::BytesOf(plan.run.storage);
 }
 
 CheckpointWriter::CheckpointWriter(Env* env, Execution* execution, Options options)

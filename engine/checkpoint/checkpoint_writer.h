@@ -19,9 +19,16 @@
 
 namespace qlora::engine {
 
-// Counts the copy among the plan's items, where this process saves while it trains and the limits
-// leave room. Whether it does; a device's host memory is held against its own limit.
+// The copy in a plan's list.
+inline constexpr char kStateCopyItem[] =
+    "copy of the trained state, for the checkpoint being written";
+
+// Whether the state is copied: where this process saves while it trains and the limits leave room.
+// Then counts the copy among the plan's items, which are of the device's memory; a copy in host
+// memory beside it is held against that memory's limit.
 bool PlanStateCopy(const Setup& setup, Plan* plan);
+// Bytes that a copy takes in host memory beside the plan: none where the device's is the host's.
+int64_t StateCopyBeside(const Setup& setup, const Plan& plan);
 
 class CheckpointWriter {
  public:

@@ -38,6 +38,15 @@ absl::StatusOr<Plan> PlanOf(const Setup& setup) {
 absl::StatusOr<std::unique_ptr<Execution>> Load(const Setup& setup, const Plan& plan,
                                                 const std::string& adapter, Console* console) {
   absl::StatusOr<std::unique_ptr<Execution>> execution =
+void AddStateCopyBeside(int64_t bytes, proto::PlanReport* report) {
+  if (bytes == 0) return;
+  proto::PlanReport::Item* const item = report->add_items();
+  item->set_name(kStateCopyItem);
+  item->set_memory("host");
+  item->set_bytes(bytes);
+  report->set_host_bytes(report->host_bytes() + bytes);
+}
+
       Execution::Create(plan, setup.device.get());
   if (!execution.ok()) return proto::DoesNotFitError(execution.status().message());
   if (absl::Status s = LoadModel(setup, adapter, execution->get(), console); !s.ok()) return s;
@@ -81,10 +90,11 @@ absl::Status ShowPlan(const PlannedRun& run, Console* console) {
   const Setup& setup = run.setup();
   console->Line(StartSummary(setup));
   Plan plan = BestPlan(setup.spec, setup.record, *setup.device, setup.rates, setup.limits);
-  if (!run.is_sweep()) PlanStateCopy(setup, &plan);
+  const bool copies = !run.is_sweep() && PlanStateCopy(setup, &plan);
   absl::StatusOr<proto::PlanReport> report = MakePlanReport(
       run, plan, SpeedLog(setup.env, UserCacheFolder()).Read(setup.device->info().name));
   if (!report.ok()) return report.status();
+  if (copies) AddStateCopyBeside(StateCopyBeside(setup, plan), &*report);
   console->Line(PlanReportText(*report));
   if (setup.job.plan().report()) {
     const std::string& folder = run.output_dir;

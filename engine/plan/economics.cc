@@ -106,12 +106,12 @@ void AddModes(const PlannedRun& run, const Plan& plan, Report::Economics* econom
     }
     if (!CheckSize(setup.spec, options).ok()) continue;
     Plan other = BestPlan(setup.spec, options, *setup.device, setup.rates, limits);
-    if (!run.is_sweep()) PlanStateCopy(setup, &other);
+    const bool copies = !run.is_sweep() && PlanStateCopy(setup, &other);
     Report::Alternative* entry = economics->add_modes();
     entry->set_change(absl::StrCat("mode: ", proto::Mode::Value_Name(mode)));
     entry->set_fits(Fits(other, limits));
     entry->set_device_bytes(other.total_bytes);
-    entry->set_host_bytes(other.HostBytes());
+    entry->set_host_bytes(other.HostBytes() + (copies ? StateCopyBeside(setup, other) : 0));
     entry->set_relative_time(seconds_of(other) / seconds_of(plan));
     *entry->mutable_trained() =
         mode == proto::Mode::FULL ? TrainedInFull(setup.spec)

@@ -144,17 +144,41 @@ TEST_F(PlanCommand, ModesAreAsTheirOwnPlansHaveThem) {
     const std::string change = mode["change"].get<std::string>();
     const nlohmann::json own = Report(absl::StrCat(job, "explore: false } ", change));
     EXPECT_EQ(Number(mode["device_bytes"]), Number(own["device_bytes"])) << change;
+    EXPECT_EQ(Number(mode["host_bytes"]), Number(own["host_bytes"])) << change;
     EXPECT_EQ(mode["fits"], own["fits"]) << change;
     EXPECT_NEAR(mode["relative_time"].get<double>(), step(own) / step(qlora), 1e-9) << change;
   }
 }
 
+// Beside a card the copy of the state for a checkpoint lies in the host's memory.
+TEST_F(PlanCommand, TheCopyOfTheStateIsListed) {
+  const std::string job = Shape("qwen3_0.6b") +
+                          "data { max_length: 512 } plan { card: 'H100' "
+                          "explore: false } training { save_steps: ";
+  const auto on_host = [&](const char* steps) {
+    const nlohmann::json report = Report(absl::StrCat(job, steps, " }"));
+    int64_t bytes = 0, copy = 0;
+    for (const auto& item : report["items"]) {
+      if (item["memory"] != "host") continue;
+      bytes += Number(item["bytes"]);
+      if (absl::StartsWith(item["name"].get<std::string>(), "copy of the trained state")) {
+        copy += Number(item["bytes"]);
+      }
+    }
+    EXPECT_EQ(bytes, Number(report["host_bytes"]));
+    return copy;
+  };
+  EXPECT_GT(on_host("5"), 0);
+  EXPECT_EQ(on_host("0"), 0);
+}
+
 // 7 billion parameters' moments and masters are 80 GB; what the card has no room for passes the
 // link both ways in each step.
 TEST_F(PlanCommand, StatesThatArePagedTakeTheirTimeOnTheLink) {
+  // Without checkpoints, whose copy lies in host memory too.
   const std::string job = Shape("llama_7b") +
                           "mode: FULL data { max_length: 512 } training { gradient_sum: SEQUENTIAL "
-                          "} plan { card: 'H100' explore: false ";
+                          "save_steps: 0 } plan { card: 'H100' explore: false ";
   const nlohmann::json table = Report(job + "}"),
                        slow = Report(job + "link_bytes_per_second: 1e9 }");
   const int64_t away = Number(slow["host_bytes"]);
