@@ -73,9 +73,9 @@ DiskNeed NeedOf(const Setup& setup, const Plan& plan, int64_t course, int64_t st
   const int64_t there = CheckpointsIn(setup.env, setup.job.output_dir());
   const int64_t stay = setup.job.overwrite_output_dir() ? 0 : there;
   const int64_t saves = SavesIn(steps_done, setup.total_steps, training.save_steps());
-  // An old one goes when the new one is there.
-  const int64_t most =
-      training.save_total_limit() + 1 + (training.load_best_model_at_end() ? 1 : 0);
+  // An old one goes when the new one is there; the best one stays, where there are held-out data to
+  // tell it by.
+  const int64_t most = training.save_total_limit() + 1 + (setup.eval_batches ? 1 : 0);
 
   DiskNeed need;
   const int64_t result = ResultBytes(setup, storage, course);
@@ -85,6 +85,14 @@ DiskNeed NeedOf(const Setup& setup, const Plan& plan, int64_t course, int64_t st
   }
   need.result_bytes = result;
   if (setup.device->info().is_host) need.paged_bytes = plan.HostBytes();
+  return need;
+}
+
+DiskNeed NeedOf(const PlannedRun& run, const Plan& plan) {
+  DiskNeed need;
+  for (size_t i = 0; i < run.setups.size(); ++i) {
+    need += NeedOf(*run.setups[i], plan, int64_t(i), /*steps_done=*/0);
+  }
   return need;
 }
 

@@ -9,6 +9,7 @@
 
 #include "engine/io/env.h"
 #include "engine/plan/plan.h"
+#include "engine/plan/planned_run.h"
 #include "engine/setup/setup.h"
 
 namespace qlora::engine {
@@ -26,6 +27,9 @@ struct DiskNeed {
 
 // What one course of a planned run needs from `steps_done` on.
 DiskNeed NeedOf(const Setup& setup, const Plan& plan, int64_t course, int64_t steps_done);
+
+// The same of all that a run trains, from its first step.
+DiskNeed NeedOf(const PlannedRun& run, const Plan& plan);
 
 // "" where the file system of `folder`, which need not be there yet, has room or does not say how
 // much it has; else what is needed, what there is, and what to do.

@@ -103,9 +103,8 @@ absl::Status ShowPlan(const PlannedRun& run, Console* console) {
     }
     console->Line(absl::StrCat("report: ", JoinPath(folder, "plan_report.html"), ", .txt, .json"));
   }
-  if (plan.run.train && !setup.device_is_planned && setup.job.has_output_dir()) {
-    const std::string shortage =
-        DescribeShortage(setup.env, setup.job.output_dir(), NeedOf(setup, plan, 0, 0));
+  if (plan.run.train && !setup.device_is_planned && !run.output_dir.empty()) {
+    const std::string shortage = DescribeShortage(setup.env, run.output_dir, NeedOf(run, plan));
     if (!shortage.empty()) console->Warning(shortage);
   }
   if (report->fits()) return absl::OkStatus();

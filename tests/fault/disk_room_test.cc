@@ -75,15 +75,28 @@ TEST_P(DiskRoom, IsReckonedAsCheckpointsTakeIt) {
 
 TEST_P(DiskRoom, IsForAsManyAsLieThereAtATime) {
   EXPECT_EQ(Need().checkpoints, 4);  // three, and the new one before the oldest goes
-  setup_.job.mutable_training()->set_load_best_model_at_end(true);
-  EXPECT_EQ(Need().checkpoints, 5);
-  setup_.job.mutable_training()->set_load_best_model_at_end(false);
+  setup_.eval_batches.emplace(&data_, BatcherOptions{});
+  EXPECT_EQ(Need().checkpoints, 5) << "the best one, whatever is the result at the end";
+  setup_.eval_batches.reset();
   setup_.total_steps = 3;
   EXPECT_EQ(Need().checkpoints, 2);  // after steps 2 and 3
   setup_.job.mutable_training()->set_save_steps(0);
   EXPECT_EQ(Need().checkpoints, 1);
   EXPECT_EQ(Need(3).checkpoints, 0);
   EXPECT_GT(Need(3).result_bytes, 0);
+}
+
+TEST_P(DiskRoom, OfASweepIsThatOfAllAdapters) {
+  if (GetParam() == proto::Mode::FULL) GTEST_SKIP() << "has no adapters";
+  const ModelSpec spec = run_.storage().spec;
+  StorageOptions options = run_.storage().options;
+  options.lora = {AllLinears(spec, 4, 8, false), AllLinears(spec, 64, 8, false)};
+  Plan plan;
+  plan.run.storage = AddStorage(spec, options, &plan.run.program);
+  const DiskNeed first = NeedOf(setup_, plan, 0, 0), second = NeedOf(setup_, plan, 1, 0);
+  EXPECT_GT(second.Total(), first.Total());
+  const DiskNeed both = NeedOf({.setups = {&setup_, &setup_}}, plan);
+  EXPECT_EQ(both.Total(), first.Total() + second.Total());
 }
 
 TEST_P(DiskRoom, CountsThoseThatAreThere) {
