@@ -1,20 +1,23 @@
 #include "engine/commands/commands.h"
 
 #include <algorithm>
+#include <memory>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "engine/checkpoint/checkpoint_writer.h"
 #include "engine/checkpoint/disk_room.h"
+#include "engine/checkpoint/folder_claim.h"
 #include "engine/commands/evaluate.h"
 #include "engine/commands/gates.h"
 #include "engine/commands/generate.h"
+#include "engine/commands/logits_file.h"
 #include "engine/data/describe.h"
 #include "engine/input_error.h"
 #include "engine/io/atomic_file.h"
 #include "engine/io/atomic_folder.h"
-#include "engine/io/safetensors_writer.h"
 #include "engine/io/user_cache.h"
 #include "engine/plan/plan_report.h"
 #include "engine/report/plan_output.h"
@@ -35,9 +38,6 @@ absl::StatusOr<Plan> PlanOf(const Setup& setup) {
   return plan;
 }
 
-absl::StatusOr<std::unique_ptr<Execution>> Load(const Setup& setup, const Plan& plan,
-                                                const std::string& adapter, Console* console) {
-  absl::StatusOr<std::unique_ptr<Execution>> execution =
 void AddStateCopyBeside(int64_t bytes, proto::PlanReport* report) {
   if (bytes == 0) return;
   proto::PlanReport::Item* const item = report->add_items();
@@ -47,41 +47,41 @@ void AddStateCopyBeside(int64_t bytes, proto::PlanReport* report) {
   report->set_host_bytes(report->host_bytes() + bytes);
 }
 
+absl::StatusOr<std::unique_ptr<Execution>> Load(const Setup& setup, const Plan& plan,
+                                                const std::string& adapter, Console* console) {
+  absl::StatusOr<std::unique_ptr<Execution>> execution =
       Execution::Create(plan, setup.device.get());
   if (!execution.ok()) return proto::DoesNotFitError(execution.status().message());
   if (absl::Status s = LoadModel(setup, adapter, execution->get(), console); !s.ok()) return s;
   return execution;
 }
 
-// Gathers the logits of all tokens, document after document, in the data set's order.
-class LogitsFile {
- public:
-  explicit LogitsFile(int64_t vocab) : vocab_(vocab) {}
-  absl::Status Take(const MicroBatch& batch, absl::Span<const float> logits) {
-    for (const DocumentBounds& d : batch.documents) {
-      documents_.emplace_back(logits.begin() + int64_t(d.query_begin) * vocab_,
-                              logits.begin() + int64_t(d.query_begin + d.query_rows) * vocab_);
-    }
-    return absl::OkStatus();
-  }
-  absl::Status Write(Env* env, const std::string& path) const {
-    std::vector<TensorData> tensors;
-    for (size_t i = 0; i < documents_.size(); ++i) {
-      const std::vector<float>& d = documents_[i];
-      tensors.push_back(
-          {{absl::StrCat("logits.", i), Dtype::kF32, {int64_t(d.size()) / vocab_, vocab_}},
-           {reinterpret_cast<const uint8_t*>(d.data()), d.size() * 4}});
-    }
-    return WriteSafetensors(env, path, std::move(tensors));
-  }
-
- private:
-  const int64_t vocab_;
-  std::vector<std::vector<float>> documents_;
-};
-
 absl::Status CannotWriteLogits(const absl::Status& status) {
   return proto::IoError(absl::StrCat("eval.logits_file cannot be written: ", status.message()));
+}
+
+// The file that an evaluation's logits pass into, and its place, which this run has to itself.
+struct LogitsPlace {
+  std::unique_ptr<FolderClaim> claim;
+  LogitsFile file;
+};
+
+absl::StatusOr<LogitsPlace> OpenLogits(const Setup& setup, Console* console) {
+  const std::string& path = setup.job.eval().logits_file();
+  absl::StatusOr<std::unique_ptr<FolderClaim>> claim =
+      FolderClaim::TakeBeside(setup.env, path, "eval.logits_file", console);
+  if (!claim.ok()) return claim.status();
+  if (setup.env->IsFolder(path)) {
+    return CannotWriteLogits(absl::AlreadyExistsError(path + " is a folder"));
+  }
+  if ((*claim)->is_locked()) {
+    const absl::Status cleaned = CleanTemporariesOf(setup.env, ParentPath(path), BaseName(path));
+    if (!cleaned.ok()) return CannotWriteLogits(cleaned);
+  }
+  absl::StatusOr<LogitsFile> file =
+      LogitsFile::Create(setup.env, path, setup.eval_data, setup.spec.vocab);
+  if (!file.ok()) return CannotWriteLogits(file.status());
+  return LogitsPlace{*std::move(claim), *std::move(file)};
 }
 
 }  // namespace
@@ -133,26 +133,22 @@ absl::Status Inspect(const Setup& setup, Console* console) {
 }
 
 absl::Status Evaluate(const Setup& setup, Console* console) {
-  const std::string& path = setup.job.eval().logits_file();
+  std::optional<LogitsPlace> logits;
   if (setup.record.eval_logits) {
-    // Now, not after the work.
-    if (setup.env->IsFolder(path)) {
-      return CannotWriteLogits(absl::AlreadyExistsError(path + " is a folder"));
-    }
-    if (absl::Status s = NewAtomicFile(setup.env, path).status(); !s.ok()) {
-      return CannotWriteLogits(s);
-    }
+    absl::StatusOr<LogitsPlace> place = OpenLogits(setup, console);
+    if (!place.ok()) return place.status();
+    logits.emplace(*std::move(place));
   }
   absl::StatusOr<Plan> plan = PlanOf(setup);
   if (!plan.ok()) return plan.status();
   absl::StatusOr<std::unique_ptr<Execution>> execution =
       Load(setup, *plan, setup.job.eval().adapter(), console);
   if (!execution.ok()) return execution.status();
-  LogitsFile logits(setup.spec.vocab);
   LogitsSink sink;
-  if (setup.record.eval_logits) {
+  if (logits) {
     sink = [&](const MicroBatch& batch, absl::Span<const float> values) {
-      return logits.Take(batch, values);
+      const absl::Status s = logits->file.Take(batch, values);
+      return s.ok() ? s : CannotWriteLogits(s);
     };
   }
   absl::StatusOr<EvalResult> result = EvaluateLoss(execution->get(), *setup.eval_batches, sink);
@@ -166,9 +162,9 @@ absl::Status Evaluate(const Setup& setup, Console* console) {
   }
   console->Line(absl::StrCat(FormatCount(result->samples), " samples, ",
                              FormatCount(result->tokens), " tokens: ", DescribeEval(*result)));
-  if (setup.record.eval_logits) {
-    if (absl::Status s = logits.Write(setup.env, path); !s.ok()) return CannotWriteLogits(s);
-    console->Line(absl::StrCat("logits: ", path));
+  if (logits) {
+    if (absl::Status s = logits->file.Finish(); !s.ok()) return CannotWriteLogits(s);
+    console->Line(absl::StrCat("logits: ", setup.job.eval().logits_file()));
   }
   GateMetrics metrics;
   if (result->exact_matches) metrics.exact_match = result->ExactMatch();

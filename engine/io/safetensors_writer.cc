@@ -92,9 +92,9 @@ absl::StatusOr<int64_t> TensorBytes(Dtype dtype, absl::Span<const int64_t> shape
 
 absl::StatusOr<SafetensorsWriter> SafetensorsWriter::Create(
     std::unique_ptr<WritableFile> file, std::vector<TensorSpec> specs,
-    const std::map<std::string, std::string>& metadata) {
+    const std::map<std::string, std::string>& metadata, TensorOrder order) {
   SafetensorsWriter writer;
-  std::sort(specs.begin(), specs.end(), InFileOrder);
+  if (order == TensorOrder::kFormat) std::sort(specs.begin(), specs.end(), InFileOrder);
   std::vector<std::string> entries;
   if (!metadata.empty()) {
     entries.push_back(absl::StrCat("\"__metadata__\":{",

@@ -26,6 +26,10 @@ struct TensorSpec {
 // Whether a file holds tensor a before tensor b.
 bool InFileOrder(const TensorSpec& a, const TensorSpec& b);
 
+// The order of a file's data: the format's own, or that of the specs, for tensors that come in an
+// order of theirs. Readers take any.
+enum class TensorOrder { kFormat, kGiven };
+
 // Streams: the header goes out at once, then the data tensor by tensor, in pieces of any size.
 //   writer = SafetensorsWriter::Create(std::move(file), specs);
 //   for (const TensorSpec& t : writer->order()) writer->Append(bytes of t);
@@ -36,7 +40,8 @@ class SafetensorsWriter {
   // ("__metadata__"), a negative extent, a size beyond int64.
   static absl::StatusOr<SafetensorsWriter> Create(
       std::unique_ptr<WritableFile> file, std::vector<TensorSpec> specs,
-      const std::map<std::string, std::string>& metadata = {{"format", "pt"}});
+      const std::map<std::string, std::string>& metadata = {{"format", "pt"}},
+      TensorOrder order = TensorOrder::kFormat);
 
   // The tensors in the order in which their data must be appended.
   const std::vector<TensorSpec>& order() const { return specs_; }

@@ -125,7 +125,7 @@ TEST_F(BadJob, LogitsThatCannotBeWritten) {
   data_ = "format: PRETOKENIZED";
   Write("data.jsonl", "{\"input_ids\": [1, 2, 3]}\n");
   Write("file", "");
-  ExpectCommandRefused("eval", 74, {"eval.logits_file cannot be written", "Not a directory"},
+  ExpectCommandRefused("eval", 74, {"eval.logits_file", "cannot be written", "it is no folder"},
                        {"--set", "eval.file=" + Path("data.jsonl"), "--set",
                         "eval.logits_file=" + Path("file/logits")});
 }
