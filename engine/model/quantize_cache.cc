@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/io/atomic_file.h"
 #include "engine/io/atomic_folder.h"
+#include "engine/io/file_lock.h"
 #include "engine/io/model_files.h"
 #include "engine/io/sha256.h"
 #include "engine/model/load_weights.h"
@@ -54,7 +55,14 @@ class Cache {
       notes->push_back("the 4-bit base is not kept: with parallel.shard_base no rank has it whole");
       return absl::OkStatus();
     }
-    status = Write(progress);
+    const absl::StatusOr<std::unique_ptr<FileLock>> lock = Lock();
+    if (absl::IsUnavailable(lock.status())) {
+      // It writes the same bytes, and this run has them in memory already: no need to wait.
+      notes->push_back(absl::StrCat("the 4-bit base is being written to ", path_, " by ",
+                                    lock.status().message(), "; this run leaves that to it"));
+      return absl::OkStatus();
+    }
+    status = Write(/*is_locked=*/lock.ok(), progress);
     if (absl::IsCancelled(status)) return status;
     notes->push_back(status.ok()
                          ? absl::StrCat("the 4-bit base was written to ", path_)
@@ -97,12 +105,20 @@ class Cache {
     return cached;
   }
 
-  absl::Status Write(const Progress& progress) {
+  // Of this base: others may be in the making beside it. Unavailable where another process has it;
+  // after other errors writing goes on without, and says so if the folder is to blame.
+  absl::StatusOr<std::unique_ptr<FileLock>> Lock() {
     Env* env = cache_.env;
     if (absl::Status s = env->CreateFolders(cache_.folder); !s.ok()) return s;
+    return FileLock::Take(JoinPath(cache_.folder, absl::StrCat(".", BaseName(path_), ".lock")),
+                          absl::StrCat("process ", env->ProcessId(), " on ", env->HostName()));
+  }
+
+  absl::Status Write(bool is_locked, const Progress& progress) {
+    Env* env = cache_.env;
     const std::string name = BaseName(path_);
-    // Of this base only: others may be in the making. What stays costs space, nothing else.
-    CleanTemporariesOf(env, cache_.folder, name).IgnoreError();
+    // Without a lock it may be another run's work. What stays costs space, nothing else.
+    if (is_locked) CleanTemporariesOf(env, cache_.folder, name).IgnoreError();
     absl::StatusOr<std::unique_ptr<FolderCommit>> commit =
         FolderCommit::Begin(env, cache_.folder, name);
     if (!commit.ok()) return commit.status();

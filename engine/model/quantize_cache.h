@@ -44,8 +44,9 @@ std::string QuantizeCachePath(const QuantizeCache& cache, const quant::QuantSpec
 // cache is written (not with shard_base, where no rank has it whole). A model whose linears are all
 // quantized already needs no cache: then this is LoadWeights. `notes` gets a line about what was
 // done. Errors are those of LoadWeights alone, that of `progress` among them. Mode QLORA only;
-// before the first piece runs. Files that a killed process left unfinished under the same name are
-// removed before writing; another process that is just writing them then reports that it could not.
+// before the first piece runs. Of several runs that quantize the same base at a time one writes it:
+// it has ".<name>.lock" in the cache's folder, and first removes what a killed one left unfinished;
+// the others go on without. Where the file system has no locks nothing is removed.
 absl::Status LoadWeightsCached(const QuantizeCache& cache, const ShardedModel& model,
                                Execution* execution, const Progress& progress,
                                std::vector<std::string>* notes, const SharedReading& reading = {});

@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/io/file_lock.h"
 #include "engine/io/manifest.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -148,6 +149,23 @@ TEST_F(QuantizeCacheTest, LeftoversOfThisBaseGoOthersStay) {
   Load();
   EXPECT_THAT(*Env::Default()->List(cache().folder),
               ::testing::UnorderedElementsAre(name, ".tmp-other-1"));
+}
+
+// Two runs with one base at a time: what the first is writing is not taken from it.
+TEST_F(QuantizeCacheTest, WhatAnotherRunIsWritingIsLeftToIt) {
+  const std::string name = BaseName(Path());
+  const std::string unfinished = JoinPath(cache().folder, ".tmp-" + name + "-0123456789abcdef");
+  ASSERT_TRUE(Env::Default()->CreateFolders(unfinished).ok());
+  auto lock = FileLock::Take(JoinPath(cache().folder, "." + name + ".lock"), "process 7");
+  ASSERT_TRUE(lock.ok()) << lock.status();
+  EXPECT_TRUE(Load() == Uncached());
+  EXPECT_THAT(notes_, ElementsAre("the 4-bit base is being written to " + Path() +
+                                  " by process 7; this run leaves that to it"));
+  EXPECT_TRUE(Env::Default()->Exists(unfinished));
+  EXPECT_FALSE(Env::Default()->Exists(Path()));
+  lock->reset();
+  Load();
+  EXPECT_THAT(*Env::Default()->List(cache().folder), ElementsAre(name));
 }
 
 TEST_F(QuantizeCacheTest, PrequantizedModelNeedsNone) {
