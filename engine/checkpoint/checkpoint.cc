@@ -26,6 +26,7 @@ using kernels::Tensor;
 
 constexpr char kOptimizerFile[] = "optimizer.safetensors";
 constexpr char kRunStateFile[] = "run_state.pb";
+constexpr char kConfigFile[] = "config.json";  // of the model, in FULL mode
 constexpr char kTrainerStateFile[] = "trainer_state.json";
 constexpr int64_t kMaxSmallFile = int64_t{256} << 20;
 
@@ -118,7 +119,7 @@ absl::Status WriteConfig(Env* env, const std::string& from, const FileMaker& mak
   if (config->contains("torch_dtype") || !config->contains("dtype")) {
     (*config)["torch_dtype"] = type;
   }
-  return WriteTextFile(make, "config.json", config->dump(2) + "\n");
+  return WriteTextFile(make, kConfigFile, config->dump(2) + "\n");
 }
 
 // What is for the user: the adapter or the model, tokenizer, trainer_state.json.
@@ -202,7 +203,8 @@ absl::Status WriteFinalOutput(Env* env, const std::string& folder, Execution* ex
     return s;
   }
   const bool full = storage.options.mode == proto::Mode::FULL;
-  return WriteResultSums(env, folder, {full ? kModelFile : kAdapterModelFile});
+  return full ? WriteResultSums(env, folder, {kModelFile, kConfigFile})
+              : WriteResultSums(env, folder, {kAdapterModelFile, kAdapterConfigFile});
 }
 
 absl::Status LoadAdapter(Env* env, const std::string& folder, Execution* execution,

@@ -50,7 +50,8 @@ absl::StatusOr<proto::RunState> LoadCheckpoint(Env* env, const std::string& fold
                                                Execution* execution, int64_t course = 0);
 
 // Writes what the user asked for, the adapter or the model, with tokenizer and trainer_state.json,
-// into `folder` itself; every file atomically, then the weights' SHA256SUMS.
+// into `folder` itself; every file atomically, then SHA256SUMS of the weights and their config,
+// whose rank and alpha are part of what an adapter does.
 absl::Status WriteFinalOutput(Env* env, const std::string& folder, Execution* execution,
                               const OutputFiles& files, const proto::RunState& state,
                               int64_t course = 0);

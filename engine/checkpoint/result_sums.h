@@ -1,5 +1,5 @@
-// SHA256SUMS beside a run's result: what its weights were when they were written, in the form that
-// `sha256sum -c` reads.
+// SHA256SUMS beside a run's result: what its weights and their config were when they were written,
+// in the form that `sha256sum -c` reads.
 
 #ifndef QLORA_ENGINE_CHECKPOINT_RESULT_SUMS_H_
 #define QLORA_ENGINE_CHECKPOINT_RESULT_SUMS_H_

@@ -65,15 +65,20 @@ class Verification {
 
   void Tell(const std::string& path, const absl::Status& status, const std::string& what) {
     ++found_;
-    worst_.Update(status);
-    console_.Line(status.ok() ? absl::StrCat("whole    ", path, ": ", what)
-                              : absl::StrCat("damaged  ", path, ": ", status.message()));
+    if (status.ok()) {
+      console_.Line(absl::StrCat("whole    ", path, ": ", what));
+      return;
+    }
+    const bool is_unread = IsIoError(status);
+    console_.Line(
+        absl::StrCat(is_unread ? "unread   " : "damaged  ", path, ": ", status.message()));
+    if (worst_.ok() || (IsIoError(worst_) && !is_unread)) worst_ = status;
   }
 
   Env& env_;
   Console& console_;
   int64_t found_ = 0;
-  absl::Status worst_;
+  absl::Status worst_;  // the first that is damaged, else the first that can't be read
 };
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "engine/checkpoint/output_names.h"
 #include "engine/io/crc32c.h"
 #include "engine/io/manifest.h"
@@ -261,12 +262,22 @@ TEST_F(OutputFolder, VerifyLooksAtTheAdapterToo) {
   Train();
   const std::string path = Path("out/adapter_model.safetensors");
   EXPECT_THAT(RunEngine({"verify", Path("out")}).out, HasSubstr("whole    " + path));
-  std::string weights = Adapter();
+  const std::string whole = Adapter();
+  std::string weights = whole;
   weights.back() ^= 1;
   Write("out/adapter_model.safetensors", weights);
   const CommandResult rotten = RunEngine({"verify", Path("out")});
   EXPECT_EQ(rotten.exit_code, 65);
   EXPECT_THAT(rotten.out, HasSubstr("damaged  " + path));
+  // Its rank and alpha are half of what it does.
+  Write("out/adapter_model.safetensors", whole);
+  const std::string config = Read("out/adapter_config.json");
+  Write("out/adapter_config.json", absl::StrReplaceAll(config, {{"\"r\": 4", "\"r\": 5"}}));
+  const CommandResult other = RunEngine({"verify", Path("out")});
+  EXPECT_EQ(other.exit_code, 65);
+  EXPECT_THAT(other.out, HasSubstr("damaged  " + Path("out/adapter_config.json")));
+  Write("out/adapter_config.json", config);
+  EXPECT_EQ(RunEngine({"verify", Path("out")}).exit_code, 0);
   fs::remove(path);
   EXPECT_EQ(RunEngine({"verify", Path("out")}).exit_code, 65);
   // Of a run whose checkpoints were removed.
