@@ -1,6 +1,5 @@
 #include "engine/commands/verify.h"
 
-#include <algorithm>
 #include <vector>
 
 #include "absl/strings/match.h"
@@ -9,6 +8,7 @@
 #include "engine/input_error.h"
 #include "engine/io/atomic_file.h"
 #include "engine/io/atomic_folder.h"
+#include "engine/io/model_files.h"
 #include "proto/errors.h"
 
 namespace qlora::engine {
@@ -22,10 +22,10 @@ class Verification {
   absl::Status CheckOutput(const std::string& folder) {
     absl::StatusOr<std::vector<std::string>> names = env_.List(folder);
     if (!names.ok()) return names.status();
-    std::sort(names->begin(), names->end());
     for (const std::string& name : *names) {
       const std::string path = JoinPath(folder, name);
-      if (CheckpointStep(name).has_value()) CheckFolder(path);
+      const bool is_whole = env_.Exists(JoinPath(path, kManifestFile));
+      if (CheckpointStep(name).has_value() || is_whole) CheckFolder(path);
       if (!absl::StartsWith(name, kReplacedPrefix)) continue;
       ++found_;
       console_.Line(absl::StrCat("aside    ", path,
@@ -40,10 +40,10 @@ class Verification {
     absl::StatusOr<proto::FolderManifest> manifest =
         is_checkpoint ? VerifyCheckpoint(&env_, path, VerifyDepth::kChecksumsAndHashes)
                       : VerifyFolder(&env_, path, VerifyDepth::kChecksumsAndHashes);
-    Tell(path, manifest.status(),
-         manifest.ok()
-             ? absl::StrCat("step ", manifest->step(), ", ", manifest->files_size(), " files")
-             : "");
+    std::string what;
+    if (manifest.ok() && is_checkpoint) what = absl::StrCat("step ", manifest->step(), ", ");
+    if (manifest.ok()) absl::StrAppend(&what, manifest->files_size(), " files");
+    Tell(path, manifest.status(), what);
   }
 
   int64_t found() const { return found_; }
@@ -52,7 +52,10 @@ class Verification {
  private:
   absl::Status CheckResults(const std::string& folder) {
     absl::StatusOr<std::vector<ResultSum>> sums = ReadResultSums(&env_, folder);
-    if (absl::IsNotFound(sums.status())) return absl::OkStatus();
+    if (absl::IsNotFound(sums.status())) {
+      TellUnchecked(folder);
+      return absl::OkStatus();
+    }
     if (!sums.ok()) {
       Tell(JoinPath(folder, kResultSumsFile), sums.status(), "");
       return absl::OkStatus();
@@ -61,6 +64,16 @@ class Verification {
       Tell(JoinPath(folder, sum.name), CheckResultSum(&env_, folder, sum), "as the run wrote it");
     }
     return absl::OkStatus();
+  }
+
+  // A result that nothing tells what it was when it was written.
+  void TellUnchecked(const std::string& folder) {
+    for (const char* name : {kAdapterModelFile, kModelFile}) {
+      const std::string path = JoinPath(folder, name);
+      if (!env_.Exists(path)) continue;
+      console_.Line(
+          absl::StrCat("unchecked ", path, ": there is no ", kResultSumsFile, " beside it"));
+    }
   }
 
   void Tell(const std::string& path, const absl::Status& status, const std::string& what) {
@@ -90,18 +103,19 @@ absl::Status Verify(Env* env, const std::string& folder, Console* console) {
     return AsInputError(verification.worst());
   }
   if (absl::Status s = verification.CheckOutput(folder); !s.ok()) return AsInputError(s);
-  if (verification.found() == 0) {
-    absl::StatusOr<std::vector<std::string>> names = env->List(folder);
-    if (!names.ok()) return AsInputError(names.status());
-    std::sort(names->begin(), names->end());
-    for (const std::string& name : *names) {
-      const std::string path = JoinPath(folder, name);
-      if (!env->IsFolder(path)) continue;
-      if (absl::Status s = verification.CheckOutput(path); !s.ok()) return AsInputError(s);
-    }
+  // What a sweep leaves lies one folder deeper.
+  absl::StatusOr<std::vector<std::string>> names = env->List(folder);
+  if (!names.ok()) return AsInputError(names.status());
+  for (const std::string& name : *names) {
+    const std::string path = JoinPath(folder, name);
+    const bool is_told = env->Exists(JoinPath(path, kManifestFile)) || CheckpointStep(name);
+    if (is_told || !env->IsFolder(path)) continue;
+    if (absl::Status s = verification.CheckOutput(path); !s.ok()) return AsInputError(s);
   }
   if (verification.found() == 0) {
-    return proto::MissingFileError(absl::StrCat(folder, " holds no checkpoint and no result"));
+    return proto::MissingFileError(
+        absl::StrCat(folder, " holds nothing that can be checked: no checkpoint, no ",
+                     kResultSumsFile, " of a result, no model that merge or quantize wrote"));
   }
   return AsInputError(verification.worst());
 }

@@ -289,6 +289,24 @@ TEST_F(OutputFolder, VerifyLooksAtTheAdapterToo) {
   EXPECT_THAT(RunEngine({"verify", Path("out")}).out, HasSubstr("SHA256SUMS: line 1"));
 }
 
+// Also beside checkpoints: what `quantize` and `merge` leave in the folder, and a result whose sums
+// are gone.
+TEST_F(OutputFolder, VerifyLooksAtModelsInTheFolder) {
+  Train();
+  ASSERT_EQ(Run("quantize").exit_code, 0);
+  const std::string model = Path("out/quantized");
+  EXPECT_THAT(RunEngine({"verify", Path("out")}).out, HasSubstr("whole    " + model + ": "));
+  EXPECT_THAT(RunEngine({"verify", model}).out, Not(HasSubstr("step")));
+  std::string weights = Read("out/quantized/model.safetensors");
+  weights.back() ^= 1;
+  Write("out/quantized/model.safetensors", weights);
+  fs::remove(Path("out/SHA256SUMS"));
+  const CommandResult result = RunEngine({"verify", Path("out")});
+  EXPECT_EQ(result.exit_code, 65);
+  EXPECT_THAT(result.out, HasSubstr("damaged  " + model));
+  EXPECT_THAT(result.out, HasSubstr("unchecked " + Path("out/adapter_model.safetensors")));
+}
+
 // A checksum notices rot; only the hash notices one who changes a file and its checksum.
 TEST_F(OutputFolder, VerifyHoldsFilesAgainstTheirHashes) {
   Train();
@@ -314,7 +332,8 @@ TEST_F(OutputFolder, VerifyOfWhatIsNone) {
   EXPECT_EQ(RunEngine({"verify", Path("nowhere")}).exit_code, 65);
   const CommandResult result = RunEngine({"verify", Path("base")});
   EXPECT_EQ(result.exit_code, 65);
-  EXPECT_THAT(result.err, HasSubstr("base holds no checkpoint"));
+  EXPECT_THAT(result.err, HasSubstr("base holds nothing that can be checked"));
+  EXPECT_THAT(result.out, HasSubstr("unchecked " + Path("base/model.safetensors")));
 }
 
 struct Ending {
