@@ -234,7 +234,11 @@ TEST_F(RanksTest, ASignalStopsAllAtTheSameStep) {
     for (const auto& [name, contents] : TreeOf(Path(output))) {
       checkpoints += name.starts_with("checkpoint-") && name.ends_with("/manifest.pb");
     }
-    EXPECT_EQ(checkpoints, 1) << result.out << result.err;
+    // mpirun kills a second later, which a busy machine may need for less: then there is none.
+    EXPECT_LE(checkpoints, 1);
+    EXPECT_TRUE(checkpoints == 1 || to_launcher) << result.out << result.err;
+    const int verified = RunEngine({"verify", Path(output)}).exit_code;
+    EXPECT_EQ(verified, checkpoints == 1 ? 0 : proto::kExitBadData);
   }
 }
 
@@ -270,9 +274,13 @@ TEST_F(RanksTest, ASignalInAnEvaluationStopsAll) {
     const std::string alone = absl::StrCat("alone_", times), output = absl::StrCat("two_", times);
     ASSERT_EQ(Train(1, alone, 2, {}, sets).exit_code, 0);
     sets.insert(sets.end(), {"--set", absl::StrCat("parallel.shard_base=", shard)});
+    // Without rank 0 the evaluation can't end before the signal is there.
     const auto send = [](int launcher) {
+      const std::vector<int> ranks = ProcessesOf(launcher);
+      kill(ranks[0], SIGSTOP);
       std::this_thread::sleep_for(std::chrono::milliseconds(50));
-      kill(ProcessesOf(launcher)[1], SIGTERM);
+      kill(ranks[1], SIGTERM);
+      kill(ranks[0], SIGCONT);
     };
     const CommandResult stopped = Train(2, output, 2, {.cues = {{"step 2/", send}}}, sets);
     EXPECT_EQ(stopped.exit_code, proto::kExitTerminated) << stopped.err;
