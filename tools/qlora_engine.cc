@@ -95,8 +95,8 @@ void OnNoMemory() {
 void TakeStopSignals() {
   struct sigaction action {};
   action.sa_handler = OnSignal;
-  // Nothing waits for a signal to end a call; libraries may not bear it.
-  action.sa_flags = SA_RESTART;
+  // Not SA_RESTART: a line that nobody takes any more, as from ranks whose mpirun is about to kill
+  // them, would be waited for in front of the checkpoint.
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);
   sigaction(SIGUSR1, &action, nullptr);

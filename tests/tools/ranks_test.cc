@@ -234,11 +234,7 @@ TEST_F(RanksTest, ASignalStopsAllAtTheSameStep) {
     for (const auto& [name, contents] : TreeOf(Path(output))) {
       checkpoints += name.starts_with("checkpoint-") && name.ends_with("/manifest.pb");
     }
-    // mpirun kills a second later, which a busy machine may need for less: then there is none.
-    EXPECT_LE(checkpoints, 1);
-    EXPECT_TRUE(checkpoints == 1 || to_launcher) << result.out << result.err;
-    const int verified = RunEngine({"verify", Path(output)}).exit_code;
-    EXPECT_EQ(verified, checkpoints == 1 ? 0 : proto::kExitBadData);
+    EXPECT_EQ(checkpoints, 1) << result.out << result.err;
   }
 }
 
