@@ -98,6 +98,10 @@ void FillMerge(const Job& job, Merge& m) {
 
 }  // namespace
 
+bool HasPrompts(DataFormat::Value format) {
+  return format != DataFormat::TEXT && format != DataFormat::PRETOKENIZED;
+}
+
 bool HasHeldOutData(const Job& job) {
   return job.data().has_eval_file() || job.data().eval_fraction() > 0;
 }

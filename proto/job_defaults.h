@@ -16,6 +16,9 @@ Job WithDefaults(const Job& job);
 // Whether the job names data to evaluate on during training.
 bool HasHeldOutData(const Job& job);
 
+// Whether records of a format have a prompt and an answer to it; true for AUTO, which may.
+bool HasPrompts(DataFormat::Value format);
+
 }  // namespace qlora::proto
 
 #endif  // QLORA_PROTO_JOB_DEFAULTS_H_

@@ -162,7 +162,7 @@ void CheckData(const Job& job, JobProblems& problems) {
     problems.Add("data.eval_fraction", absl::StrCat(d.eval_fraction(), " beside eval_file"),
                  "one of the two", "remove one");
   }
-  const bool has_prompts = d.format() != DataFormat::TEXT && d.format() != DataFormat::PRETOKENIZED;
+  const bool has_prompts = HasPrompts(d.format());
   if (d.whole_string_tokenization() && (!has_prompts || d.format() == DataFormat::MESSAGES)) {
     problems.Add("data.whole_string_tokenization", absl::StrCat("true in format ", format),
                  "formats PROMPT_COMPLETION and ALPACA", "remove it");

@@ -6,6 +6,7 @@
 #include "engine/checkpoint/job_identity.h"
 #include "engine/record/check_size.h"
 #include "proto/errors.h"
+#include "proto/job_defaults.h"
 
 namespace qlora::engine {
 namespace {
@@ -60,9 +61,7 @@ absl::Status CheckLogits(const Setup& setup) {
 // What format: AUTO has found.
 absl::Status CheckExactMatch(const Setup& setup) {
   const proto::DataFormat::Value format = setup.eval_data.report.format;
-  const bool has_prompts =
-      format != proto::DataFormat::TEXT && format != proto::DataFormat::PRETOKENIZED;
-  if (has_prompts) return absl::OkStatus();
+  if (proto::HasPrompts(format)) return absl::OkStatus();
   return proto::BadJobError(absl::StrCat("eval.exact_match: found held-out data in format ",
                                          proto::DataFormat::Value_Name(format),
                                          "; allowed: formats with a prompt and an answer"));
