@@ -14,6 +14,11 @@
 namespace qlora::engine {
 namespace {
 
+// Whether a manifest tells what is in it: a checkpoint, a model that `merge` or `quantize` wrote.
+bool GoesByManifest(Env* env, const std::string& path) {
+  return CheckpointStep(BaseName(path)).has_value() || env->Exists(JoinPath(path, kManifestFile));
+}
+
 class Verification {
  public:
   Verification(Env* env, Console* console) : env_(*env), console_(*console) {}
@@ -24,8 +29,7 @@ class Verification {
     if (!names.ok()) return names.status();
     for (const std::string& name : *names) {
       const std::string path = JoinPath(folder, name);
-      const bool is_whole = env_.Exists(JoinPath(path, kManifestFile));
-      if (CheckpointStep(name).has_value() || is_whole) CheckFolder(path);
+      if (GoesByManifest(&env_, path)) CheckFolder(path);
       if (!absl::StartsWith(name, kReplacedPrefix)) continue;
       ++found_;
       console_.Line(absl::StrCat("aside    ", path,
@@ -34,7 +38,7 @@ class Verification {
     return CheckResults(folder);
   }
 
-  // A checkpoint, or a model that `merge` or `quantize` wrote.
+  // One that goes by its manifest.
   void CheckFolder(const std::string& path) {
     const bool is_checkpoint = CheckpointStep(BaseName(path)).has_value();
     absl::StatusOr<proto::FolderManifest> manifest =
@@ -108,8 +112,7 @@ absl::Status Verify(Env* env, const std::string& folder, Console* console) {
   if (!names.ok()) return AsInputError(names.status());
   for (const std::string& name : *names) {
     const std::string path = JoinPath(folder, name);
-    const bool is_told = env->Exists(JoinPath(path, kManifestFile)) || CheckpointStep(name);
-    if (is_told || !env->IsFolder(path)) continue;
+    if (GoesByManifest(env, path) || !env->IsFolder(path)) continue;
     if (absl::Status s = verification.CheckOutput(path); !s.ok()) return AsInputError(s);
   }
   if (verification.found() == 0) {
