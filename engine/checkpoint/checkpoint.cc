@@ -26,7 +26,6 @@ using kernels::Tensor;
 
 constexpr char kOptimizerFile[] = "optimizer.safetensors";
 constexpr char kRunStateFile[] = "run_state.pb";
-constexpr char kConfigFile[] = "config.json";  // of the model, in FULL mode
 constexpr char kTrainerStateFile[] = "trainer_state.json";
 constexpr int64_t kMaxSmallFile = int64_t{256} << 20;
 

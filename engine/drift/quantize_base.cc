@@ -32,7 +32,7 @@ absl::Status CheckReplaceable(const Setup& setup, const std::string& folder) {
                                            " is there already and no folder; give another "
                                            "output_dir, or move it away"));
   }
-  if (!setup.job.overwrite_output_dir() && setup.env->Exists(JoinPath(folder, "config.json"))) {
+  if (!setup.job.overwrite_output_dir() && setup.env->Exists(JoinPath(folder, kConfigFile))) {
     return proto::BadJobError(absl::StrCat(
         "output_dir: ", folder,
         " holds a model already; give another output_dir, or set overwrite_output_dir: true to "

@@ -10,6 +10,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
 #include "engine/io/atomic_file.h"
+#include "engine/io/model_files.h"
 #include "engine/io/safetensors_writer.h"
 
 namespace qlora::engine {
@@ -117,10 +118,7 @@ std::string AdapterTensorName(absl::string_view parameter) {
 }
 
 absl::Status WriteAdapterConfig(const FileMaker& make, const AdapterConfig& config) {
-  absl::StatusOr<std::unique_ptr<WritableFile>> file = make(kAdapterConfigFile);
-  if (!file.ok()) return file.status();
-  if (absl::Status s = (*file)->Append(AdapterConfigJson(config)); !s.ok()) return s;
-  return (*file)->Close();
+  return WriteTextFile(make, kAdapterConfigFile, AdapterConfigJson(config));
 }
 
 absl::StatusOr<LoadedAdapter> ReadAdapter(Env* env, const std::string& folder,

@@ -21,9 +21,9 @@ std::string TfRecord(absl::string_view payload);
 
 class EventFile {
  public:
-  // A new file in `folder`, never an existing one. Tells TensorBoard to forget what
-  // earlier files in the folder say of steps after `resumed_step`, so that a run that was resumed,
-  // or begun again (0), shows one curve.
+  // A new file in `folder`, never an existing one. Tells TensorBoard to forget what earlier files
+  // in the folder say of steps after `resumed_step`, so that a run that was resumed, or begun again
+  // (0), shows one curve.
   static absl::StatusOr<EventFile> Create(Env* env, const std::string& folder,
                                           int64_t resumed_step);
 

@@ -6,6 +6,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "engine/io/environment.h"
+#include "engine/io/model_files.h"
 
 namespace qlora::engine {
 namespace {
@@ -103,7 +104,7 @@ absl::StatusOr<std::string> ResolveModel(Env* env, const std::string& model,
     return text.status();
   }
   const std::string folder = JoinPath(JoinPath(repo, "snapshots"), commit);
-  const std::string config = JoinPath(folder, "config.json");
+  const std::string config = JoinPath(folder, kConfigFile);
   if (env->Stat(config, /*follow=*/true).ok()) return folder;
   const absl::string_view state = env->IsFolder(folder)
                                       ? " is there only in part (no config.json)"

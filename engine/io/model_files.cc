@@ -64,7 +64,7 @@ absl::Status CopyModelFiles(Env* env, const std::string& folder, const FileMaker
 
 bool IsModelFile(absl::string_view name) {
   for (const absl::string_view known :
-       {"config.json", kGenerationFile, kModelFile, kModelIndexFile}) {
+       {kConfigFile, kGenerationFile, kModelFile, kModelIndexFile}) {
     if (name == known) return true;
   }
   if (std::find(std::begin(kTokenizerFiles), std::end(kTokenizerFiles), name) !=

@@ -11,7 +11,9 @@
 
 namespace qlora::engine {
 
-// A model's weights as Transformers names them: in one file, or the index of several.
+// A model's files as Transformers names them: what it is, and its weights in one file, or the index
+// of several.
+inline constexpr char kConfigFile[] = "config.json";
 inline constexpr char kModelFile[] = "model.safetensors";
 inline constexpr char kModelIndexFile[] = "model.safetensors.index.json";
 

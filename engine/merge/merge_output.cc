@@ -53,7 +53,7 @@ absl::StatusOr<std::string> WhyKept(Env* env, const std::string& folder) {
       return absl::StrCat("holds ", name, ", which is not as it was merged");
     }
   }
-  return sizes.contains("config.json") ? "" : "holds no config.json";
+  return sizes.contains(kConfigFile) ? "" : "holds no config.json";
 }
 
 }  // namespace

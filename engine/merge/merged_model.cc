@@ -176,12 +176,12 @@ class MergedModel {
 absl::Status WriteMergedModel(Env* env, const MergeInput& input, const MergeOptions& options,
                               const FileMaker& make, kernels::Device* device) {
   absl::StatusOr<nlohmann::json> config =
-      ReadJsonFile(env, JoinPath(input.model.folder(), "config.json"));
+      ReadJsonFile(env, JoinPath(input.model.folder(), kConfigFile));
   if (!config.ok()) return AsInputError(config.status());
   if (absl::Status s = MergedModel(input, options, make).Write(device); !s.ok()) return s;
   if (absl::Status s = CopyModelFiles(env, input.model.folder(), make); !s.ok()) return s;
   config->erase("quantization_config");
-  return WriteTextFile(make, "config.json", config->dump(2) + "\n");
+  return WriteTextFile(make, kConfigFile, config->dump(2) + "\n");
 }
 
 }  // namespace qlora::engine

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/io/json_file.h"
+#include "engine/io/model_files.h"
 #include "engine/model/config_reader.h"
 #include "engine/model/rope_config.h"
 #include "proto/errors.h"
@@ -271,7 +272,7 @@ absl::Status AddGenerationConfig(absl::string_view generation_config_json,
 }
 
 absl::StatusOr<ModelSpec> ReadModelConfig(Env* env, const std::string& folder) {
-  const std::string path = JoinPath(folder, "config.json");
+  const std::string path = JoinPath(folder, kConfigFile);
   absl::StatusOr<std::string> text = env->ReadFile(path, kMaxJsonFile);
   if (absl::IsNotFound(text.status())) {
     return proto::MissingFileError(absl::StrCat(

@@ -25,7 +25,6 @@ namespace {
 using kernels::DType;
 using kernels::Tensor;
 
-constexpr char kConfigFile[] = "config.json";
 // Bytes copied from the device at a time.
 constexpr int64_t kChunk = 1 << 20;
 

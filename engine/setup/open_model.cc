@@ -9,6 +9,7 @@
 #include "engine/checkpoint/job_identity.h"
 #include "engine/input_error.h"
 #include "engine/io/hub_cache.h"
+#include "engine/io/model_files.h"
 #include "engine/model/families.h"
 #include "engine/model/kept_modules.h"
 #include "engine/model/load_weights.h"
@@ -58,7 +59,7 @@ absl::Status OpenModel(Setup* setup) {
   absl::StatusOr<std::string> folder = ResolveModel(s.env, s.job.model(), HubCacheFolder());
   if (!folder.ok()) return AsInputError(folder.status());
   s.model_folder = s.tokenizer_folder = *folder;
-  s.config_file = JoinPath(*folder, "config.json");
+  s.config_file = JoinPath(*folder, kConfigFile);
   absl::StatusOr<ModelSpec> spec = ReadModelConfig(s.env, *folder);
   if (!spec.ok()) return AsInputError(spec.status());
   s.spec = *std::move(spec);
